@@ -1,0 +1,137 @@
+"""The convolution of both papers: no bias, padded alike on both sides.
+
+Its room is apart from the units' because shortcuts and stems convolve too.
+"""
+
+import keras
+from keras import ops
+
+PADDINGS = ("symmetric", "same")
+
+
+def papers_initializer() -> keras.initializers.Initializer:
+    """A normal distribution of variance 2 / (k * k * filters), not truncated.
+
+    [1, Sec. 3.4] initializes as He et al. 2015, whose n the authors' code
+    takes as fan out. Each call gives an initializer with a seed of its own.
+    """
+    return keras.initializers.VarianceScaling(
+        2.0, "fan_out", "untruncated_normal"
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class Convolution(keras.layers.Layer):
+    """`y[i, j] = sum over u, v of x[s i + u - p, s j + v - p] . w[u, v]`.
+
+    A two-dimensional convolution (channels last) with kernel size k, stride
+    s and p = (k - 1) / 2 zeros on each side, as in the authors' code; no
+    bias, since batch normalization follows.
+
+    Args:
+        filters: Number of channels of the output.
+        kernel_size: Side k of the square kernel; odd.
+        stride: Stride s of the window, in pixels.
+        padding: `"symmetric"`, p zeros on each side, or `"same"`, TensorFlow's
+            rule, which at stride 2 pads after the image only (for weights
+            that were trained so). The two differ only where s > 1 and k > 1.
+
+    Call arguments:
+        x: Tensor of shape `[batch, height, width, channels]`.
+
+    Returns:
+        A tensor of shape `[batch, ceil(height / s), ceil(width / s), filters]`.
+
+    Raises:
+        ValueError: If the kernel size is even or the padding unknown.
+
+    Example:
+
+    >>> Convolution(16, 3, stride=2)(keras.ops.ones((1, 32, 32, 3))).shape
+    TensorShape([1, 16, 16, 16])
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: str = "symmetric",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if kernel_size % 2 == 0:
+            raise ValueError(
+                "kernel_size must be odd (1, 3, 7), so that the window has a "
+                f"centre, received {kernel_size}"
+            )
+        if padding not in PADDINGS:
+            raise ValueError(
+                f"padding must be one of {PADDINGS}, received {padding!r}"
+            )
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        self.input_spec = keras.layers.InputSpec(ndim=4)
+
+    def build(self, x_shape):
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(self.kernel_size, self.kernel_size, x_shape[-1])
+            + (self.filters,),
+            initializer=papers_initializer(),
+        )
+
+    def call(self, x):
+        kernel = ops.convert_to_tensor(self.kernel)
+        is_explicit = (
+            self.padding == "symmetric"
+            and self.stride > 1
+            and self.kernel_size > 1
+        )
+        if not is_explicit:
+            padding = "same" if self.kernel_size > 1 else "valid"
+            return ops.conv(
+                x, kernel, self.stride, padding, data_format="channels_last"
+            )
+        sides = (self.kernel_size // 2,) * 2
+        paddings = ((0, 0), sides, sides, (0, 0))
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            return tf.nn.conv2d(x, kernel, self.stride, paddings)
+        return ops.conv(
+            ops.pad(x, paddings),
+            kernel,
+            self.stride,
+            "valid",
+            data_format="channels_last",
+        )
+
+    def compute_output_shape(self, x_shape):
+        batch, height, width, _ = x_shape
+        return (
+            batch,
+            strided(height, self.stride),
+            strided(width, self.stride),
+            self.filters,
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "padding": self.padding,
+        }
+
+
+def strided(size: int | None, stride: int) -> int | None:
+    """`ceil(size / stride)`, or None where the size is not known yet.
+
+    >>> strided(7, 2)
+    4
+    """
+    return None if size is None else -(-size // stride)

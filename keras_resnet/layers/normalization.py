@@ -1,0 +1,95 @@
+"""Batch normalization on TensorFlow's fused kernels.
+
+Both papers normalize after every convolution, with epsilon 1e-5 and a moving
+average of 0.9 ([1, Sec. 3.4]; the numbers are those of the authors' code).
+"""
+
+import keras
+from keras import ops
+
+MOMENTUM = 0.9
+EPSILON = 1e-5
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`y = gamma * (x - mean) / sqrt(variance + epsilon) + beta`.
+
+    This is `keras.layers.BatchNormalization` (the same arguments, weights,
+    config and saved files) computed by one kernel forward and one backward
+    where TensorFlow has them: channels last, rank 4, float32, bfloat16 or
+    float16 (with float32 statistics), neither mask nor synchronized
+    statistics. Everything else, and every other backend, takes Keras' own
+    path. The two agree in outputs, gradients and moving statistics.
+
+    Args:
+        axis, momentum, epsilon, ...: As in `keras.layers.BatchNormalization`.
+
+    Call arguments:
+        inputs: Tensor of any rank; the statistics are taken over all axes
+            but `axis`, the moving ones as
+            `moving = momentum * moving + (1 - momentum) * batch`.
+        training: Whether to use, and record, the statistics of the batch.
+        mask: As in `keras.layers.BatchNormalization`.
+
+    Returns:
+        A tensor of the shape of `inputs`, in the layer's compute dtype.
+
+    Example:
+
+    >>> layer = BatchNormalization(epsilon=1e-5)
+    >>> layer(keras.ops.ones((2, 4, 4, 3))).shape
+    TensorShape([2, 4, 4, 3])
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        if not self._is_fused(inputs, mask):
+            return super().call(inputs, training=training, mask=mask)
+        import tensorflow as tf
+
+        channels = self.moving_mean.shape[0]
+        gamma = self.gamma if self.scale else tf.ones([channels])
+        beta = self.beta if self.center else tf.zeros([channels])
+        if not (training and self.trainable):
+            return tf.raw_ops.FusedBatchNormV3(
+                x=inputs,
+                scale=ops.convert_to_tensor(gamma),
+                offset=ops.convert_to_tensor(beta),
+                mean=ops.convert_to_tensor(self.moving_mean),
+                variance=ops.convert_to_tensor(self.moving_variance),
+                epsilon=self.epsilon,
+                is_training=False,
+            ).y
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=ops.convert_to_tensor(gamma),
+            offset=ops.convert_to_tensor(beta),
+            mean=tf.zeros([0]),
+            variance=tf.zeros([0]),
+            epsilon=self.epsilon,
+            is_training=True,
+        )
+        # The kernel returns the sum of squares over n - 1; Keras keeps the
+        # one over n, which is what normalizes the batch.
+        n = tf.cast(tf.size(inputs) // channels, "float32")
+        variance *= tf.maximum(n - 1.0, 1.0) / n
+        for moving, batch in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            value = ops.convert_to_tensor(moving)
+            moving.assign(value + (batch - value) * (1.0 - self.momentum))
+        return outputs
+
+    def _is_fused(self, inputs, mask) -> bool:
+        return (
+            keras.backend.backend() == "tensorflow"
+            and mask is None
+            and not self.synchronized
+            and not getattr(self, "renorm", False)
+            and len(inputs.shape) == 4
+            and self.axis in (-1, 3)
+            and self.variable_dtype == "float32"
+            and keras.backend.standardize_dtype(inputs.dtype)
+            in ("float32", "bfloat16", "float16")
+        )

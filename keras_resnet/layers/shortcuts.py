@@ -1,0 +1,508 @@
+"""Every shortcut h(x) of [1, Sec. 3.3 and 4.1] and [2, Sec. 3].
+
+A shortcut is a layer with the contract `(x, residual) -> sum`: it owns the
+addition, because the exclusive gate of [2] scales the residual too.
+"""
+
+import ast
+import difflib
+
+import keras
+from keras import ops
+
+from keras_resnet.layers.convolutions import Convolution
+from keras_resnet.layers.convolutions import papers_initializer
+from keras_resnet.layers.normalization import EPSILON
+from keras_resnet.layers.normalization import MOMENTUM
+from keras_resnet.layers.normalization import BatchNormalization
+
+
+def match(x, channels: int, stride: int, zeros: str = "end"):
+    """`x[::stride, ::stride]` with zero channels appended: option A.
+
+    Args:
+        x: Tensor of shape `[batch, height, width, c]`, c <= `channels`.
+        channels: Number of channels of the result.
+        stride: Every how many pixels one is kept.
+        zeros: `"end"` appends the zero channels, `"both"` puts half of them
+            before and half after (the usual torch code for CIFAR).
+
+    Returns:
+        A tensor of shape `[batch, ceil(height / stride), ..., channels]`.
+    """
+    if stride > 1:
+        x = x[:, ::stride, ::stride, :]
+    missing = channels - x.shape[-1]
+    if missing:
+        before = missing // 2 if zeros == "both" else 0
+        x = ops.pad(x, ((0, 0),) * 3 + ((before, missing - before),))
+    return x
+
+
+class Shortcut(keras.layers.Layer):
+    """`sum = h(x) + F`: the base of every shortcut.
+
+    Subclasses add their weights in `build` and the sum in `call`. A unit makes
+    its shortcut by `get`, which sets `stride` and, for shortcuts that
+    normalize, the settings of the normalization.
+
+    Args:
+        stride: Stride of the unit, in pixels.
+
+    Call arguments:
+        x: The unit's input, `[batch, height, width, channels]`.
+        residual: F(x), `[batch, ceil(height / stride), ..., out channels]`.
+        training: Whether to normalize by the batch and drop at random.
+
+    Returns:
+        The sum, a tensor of the shape of `residual`.
+
+    Raises:
+        ValueError: If an identity would have to drop channels.
+    """
+
+    #: Whether h(x) = x where the unit keeps the dimension: a zero residual
+    #: then leaves the input as it is.
+    projects_always = False
+
+    def __init__(self, stride: int = 1, **kwargs):
+        super().__init__(**kwargs)
+        self.stride = stride
+
+    def build(self, x_shape, residual_shape):
+        if not self.projects_always and x_shape[-1] > residual_shape[-1]:
+            raise ValueError(
+                "an identity shortcut can append zero channels but not drop "
+                f"any; received {x_shape[-1]} channels for a residual of "
+                f"{residual_shape[-1]}: use shortcut='B'"
+            )
+
+    def changes_dimension(self, x_shape, residual_shape) -> bool:
+        """Whether the unit strides or changes the number of channels."""
+        return self.stride > 1 or x_shape[-1] != residual_shape[-1]
+
+    def matched(self, x, residual):
+        """x in the dimension of the residual, by option A."""
+        return match(x, residual.shape[-1], self.stride)
+
+    def compute_output_shape(self, x_shape, residual_shape):
+        return residual_shape
+
+    def get_config(self):
+        return {**super().get_config(), "stride": self.stride}
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class OptionA(Shortcut):
+    """`sum = x + F`, with zero channels appended where the dimension grows.
+
+    Option A of [1, Sec. 3.3]: identity everywhere, subsampled as
+    `x[::stride, ::stride]`; no parameters. The CIFAR networks of [1] use it.
+
+    Args:
+        stride: Stride of the unit, in pixels.
+        zeros: `"end"` appends the zero channels; `"both"` puts half on each
+            side, as much torch code for CIFAR does (a permutation of channels
+            makes the two the same function).
+
+    Example:
+
+    >>> x, residual = ops.ones((1, 8, 8, 16)), ops.zeros((1, 4, 4, 32))
+    >>> float(ops.sum(OptionA(stride=2)(x, residual)[0, 0, 0]))
+    16.0
+    """
+
+    def __init__(self, stride: int = 1, zeros: str = "end", **kwargs):
+        super().__init__(stride, **kwargs)
+        if zeros not in ("end", "both"):
+            raise ValueError(
+                f"zeros must be 'end' or 'both', received {zeros!r}"
+            )
+        self.zeros = zeros
+
+    def call(self, x, residual, training=None):
+        return match(x, residual.shape[-1], self.stride, self.zeros) + residual
+
+    def get_config(self):
+        return {**super().get_config(), "zeros": self.zeros}
+
+
+class _Projection(Shortcut):
+    """The 1x1 convolution that options B and C share."""
+
+    def __init__(
+        self,
+        stride: int = 1,
+        batch_norm: bool = True,
+        batch_norm_momentum: float = MOMENTUM,
+        batch_norm_epsilon: float = EPSILON,
+        **kwargs,
+    ):
+        super().__init__(stride, **kwargs)
+        self.batch_norm = batch_norm
+        self.batch_norm_momentum = batch_norm_momentum
+        self.batch_norm_epsilon = batch_norm_epsilon
+
+    def build(self, x_shape, residual_shape):
+        self.projection = self.norm = None
+        if self.projects_always or self.changes_dimension(
+            x_shape, residual_shape
+        ):
+            self.projection = Convolution(
+                residual_shape[-1],
+                1,
+                self.stride,
+                dtype=self.dtype_policy,
+                name="projection",
+            )
+            self.projection.build(x_shape)
+            if self.batch_norm:
+                self.norm = BatchNormalization(
+                    momentum=self.batch_norm_momentum,
+                    epsilon=self.batch_norm_epsilon,
+                    dtype=self.dtype_policy,
+                    name="norm",
+                )
+                self.norm.build(residual_shape)
+
+    def call(self, x, residual, training=None):
+        if self.projection is not None:
+            x = self.projection(x)
+        if self.norm is not None:
+            x = self.norm(x, training=training)
+        return x + residual
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "batch_norm": self.batch_norm,
+            "batch_norm_momentum": self.batch_norm_momentum,
+            "batch_norm_epsilon": self.batch_norm_epsilon,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class OptionB(_Projection):
+    """`sum = W_s x + F` where the dimension changes, else `x + F`.
+
+    Option B of [1, Eq. 2 and Sec. 3.3]: a strided 1x1 convolution, normalized
+    unless the unit is a pre-activation one. The ImageNet networks of [1] use
+    it.
+
+    Args:
+        stride: Stride of the unit, in pixels.
+        batch_norm: Whether batch normalization follows the projection.
+        batch_norm_momentum: Momentum of its moving statistics.
+        batch_norm_epsilon: Its epsilon.
+
+    Example:
+
+    >>> x, residual = ops.ones((1, 8, 8, 16)), ops.zeros((1, 4, 4, 32))
+    >>> OptionB(stride=2)(x, residual).shape
+    TensorShape([1, 4, 4, 32])
+    """
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class OptionC(_Projection):
+    """`sum = W_s x + F` in every unit: option C of [1, Sec. 4.1].
+
+    Args:
+        stride, batch_norm, batch_norm_momentum, batch_norm_epsilon: As in
+            `OptionB`.
+
+    Example:
+
+    >>> x = ops.ones((1, 8, 8, 16))
+    >>> OptionC()(x, ops.zeros((1, 8, 8, 16))).shape
+    TensorShape([1, 8, 8, 16])
+    """
+
+    projects_always = True
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class NoShortcut(Shortcut):
+    """`sum = F`: the plain network of [1, Sec. 3.3].
+
+    Args:
+        stride: Stride of the unit, in pixels (not used: nothing is added).
+
+    Example:
+
+    >>> x = ops.ones((1, 1, 1, 1))
+    >>> float(NoShortcut()(x, 3 * x)[0, 0, 0, 0])
+    3.0
+    """
+
+    projects_always = True  # nothing of x is kept, so any channels will do
+
+    def call(self, x, residual, training=None):
+        return residual
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class ConstantScaling(Shortcut):
+    """`sum = shortcut_scale * x + residual_scale * F` [2, Sec. 3.1].
+
+    [2, Table 1]: (0.5, 0.5) trained to 12.35% on ResNet-110, (0.5, 1) and
+    (0, 1) failed; identity, (1, 1), has 6.61%. Where the dimension changes, x
+    is matched by option A.
+
+    Args:
+        stride: Stride of the unit, in pixels.
+        shortcut_scale: lambda of [2, Eq. 5 ff.].
+        residual_scale: 1 - lambda, or 1 for the residual as it is.
+
+    Example:
+
+    >>> x = ops.ones((1, 1, 1, 1))
+    >>> float(ConstantScaling()(x, 2 * x)[0, 0, 0, 0])
+    1.5
+    """
+
+    def __init__(
+        self,
+        stride: int = 1,
+        shortcut_scale: float = 0.5,
+        residual_scale: float = 0.5,
+        **kwargs,
+    ):
+        super().__init__(stride, **kwargs)
+        self.shortcut_scale = shortcut_scale
+        self.residual_scale = residual_scale
+
+    def call(self, x, residual, training=None):
+        return (
+            self.shortcut_scale * self.matched(x, residual)
+            + self.residual_scale * residual
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "shortcut_scale": self.shortcut_scale,
+            "residual_scale": self.residual_scale,
+        }
+
+
+class _Gating(Shortcut):
+    """The gate g(x) = sigmoid(W_g x + b_g) that both gated shortcuts share."""
+
+    def __init__(self, stride: int = 1, gate_bias: float = -6.0, **kwargs):
+        super().__init__(stride, **kwargs)
+        self.gate_bias = gate_bias
+
+    def build(self, x_shape, residual_shape):
+        super().build(x_shape, residual_shape)
+        self.gate = keras.layers.Conv2D(
+            residual_shape[-1],
+            1,
+            strides=self.stride,
+            activation="sigmoid",
+            kernel_initializer=papers_initializer(),
+            bias_initializer=keras.initializers.Constant(self.gate_bias),
+            data_format="channels_last",
+            dtype=self.dtype_policy,
+            name="gate",
+        )
+        self.gate.build(x_shape)
+
+    def get_config(self):
+        return {**super().get_config(), "gate_bias": self.gate_bias}
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class ExclusiveGating(_Gating):
+    """`sum = (1 - g(x)) * x + g(x) * F`, `g(x) = sigmoid(W_g x + b_g)`.
+
+    The Highway form [2, Sec. 3.1]; W_g is a 1x1 convolution. [2, Table 1] on
+    ResNet-110: b_g of 0 to -5 failed, -6 gave 8.70% and -7 gave 9.81%. The
+    authors of Highway networks replied that better tuned gates match identity
+    shortcuts: these numbers are an ablation, not a verdict. Where the dimension
+    changes, x is matched by option A.
+
+    Args:
+        stride: Stride of the unit, in pixels.
+        gate_bias: b_g, the initial bias of the gate.
+
+    Example:
+
+    >>> x = ops.zeros((1, 1, 1, 1))
+    >>> float(ExclusiveGating(gate_bias=0.0)(x, x + 2)[0, 0, 0, 0])
+    1.0
+    """
+
+    def call(self, x, residual, training=None):
+        gate = self.gate(x)
+        return (1 - gate) * self.matched(x, residual) + gate * residual
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class ShortcutOnlyGating(_Gating):
+    """`sum = (1 - g(x)) * x + F`, `g(x) = sigmoid(W_g x + b_g)`.
+
+    [2, Sec. 3.1 and Table 1]: on ResNet-110, b_g = 0 gave 12.86% and b_g = -6
+    gave 6.91%. Where the dimension changes, x is matched by option A.
+
+    Args:
+        stride: Stride of the unit, in pixels.
+        gate_bias: b_g, the initial bias of the gate.
+
+    Example:
+
+    >>> x = ops.zeros((1, 1, 1, 1))
+    >>> float(ShortcutOnlyGating(gate_bias=0.0)(x, x + 2)[0, 0, 0, 0])
+    2.0
+    """
+
+    def call(self, x, residual, training=None):
+        return (1 - self.gate(x)) * self.matched(x, residual) + residual
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class ConvolutionShortcut(_Projection):
+    """`sum = W_s x + F` in every unit, without normalization [2, Sec. 3.2].
+
+    [2, Table 1]: 12.22% on ResNet-110, and 1,822,170 parameters.
+
+    Args:
+        stride: Stride of the unit, in pixels.
+
+    Example:
+
+    >>> x = ops.ones((1, 8, 8, 16))
+    >>> ConvolutionShortcut()(x, ops.zeros((1, 8, 8, 16))).shape
+    TensorShape([1, 8, 8, 16])
+    """
+
+    projects_always = True
+
+    def __init__(self, stride: int = 1, **kwargs):
+        super().__init__(stride, batch_norm=False, **kwargs)
+
+    def get_config(self):
+        config = super().get_config()
+        for name in (
+            "batch_norm",
+            "batch_norm_momentum",
+            "batch_norm_epsilon",
+        ):
+            del config[name]
+        return config
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class DropoutShortcut(Shortcut):
+    """`sum = dropout(x) + F` [2, Sec. 3.3].
+
+    [2, Table 1]: with rate 0.5, ResNet-110 failed (over 20%): in expectation
+    it scales every shortcut. Where the dimension changes, x is matched by
+    option A.
+
+    Args:
+        stride: Stride of the unit, in pixels.
+        rate: Share of x that is dropped in training.
+
+    Example:
+
+    >>> x = ops.ones((1, 1, 1, 1))
+    >>> float(DropoutShortcut()(x, x)[0, 0, 0, 0])
+    2.0
+    """
+
+    def __init__(self, stride: int = 1, rate: float = 0.5, **kwargs):
+        super().__init__(stride, **kwargs)
+        self.rate = rate
+        self.dropout = keras.layers.Dropout(
+            rate, dtype=self.dtype_policy, name="dropout"
+        )
+
+    def call(self, x, residual, training=None):
+        x = self.dropout(self.matched(x, residual), training=training)
+        return x + residual
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate}
+
+
+SHORTCUTS: dict[str, type[Shortcut]] = {
+    "A": OptionA,
+    "B": OptionB,
+    "C": OptionC,
+    "none": NoShortcut,
+    "constant_scaling": ConstantScaling,
+    "exclusive_gating": ExclusiveGating,
+    "shortcut_only_gating": ShortcutOnlyGating,
+    "convolution": ConvolutionShortcut,
+    "dropout": DropoutShortcut,
+}
+
+
+_SET_BY_UNIT = {
+    "name",
+    "trainable",
+    "dtype",
+    "stride",
+    "batch_norm",
+    "batch_norm_momentum",
+    "batch_norm_epsilon",
+}
+
+
+def get(identifier, **settings) -> Shortcut:
+    """A new shortcut from a name, a class, a config or a configured instance.
+
+    Args:
+        identifier: A key of `SHORTCUTS`, alone or with arguments
+            (`"exclusive_gating(gate_bias=-7)"`), a subclass of `Shortcut`, the
+            dict of a serialized one, or an instance, whose configuration is
+            copied (a unit never shares its shortcut).
+        **settings: What the unit decides (`stride`, `name`, `dtype`,
+            `batch_norm`, ...); those that the shortcut does not take are left
+            out.
+
+    Returns:
+        A shortcut that is not built yet.
+
+    Raises:
+        ValueError: If the identifier is unknown.
+
+    >>> get(ExclusiveGating(gate_bias=-7.0), stride=2).gate_bias
+    -7.0
+    """
+    if isinstance(identifier, dict):
+        identifier = keras.saving.deserialize_keras_object(identifier)
+    if isinstance(identifier, str):
+        identifier = _parse(identifier)
+    if isinstance(identifier, type) and issubclass(identifier, Shortcut):
+        identifier = identifier()
+    if not isinstance(identifier, Shortcut):
+        near = difflib.get_close_matches(str(identifier), SHORTCUTS, 1)
+        raise ValueError(
+            f"shortcut must be one of {', '.join(SHORTCUTS)} or an instance of "
+            f"keras_resnet.layers.Shortcut, received {identifier!r}"
+            + (f" (did you mean {near[0]!r}?)" if near else "")
+        )
+    config = identifier.get_config()
+    config.update({k: v for k, v in settings.items() if k in config})
+    return type(identifier).from_config(config)
+
+
+def _parse(identifier: str):
+    """The class or instance that a text names, or the text where it is none."""
+    name, parenthesis, arguments = identifier.partition("(")
+    if name not in SHORTCUTS:
+        return identifier
+    if not parenthesis:
+        return SHORTCUTS[name]
+    try:
+        call = ast.parse(f"f({arguments}", mode="eval").body
+        pairs = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        return SHORTCUTS[name](**pairs)
+    except (SyntaxError, TypeError, ValueError) as error:
+        allowed = SHORTCUTS[name]().get_config().keys() - _SET_BY_UNIT
+        raise ValueError(
+            f"shortcut {name} takes {', '.join(sorted(allowed)) or 'nothing'}, "
+            f"as in {name}(argument=value), received {identifier!r}"
+        ) from error

@@ -1,0 +1,409 @@
+"""The residual units: `x_{l+1} = f(y_l)`, `y_l = h(x_l) + F(x_l, W_l)`.
+
+[2, Eqs. 1 and 2]. The original unit of [1] and the pre-activation unit of [2]
+stand side by side here with the other orders of [2, Fig. 4]; they differ in
+nothing but the order of convolution, batch normalization (BN) and ReLU.
+"""
+
+import difflib
+
+import keras
+from keras import ops
+
+from keras_resnet.layers import remat
+from keras_resnet.layers import shortcuts
+from keras_resnet.layers.convolutions import Convolution
+from keras_resnet.layers.convolutions import strided
+from keras_resnet.layers.normalization import EPSILON
+from keras_resnet.layers.normalization import MOMENTUM
+from keras_resnet.layers.normalization import BatchNormalization
+
+EXPANSION = 4  # a bottleneck's last 1x1 convolution widens it [1, Sec. 4.1]
+STRIDES = ("1x1", "3x3")
+
+
+class Unit(keras.layers.Layer):
+    """The base of the five units: two 3x3 convolutions, or a bottleneck.
+
+    A bottleneck has 1x1, 3x3 and 1x1 convolutions of `filters`, `filters` and
+    `4 * filters` channels [1, Fig. 5]. Subclasses give the order in `forward`.
+
+    Args:
+        filters: Number of filters of the 3x3 convolutions.
+        stride: Stride of the unit, in pixels.
+        bottleneck: Whether the unit is a bottleneck.
+        shortcut: Name, class or configured instance (`shortcuts.get`). The unit
+            sets its stride and the settings of its normalization.
+        bottleneck_stride: Which convolution of a bottleneck strides: `"1x1"`,
+            the first one [1], or `"3x3"` (torchvision's v1.5).
+        padding: Padding of the convolutions (see `Convolution`).
+        remat: Whether training keeps nothing of the unit but its input, and
+            computes the activations inside again in the backward pass.
+        survival_probability: p of stochastic depth (Huang et al. 2016): in
+            training the residual of an image is dropped with probability
+            1 - p, and divided by p where it is kept, so that nothing changes
+            at inference.
+        batch_norm_momentum: Momentum of the moving statistics.
+        batch_norm_epsilon: Added to the variance.
+
+    Call arguments:
+        x: Tensor of shape `[batch, height, width, channels]`.
+        training: Whether to normalize by the batch and drop at random.
+
+    Returns:
+        A tensor of shape `[batch, ceil(height / stride), ceil(width / stride),
+        output_filters]`.
+
+    Raises:
+        ValueError: If an argument is none of the allowed ones.
+    """
+
+    activates_first = False  # whether a normalization precedes its convolution
+    normalizes_projection = True
+
+    def __init__(
+        self,
+        filters: int,
+        stride: int = 1,
+        bottleneck: bool = False,
+        shortcut="B",
+        bottleneck_stride: str = "1x1",
+        padding: str = "symmetric",
+        remat: bool = False,
+        survival_probability: float = 1.0,
+        batch_norm_momentum: float = MOMENTUM,
+        batch_norm_epsilon: float = EPSILON,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if bottleneck_stride not in STRIDES:
+            raise ValueError(
+                f"bottleneck_stride must be one of {STRIDES}, received "
+                f"{bottleneck_stride!r}"
+            )
+        if not 0.0 < survival_probability <= 1.0:
+            raise ValueError(
+                "survival_probability must be in (0, 1], received "
+                f"{survival_probability}"
+            )
+        self.filters = filters
+        self.stride = stride
+        self.bottleneck = bottleneck
+        self.bottleneck_stride = bottleneck_stride
+        self.padding = padding
+        self.remat = remat
+        self.survival_probability = survival_probability
+        self.batch_norm_momentum = batch_norm_momentum
+        self.batch_norm_epsilon = batch_norm_epsilon
+
+        self.shortcut = shortcuts.get(
+            shortcut,
+            stride=stride,
+            batch_norm=self.normalizes_projection,
+            batch_norm_momentum=batch_norm_momentum,
+            batch_norm_epsilon=batch_norm_epsilon,
+            dtype=self.dtype_policy,
+            name="shortcut",
+        )
+        if survival_probability < 1.0:
+            self.seed_generator = keras.random.SeedGenerator()
+
+    def layout(self) -> list[tuple[int, int, int]]:
+        """Kernel size, filters and stride of each convolution."""
+        if not self.bottleneck:
+            return [(3, self.filters, self.stride), (3, self.filters, 1)]
+        first, middle = self.stride, 1
+        if self.bottleneck_stride == "3x3":
+            first, middle = middle, first
+        return [
+            (1, self.filters, first),
+            (3, self.filters, middle),
+            (1, self.output_filters, 1),
+        ]
+
+    @property
+    def output_filters(self) -> int:
+        """Channels of the output: `filters`, or 4 times that."""
+        return self.filters * (EXPANSION if self.bottleneck else 1)
+
+    def build(self, x_shape):
+        shape = x_shape
+        for i, (kernel_size, filters, stride) in enumerate(self.layout(), 1):
+            convolution = Convolution(
+                filters,
+                kernel_size,
+                stride,
+                self.padding,
+                dtype=self.dtype_policy,
+                name=f"conv{i}",
+            )
+            norm = BatchNormalization(
+                momentum=self.batch_norm_momentum,
+                epsilon=self.batch_norm_epsilon,
+                dtype=self.dtype_policy,
+                name=f"norm{i}",
+            )
+            setattr(self, f"conv{i}", convolution)
+            convolution.build(shape)
+            before, shape = shape, convolution.compute_output_shape(shape)
+            if self.normalizes(i):
+                setattr(self, f"norm{i}", norm)
+                norm.build(before if self.activates_first else shape)
+        self.shortcut.build(x_shape, shape)
+        self.changes_dimension = self.shortcut.changes_dimension(x_shape, shape)
+
+    def normalizes(self, i: int) -> bool:
+        """Whether the unit has the i-th normalization."""
+        return True
+
+    def pairs(self) -> list[tuple]:
+        """The convolutions, each with the normalization of its number."""
+        return [
+            (getattr(self, f"conv{i}"), getattr(self, f"norm{i}", None))
+            for i in range(1, len(self.layout()) + 1)
+        ]
+
+    def call(self, x, training=None):
+        if self.remat and training:
+            return remat.recomputed(self, x)
+        return self.forward(x, training)
+
+    def survive(self, residual, training, survival_probability=None):
+        """The residual, dropped at random in training (stochastic depth).
+
+        Args:
+            residual: F(x), `[batch, height, width, channels]`.
+            training: Whether to drop at all.
+            survival_probability: p as a scalar tensor; None for the unit's.
+        """
+        if not training or self.survival_probability == 1.0:
+            return residual
+        p = survival_probability
+        if p is None:
+            p = self.survival_probability
+        shape = (ops.shape(residual)[0], 1, 1, 1)
+        draw = keras.random.uniform(
+            shape, dtype="float32", seed=self.seed_generator
+        )
+        kept = ops.cast(draw < p, "float32") / p
+        return residual * ops.cast(kept, residual.dtype)
+
+    def compute_output_shape(self, x_shape):
+        batch, height, width, _ = x_shape
+        return (
+            batch,
+            strided(height, self.stride),
+            strided(width, self.stride),
+            self.output_filters,
+        )
+
+    def get_config(self):
+        # A copy has no record of how this unit's shortcut was built.
+        shortcut = shortcuts.get(self.shortcut)
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "stride": self.stride,
+            "bottleneck": self.bottleneck,
+            "shortcut": keras.saving.serialize_keras_object(shortcut),
+            "bottleneck_stride": self.bottleneck_stride,
+            "padding": self.padding,
+            "remat": self.remat,
+            "survival_probability": self.survival_probability,
+            "batch_norm_momentum": self.batch_norm_momentum,
+            "batch_norm_epsilon": self.batch_norm_epsilon,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class OriginalUnit(Unit):
+    """`x_{l+1} = relu(h(x) + F(x))`, F = conv, BN, ReLU, conv, BN.
+
+    The unit of [1, Fig. 2] and [2, Fig. 4 (a)].
+
+    Args:
+        filters, ...: As in `Unit`.
+
+    Example:
+
+    >>> OriginalUnit(32, stride=2)(ops.ones((1, 8, 8, 16))).shape
+    TensorShape([1, 4, 4, 32])
+    """
+
+    def forward(self, x, training=None, survival_probability=None):
+        residual = x
+        *first, last = self.pairs()
+        for convolution, norm in first:
+            residual = convolution(residual)
+            residual = ops.relu(norm(residual, training=training))
+        convolution, norm = last
+        residual = norm(convolution(residual), training=training)
+        residual = self.survive(residual, training, survival_probability)
+        return ops.relu(self.shortcut(x, residual, training=training))
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class PreActivationUnit(Unit):
+    """`x_{l+1} = h(x) + F(x)`, F = BN, ReLU, conv, BN, ReLU, conv.
+
+    The full pre-activation of [2, Fig. 4 (e)]: f is the identity, so that
+    `x_L = x_l + sum of F(x_i)` [2, Eq. 4]. A unit that changes the dimension
+    gives its shortcut the signal after the first BN and ReLU; its projection
+    has no normalization of its own.
+
+    Args:
+        filters, ...: As in `Unit`.
+        activated_input: Whether x has passed BN and ReLU already, so that the
+            unit starts with its convolution: the very first unit of a
+            network, whose two paths both carry the activated signal of the
+            stem [2, Appendix].
+
+    Example:
+
+    >>> PreActivationUnit(32, stride=2)(ops.ones((1, 8, 8, 16))).shape
+    TensorShape([1, 4, 4, 32])
+    """
+
+    activates_first = True
+    normalizes_projection = False
+
+    def __init__(self, filters: int, *args, activated_input=False, **kwargs):
+        super().__init__(filters, *args, **kwargs)
+        self.activated_input = activated_input
+
+    def normalizes(self, i):
+        return i > 1 or not self.activated_input
+
+    def forward(self, x, training=None, survival_probability=None):
+        signal = x
+        (convolution, norm), *others = self.pairs()
+        if not self.activated_input:
+            signal = ops.relu(norm(x, training=training))
+        residual = convolution(signal)
+        for convolution, norm in others:
+            residual = ops.relu(norm(residual, training=training))
+            residual = convolution(residual)
+        residual = self.survive(residual, training, survival_probability)
+        x = signal if self.changes_dimension else x
+        return self.shortcut(x, residual, training=training)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "activated_input": self.activated_input,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class BatchNormAfterAdditionUnit(Unit):
+    """`x_{l+1} = relu(BN(h(x) + F(x)))`, F = conv, BN, ReLU, conv.
+
+    [2, Fig. 4 (b)]: f has a normalization, which alters the signal that the
+    shortcut carries.
+
+    Args:
+        filters, ...: As in `Unit`.
+
+    Example:
+
+    >>> BatchNormAfterAdditionUnit(16)(ops.ones((1, 8, 8, 16))).shape
+    TensorShape([1, 8, 8, 16])
+    """
+
+    def forward(self, x, training=None, survival_probability=None):
+        residual = x
+        *first, (convolution, last_norm) = self.pairs()
+        for inner, norm in first:
+            residual = ops.relu(norm(inner(residual), training=training))
+        residual = convolution(residual)
+        residual = self.survive(residual, training, survival_probability)
+        y = self.shortcut(x, residual, training=training)
+        return ops.relu(last_norm(y, training=training))
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class ReLUBeforeAdditionUnit(Unit):
+    """`x_{l+1} = h(x) + F(x)`, F = conv, BN, ReLU, conv, BN, ReLU.
+
+    [2, Fig. 4 (c)]: the residual is never negative, so the signal can only
+    grow.
+
+    Args:
+        filters, ...: As in `Unit`.
+
+    Example:
+
+    >>> ReLUBeforeAdditionUnit(16)(ops.ones((1, 8, 8, 16))).shape
+    TensorShape([1, 8, 8, 16])
+    """
+
+    def forward(self, x, training=None, survival_probability=None):
+        residual = x
+        for convolution, norm in self.pairs():
+            residual = convolution(residual)
+            residual = ops.relu(norm(residual, training=training))
+        residual = self.survive(residual, training, survival_probability)
+        return self.shortcut(x, residual, training=training)
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class ReLUOnlyPreActivationUnit(PreActivationUnit):
+    """`x_{l+1} = h(x) + F(x)`, F = ReLU, conv, BN, ReLU, conv, BN.
+
+    [2, Fig. 4 (d)]: the ReLU precedes its convolution, the normalization does
+    not.
+
+    Args:
+        filters, ..., activated_input: As in `PreActivationUnit`.
+
+    Example:
+
+    >>> ReLUOnlyPreActivationUnit(16)(ops.ones((1, 8, 8, 16))).shape
+    TensorShape([1, 8, 8, 16])
+    """
+
+    activates_first = False
+
+    def normalizes(self, i):
+        return True
+
+    def forward(self, x, training=None, survival_probability=None):
+        signal = residual = x if self.activated_input else ops.relu(x)
+        *first, (convolution, norm) = self.pairs()
+        for inner, inner_norm in first:
+            residual = inner_norm(inner(residual), training=training)
+            residual = ops.relu(residual)
+        residual = norm(convolution(residual), training=training)
+        residual = self.survive(residual, training, survival_probability)
+        x = signal if self.changes_dimension else x
+        return self.shortcut(x, residual, training=training)
+
+
+UNITS: dict[str, type[Unit]] = {
+    "original": OriginalUnit,
+    "pre_activation": PreActivationUnit,
+    "batch_norm_after_addition": BatchNormAfterAdditionUnit,
+    "relu_before_addition": ReLUBeforeAdditionUnit,
+    "relu_only_pre_activation": ReLUOnlyPreActivationUnit,
+}
+
+
+def get(identifier) -> type[Unit]:
+    """The class of a unit from its name (a key of `UNITS`) or itself.
+
+    Raises:
+        ValueError: If the identifier is unknown.
+
+    >>> get("original").__name__
+    'OriginalUnit'
+    """
+    if isinstance(identifier, type) and issubclass(identifier, Unit):
+        return identifier
+    if isinstance(identifier, str) and identifier in UNITS:
+        return UNITS[identifier]
+    near = difflib.get_close_matches(str(identifier), UNITS, 1)
+    raise ValueError(
+        f"unit must be one of {', '.join(UNITS)} or a subclass of "
+        f"keras_resnet.layers.Unit, received {identifier!r}"
+        + (f" (did you mean {near[0]!r}?)" if near else "")
+    )

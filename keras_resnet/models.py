@@ -1,0 +1,572 @@
+"""The networks of [1] and [2], each one row of a table.
+
+[1] He et al. 2016, "Deep Residual Learning for Image Recognition".
+[2] He et al. 2016, "Identity Mappings in Deep Residual Networks".
+"""
+
+import dataclasses
+import difflib
+import os
+import warnings
+
+import keras
+
+from keras_resnet import weights as weights_lib
+from keras_resnet.layers import BatchNormalization
+from keras_resnet.layers import Convolution
+from keras_resnet.layers import units as units_lib
+from keras_resnet.layers.normalization import EPSILON
+from keras_resnet.layers.normalization import MOMENTUM
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One network: a stem, stages of residual units, a classifier.
+
+    Attributes:
+        name: Lower-case name, the key in `MODELS`.
+        units: Number of units in each stage.
+        filters: Filters of the 3x3 convolutions in each stage; a bottleneck
+            puts out 4 times as many.
+        bottleneck: Whether the units are bottlenecks.
+        stem: `"imagenet"`, a 7x7 convolution of stride 2 and 3x3 max pooling of
+            stride 2, or `"cifar"`, a 3x3 convolution; both followed by batch
+            normalization and ReLU, with `filters[0]` filters.
+        unit: Default order of the units.
+        shortcut: Default shortcut.
+        classes: Default number of classes.
+        image_size: Default height and width, in pixels.
+        source: The paper and section that describe the network.
+
+    >>> MODELS["resnet110"].units
+    (18, 18, 18)
+    >>> MODELS["resnet110"].depth
+    110
+    """
+
+    name: str
+    units: tuple[int, ...]
+    filters: tuple[int, ...]
+    bottleneck: bool = False
+    stem: str = "imagenet"
+    unit: str = "original"
+    shortcut: str = "B"
+    classes: int = 1000
+    image_size: int = 224
+    source: str = ""
+
+    def __post_init__(self):
+        if not self.units or len(self.units) != len(self.filters):
+            raise ValueError(
+                "units and filters must have one entry for each stage, "
+                f"received units={self.units}, filters={self.filters}"
+            )
+        if min(self.units + self.filters) < 1:
+            raise ValueError(
+                "units and filters must be at least 1 in each stage, "
+                f"received units={self.units}, filters={self.filters}"
+            )
+        if self.stem not in ("imagenet", "cifar"):
+            raise ValueError(
+                f"stem must be 'imagenet' or 'cifar', received {self.stem!r}"
+            )
+
+    @property
+    def depth(self) -> int:
+        """Number of weighted layers, shortcuts not counted [1, Sec. 4.1]."""
+        return sum(self.units) * (3 if self.bottleneck else 2) + 2
+
+    @property
+    def stride(self) -> int:
+        """Product of all strides: the least height and width that make sense.
+
+        Each stage after the first halves the image, and so do both layers of
+        the ImageNet stem.
+        """
+        return 2 ** (len(self.units) - 1) * (
+            4 if self.stem == "imagenet" else 1
+        )
+
+
+_IMAGENET = {  # [1, Table 1]; 200: [2, Sec. 5]
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+    200: ((3, 24, 36, 3), True),
+}
+
+
+def cifar_units(depth: int, bottleneck: bool = False) -> tuple[int, int, int]:
+    """Units in each of the three stages of a CIFAR network.
+
+    n = (depth - 2) / 6 units of two layers [1, Sec. 4.2], or (depth - 2) / 9
+    bottlenecks of three [2, Sec. 5].
+
+    Raises:
+        ValueError: If the depth fits no n.
+
+    >>> cifar_units(56)
+    (9, 9, 9)
+    """
+    layers = 9 if bottleneck else 6
+    n, rest = divmod(depth - 2, layers)
+    if rest or n < 1:
+        examples = "164, 1001" if bottleneck else "20, 32, 44"
+        raise ValueError(
+            f"depth must be {layers}n + 2 ({examples}, ...), received {depth}"
+        )
+    return (n, n, n)
+
+
+def _rows():
+    imagenet = {"filters": (64, 128, 256, 512)}
+    cifar = {
+        "filters": (16, 32, 64),
+        "stem": "cifar",
+        "classes": 10,
+        "image_size": 32,
+    }
+    v2 = {"unit": "pre_activation"}
+    for depth, (units, bottleneck) in _IMAGENET.items():
+        row = {"units": units, "bottleneck": bottleneck, **imagenet}
+        source = "[1, Table 1]" if depth < 200 else "[2, Sec. 5]"
+        yield Spec(f"resnet{depth}", **row, source=source)
+        yield Spec(f"resnet{depth}v2", **row, **v2, source="[2, Sec. 5]")
+    for depth in (20, 32, 44, 56, 110, 1202):
+        row = {"units": cifar_units(depth), "shortcut": "A", **cifar}
+        yield Spec(f"resnet{depth}", **row, source="[1, Sec. 4.2]")
+        yield Spec(f"resnet{depth}v2", **row, **v2, source="[2, Sec. 4]")
+    for depth in (164, 1001):
+        row = {"units": cifar_units(depth, True), "bottleneck": True, **cifar}
+        yield Spec(f"resnet{depth}", **row, source="[2, Table 3]")
+        yield Spec(f"resnet{depth}v2", **row, **v2, source="[2, Table 3]")
+    plain = {"shortcut": "none", "source": "[1, Sec. 3.3]"}
+    for depth in (18, 34):
+        units, _ = _IMAGENET[depth]
+        yield Spec(f"plainnet{depth}", units=units, **imagenet, **plain)
+    for depth in (20, 32, 44, 56, 110):
+        row = {"units": cifar_units(depth), **cifar, **plain}
+        yield Spec(f"plainnet{depth}", **row)
+
+
+MODELS: dict[str, Spec] = {spec.name: spec for spec in _rows()}
+
+
+def get_spec(name: str) -> Spec:
+    """The row of `MODELS` with this name, whatever its capitals.
+
+    Raises:
+        ValueError: If there is none; near names are suggested.
+
+    >>> get_spec("ResNet56").units
+    (9, 9, 9)
+    """
+    spec = MODELS.get(name.lower())
+    if spec is not None:
+        return spec
+    near = difflib.get_close_matches(name.lower(), MODELS, 3)
+    raise ValueError(
+        f"unknown network {name!r}: "
+        + (f"did you mean {' or '.join(near)}? " if near else "")
+        + f"keras_resnet.MODELS has {', '.join(MODELS)}"
+    )
+
+
+def resnet(
+    spec: Spec | str,
+    include_top: bool = True,
+    weights: str | os.PathLike | None = None,
+    input_tensor=None,
+    input_shape: tuple | None = None,
+    pooling: str | None = None,
+    classes: int | None = None,
+    classifier_activation="softmax",
+    name: str | None = None,
+    *,
+    shortcut=None,
+    unit=None,
+    bottleneck_stride: str = "1x1",
+    padding: str = "symmetric",
+    batch_norm_momentum: float = MOMENTUM,
+    batch_norm_epsilon: float = EPSILON,
+    survival_probability: float = 1.0,
+) -> keras.Model:
+    """Builds the network that a spec describes.
+
+    `x_{l+1} = f(h(x_l) + F(x_l, W_l))` [2, Eqs. 1 and 2], unit after unit: a
+    stem, the stages of residual units, global average pooling and one dense
+    layer. The first unit of every stage but the first has stride 2.
+
+    Args:
+        spec: A `Spec`, or the name of one in `MODELS`.
+        include_top: Whether the network ends in its classifier.
+        weights: None for the papers' random initialization, `"imagenet"` for
+            the published weights of keras.applications (ResNet-50, 101 and
+            152), or the path of a file (see `keras_resnet.weights.load`).
+        input_tensor: A Keras tensor to use as the image, or None.
+        input_shape: `(height, width, channels)`; None for the default size with
+            the top and `(None, None, 3)` without.
+        pooling: Without the top: None (the last features), `"avg"` or `"max"`.
+        classes: Number of classes; None for the spec's.
+        classifier_activation: Activation of the top; None gives logits.
+        name: Name of the model; None for the spec's.
+        shortcut: h(x): a key of `layers.shortcuts.SHORTCUTS`, or a configured
+            instance such as `layers.ExclusiveGating(gate_bias=-7.0)`; None for
+            the spec's.
+        unit: Order of the units: a key of `layers.units.UNITS`; None for the
+            spec's.
+        bottleneck_stride: `"1x1"` as in [1], or `"3x3"` (torchvision's v1.5).
+        padding: `"symmetric"` as in the authors' code, or `"same"` for weights
+            that TensorFlow's padding was trained with.
+        batch_norm_momentum: Momentum of the moving statistics.
+        batch_norm_epsilon: Added to the variance.
+        survival_probability: Probability that the last unit survives in
+            training (stochastic depth); it falls linearly from 1 at the input.
+
+    Returns:
+        A `keras.Model`. It takes float images of shape `[batch, height, width,
+        channels]`, preprocessed as its weights want them, and gives
+        `[batch, classes]` probabilities (or logits, or features).
+
+    Raises:
+        ValueError: If an argument is none of the allowed ones, with the rules
+            and the messages of keras.applications.
+
+    Example:
+
+    >>> resnet("resnet20", shortcut="B").count_params()
+    274042
+    """
+    if isinstance(spec, str):
+        spec = get_spec(spec)
+    if classes is None:
+        classes = spec.classes
+    unit_class = units_lib.get(unit or spec.unit)
+    _check_weights(spec, weights, include_top, classes)
+    input_shape = _input_shape(spec, input_shape, weights, include_top)
+    if pooling not in (None, "avg", "max"):
+        raise ValueError(
+            "The `pooling` argument should be one of None, 'avg' or 'max'. "
+            f"Received: pooling={pooling}"
+        )
+    if include_top and weights is not None:
+        _check_activation(classifier_activation)
+
+    if input_tensor is None:
+        image = keras.Input(shape=input_shape, name="image")
+    elif keras.backend.is_keras_tensor(input_tensor):
+        image = input_tensor
+    else:
+        image = keras.Input(tensor=input_tensor, name="image")
+
+    norm = {"momentum": batch_norm_momentum, "epsilon": batch_norm_epsilon}
+    is_imagenet = spec.stem == "imagenet"
+    kernel_size, stride = (7, 2) if is_imagenet else (3, 1)
+    x = Convolution(
+        spec.filters[0], kernel_size, stride, padding, name="stem_conv"
+    )(image)
+    x = BatchNormalization(**norm, name="stem_norm")(x)
+    x = keras.layers.ReLU(name="stem_relu")(x)
+    if is_imagenet:
+        if padding == "symmetric":
+            # After a ReLU a zero is as good as the -inf of a pooling layer.
+            x = keras.layers.ZeroPadding2D(
+                1, data_format="channels_last", name="stem_pad"
+            )(x)
+        x = keras.layers.MaxPooling2D(
+            3,
+            strides=2,
+            padding="valid" if padding == "symmetric" else "same",
+            data_format="channels_last",
+            name="stem_pool",
+        )(x)
+
+    activates_first = issubclass(unit_class, units_lib.PreActivationUnit)
+    count = 0
+    stages = zip(spec.units, spec.filters, strict=True)
+    for stage, (n, filters) in enumerate(stages, 1):
+        for i in range(1, n + 1):
+            count += 1
+            decay = count / sum(spec.units) * (1 - survival_probability)
+            # The stem has activated the signal that the first unit gets.
+            first = {"activated_input": count == 1} if activates_first else {}
+            x = unit_class(
+                filters,
+                stride=2 if stage > 1 and i == 1 else 1,
+                bottleneck=spec.bottleneck,
+                shortcut=spec.shortcut if shortcut is None else shortcut,
+                bottleneck_stride=bottleneck_stride,
+                padding=padding,
+                survival_probability=1 - decay,
+                batch_norm_momentum=batch_norm_momentum,
+                batch_norm_epsilon=batch_norm_epsilon,
+                **first,
+                name=f"stage{stage}_unit{i}",
+            )(x)
+    if activates_first:
+        if unit_class.activates_first:
+            x = BatchNormalization(**norm, name="final_norm")(x)
+        x = keras.layers.ReLU(name="final_relu")(x)
+
+    pools = {
+        "avg": keras.layers.GlobalAveragePooling2D,
+        "max": keras.layers.GlobalMaxPooling2D,
+    }
+    if include_top:
+        x = pools["avg"](data_format="channels_last", name="pool")(x)
+        x = keras.layers.Dense(
+            classes,
+            activation=classifier_activation,
+            dtype="float32",  # a softmax in half precision loses its tail
+            name="predictions",
+        )(x)
+    elif pooling is not None:
+        x = pools[pooling](data_format="channels_last", name="pool")(x)
+
+    if input_tensor is not None:
+        sources = keras.utils.get_source_inputs(image)
+        image = sources[0] if len(sources) == 1 else sources
+    model = keras.Model(image, x, name=name or spec.name)
+    if weights == "imagenet":
+        weights = weights_lib.imagenet_file(spec.name, include_top)
+    if weights is not None:
+        weights_lib.load(model, weights)
+    return model
+
+
+_IMAGENET_WEIGHTS = ("resnet50", "resnet101", "resnet152")
+
+
+def _check_weights(spec, weights, include_top, classes):
+    if weights is None:
+        return
+    if weights == "imagenet":
+        if spec.name not in _IMAGENET_WEIGHTS:
+            raise ValueError(
+                "`weights='imagenet'` exist for "
+                f"{', '.join(_IMAGENET_WEIGHTS)}. Received: {spec.name}"
+            )
+        if include_top and classes != 1000:
+            raise ValueError(
+                "If using `weights='imagenet'` with `include_top=True`, "
+                f"`classes` should be 1000.  Received classes={classes}"
+            )
+    elif not os.path.exists(weights):
+        raise ValueError(
+            "The `weights` argument should be either `None` (random "
+            "initialization), 'imagenet' (pre-training on ImageNet), or the "
+            "path to the weights file to be loaded.  Received: "
+            f"weights={weights}"
+        )
+
+
+def _input_shape(spec, input_shape, weights, include_top):
+    """The rules of keras.applications for `input_shape`."""
+    if not input_shape:
+        size = spec.image_size if include_top else None
+        return (size, size, 3)
+    if len(input_shape) != 3:
+        raise ValueError("`input_shape` must be a tuple of three integers.")
+    height, width, channels = input_shape
+    if weights == "imagenet":
+        default_shape = (spec.image_size, spec.image_size, 3)
+        if include_top and tuple(input_shape) != default_shape:
+            raise ValueError(
+                "When setting `include_top=True` and loading `imagenet` "
+                f"weights, `input_shape` should be {default_shape}.  "
+                f"Received: input_shape={input_shape}"
+            )
+        if channels != 3:
+            raise ValueError(
+                "The input must have 3 channels; Received "
+                f"`input_shape={input_shape}`"
+            )
+    elif channels not in (1, 3):
+        warnings.warn(
+            "This model usually expects 1 or 3 input channels. However, it "
+            f"was passed an input_shape with {channels} input channels.",
+            stacklevel=4,
+        )
+    least = spec.stride
+    if any(size is not None and size < least for size in (height, width)):
+        raise ValueError(
+            f"Input size must be at least {least}x{least}; Received: "
+            f"input_shape={input_shape}"
+        )
+    if include_top and None in input_shape:
+        raise ValueError(
+            "If `include_top` is True, you should specify a static "
+            f"`input_shape`. Received: input_shape={input_shape}"
+        )
+    return tuple(input_shape)
+
+
+def _check_activation(classifier_activation):
+    allowed = [keras.activations.get(a) for a in ("softmax", None)]
+    if keras.activations.get(classifier_activation) not in allowed:
+        raise ValueError(
+            "Only `None` and `softmax` activations are allowed for the "
+            "`classifier_activation` argument when using pretrained weights, "
+            "with `include_top=True`; Received: "
+            f"classifier_activation={classifier_activation}"
+        )
+
+
+def _builder(title: str):
+    """The builder of one network, with the defaults of its row."""
+    spec = MODELS[title.lower()]
+
+    def build(
+        include_top=True,
+        weights=None,
+        input_tensor=None,
+        input_shape=None,
+        pooling=None,
+        classes=spec.classes,
+        classifier_activation="softmax",
+        name=spec.name,
+        *,
+        shortcut=spec.shortcut,
+        unit=spec.unit,
+        bottleneck_stride="1x1",
+        padding="symmetric",
+        batch_norm_momentum=MOMENTUM,
+        batch_norm_epsilon=EPSILON,
+        survival_probability=1.0,
+    ) -> keras.Model:
+        return resnet(
+            spec,
+            include_top,
+            weights,
+            input_tensor,
+            input_shape,
+            pooling,
+            classes,
+            classifier_activation,
+            name,
+            shortcut=shortcut,
+            unit=unit,
+            bottleneck_stride=bottleneck_stride,
+            padding=padding,
+            batch_norm_momentum=batch_norm_momentum,
+            batch_norm_epsilon=batch_norm_epsilon,
+            survival_probability=survival_probability,
+        )
+
+    build.__name__ = build.__qualname__ = title
+    shape = f"{spec.image_size}x{spec.image_size}x3"
+    build.__doc__ = f"""{title}, {spec.source}: {spec.units} units.
+
+    Default input {shape}, {spec.classes} classes, shortcut {spec.shortcut!r},
+    unit {spec.unit!r}. The arguments are those of `keras_resnet.resnet`, which
+    describes them.
+    """
+    return build
+
+
+# One line a network, so that a reader and an editor find every name.
+ResNet18 = _builder("ResNet18")
+ResNet34 = _builder("ResNet34")
+ResNet50 = _builder("ResNet50")
+ResNet101 = _builder("ResNet101")
+ResNet152 = _builder("ResNet152")
+ResNet200 = _builder("ResNet200")
+ResNet18V2 = _builder("ResNet18V2")
+ResNet34V2 = _builder("ResNet34V2")
+ResNet50V2 = _builder("ResNet50V2")
+ResNet101V2 = _builder("ResNet101V2")
+ResNet152V2 = _builder("ResNet152V2")
+ResNet200V2 = _builder("ResNet200V2")
+ResNet20 = _builder("ResNet20")
+ResNet32 = _builder("ResNet32")
+ResNet44 = _builder("ResNet44")
+ResNet56 = _builder("ResNet56")
+ResNet110 = _builder("ResNet110")
+ResNet1202 = _builder("ResNet1202")
+ResNet20V2 = _builder("ResNet20V2")
+ResNet32V2 = _builder("ResNet32V2")
+ResNet44V2 = _builder("ResNet44V2")
+ResNet56V2 = _builder("ResNet56V2")
+ResNet110V2 = _builder("ResNet110V2")
+ResNet1202V2 = _builder("ResNet1202V2")
+ResNet164 = _builder("ResNet164")
+ResNet1001 = _builder("ResNet1001")
+ResNet164V2 = _builder("ResNet164V2")
+ResNet1001V2 = _builder("ResNet1001V2")
+PlainNet18 = _builder("PlainNet18")
+PlainNet34 = _builder("PlainNet34")
+PlainNet20 = _builder("PlainNet20")
+PlainNet32 = _builder("PlainNet32")
+PlainNet44 = _builder("PlainNet44")
+PlainNet56 = _builder("PlainNet56")
+PlainNet110 = _builder("PlainNet110")
+
+
+def feature_extractor(model: keras.Model) -> keras.Model:
+    """A model that gives the output of each stage: `stage1`, `stage2`, ...
+
+    The weights are shared with `model`. The last stage of a pre-activation
+    network is taken after its final normalization and ReLU.
+
+    Args:
+        model: A network of this package.
+
+    Returns:
+        A `keras.Model` from the same input to a dict of tensors
+        `[batch, height, width, channels]`.
+
+    >>> features = feature_extractor(ResNet20()).output
+    >>> {name: feature.shape[1:] for name, feature in features.items()}
+    {'stage1': (32, 32, 16), 'stage2': (16, 16, 32), 'stage3': (8, 8, 64)}
+    """
+    outputs = {}
+    for layer in model.layers:
+        if layer.name.startswith("stage"):
+            stage = layer.name.split("_")[0]
+            outputs[stage] = layer.output
+        elif layer.name == "final_relu":
+            outputs[stage] = layer.output
+    if not outputs:
+        raise ValueError(
+            "model must be a network of keras_resnet, with layers named "
+            f"stage1_unit1 and so on, received {model.name!r}"
+        )
+    return keras.Model(model.input, outputs, name=f"{model.name}_features")
+
+
+def preprocess_input(x, mode: str = "caffe", data_format=None):
+    """What keras.applications does to images, without changing `x` itself.
+
+    Args:
+        x: Images with values in 0 to 255, `[..., height, width, 3]`.
+        mode: `"caffe"` (BGR minus the ImageNet mean: what weights="imagenet"
+            want), `"tf"` (-1 to 1) or `"torch"` (standardized).
+        data_format: As in keras.applications.
+
+    Returns:
+        The preprocessed images, a new array or tensor.
+
+    >>> import numpy as np
+    >>> preprocess_input(np.full((1, 1, 3), 255.0), "tf").tolist()
+    [[[1.0, 1.0, 1.0]]]
+    """
+    if hasattr(x, "copy"):
+        x = x.copy()
+    return keras.applications.imagenet_utils.preprocess_input(
+        x, data_format=data_format, mode=mode
+    )
+
+
+def decode_predictions(p, top: int = 5) -> list:
+    """The best `top` ImageNet classes of each row of probabilities.
+
+    Args:
+        p: Array `[batch, 1000]`.
+        top: How many classes of each row.
+
+    Returns:
+        A list for each row of tuples `(synset, label, probability)`.
+    """
+    return keras.applications.imagenet_utils.decode_predictions(p, top=top)

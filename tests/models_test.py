@@ -1,0 +1,288 @@
+"""The networks: counts, arguments, layers, and the laws of [2]."""
+
+import inspect
+import tempfile
+import warnings
+
+import keras
+import numpy as np
+from absl.testing import parameterized
+
+import keras_resnet
+from keras_resnet import layers
+from keras_resnet import models
+from tests import reference
+
+# Every row but those whose graph takes long to build; `large` has them.
+DEEP = ("resnet1202", "resnet1202v2", "resnet1001", "resnet1001v2")
+NAMES = [name for name in reference.NAMES if name not in DEEP]
+
+
+def count(weights):
+    return sum(int(np.prod(weight.shape)) for weight in weights)
+
+
+def images(n=2, size=32, channels=3):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n, size, size, channels)).astype("float32")
+
+
+class CountsTest(parameterized.TestCase):
+    def test_the_table_has_every_network_of_the_papers(self):
+        self.assertCountEqual(keras_resnet.MODELS, reference.NAMES)
+        for name in reference.NAMES:
+            spec, layout = keras_resnet.MODELS[name], reference.layout(name)
+            self.assertEqual(spec.units, layout.units)
+            self.assertEqual(spec.filters, layout.filters)
+            self.assertEqual(spec.bottleneck, layout.bottleneck)
+            self.assertEqual(spec.shortcut, layout.shortcut)
+            self.assertEqual(spec.classes, layout.classes)
+            self.assertEqual(spec.image_size, layout.image_size)
+
+    @parameterized.parameters(*NAMES)
+    def test_parameters_equal_those_of_the_layout(self, name):
+        layout = reference.layout(name)
+        options = (layout.shortcut,)
+        if not layout.is_imagenet and layout.shortcut != "none":
+            options = "ABC" if not layout.bottleneck else "BC"
+        for shortcut in options:
+            model = keras_resnet.resnet(name, shortcut=shortcut)
+            expected = reference.counts(layout, shortcut)
+            self.assertEqual(
+                count(model.trainable_weights), expected.parameters
+            )
+            self.assertEqual(
+                count(model.non_trainable_weights), expected.moving_statistics
+            )
+
+    def test_resnet1202_builds_with_the_parameters_of_the_paper(self):
+        model = keras_resnet.ResNet1202()
+        self.assertEqual(count(model.trainable_weights), 19_421_274)
+
+    def test_convolutions_on_every_shortcut_have_the_published_count(self):
+        model = keras_resnet.ResNet110(shortcut="convolution")
+        self.assertEqual(count(model.trainable_weights), 1_822_170)
+
+
+class LawsTest(parameterized.TestCase):
+    def test_signal_is_the_sum_of_all_residuals(self):
+        """x_L = x_l + sum of F(x_i), [2, Eq. 4]."""
+        model = keras_resnet.ResNet56V2()
+        units = [model.get_layer(f"stage2_unit{i}") for i in range(2, 10)]
+        probe = keras.Model(model.input, [units[0].input, units[-1].output])
+        x_first, x_last = (np.array(t) for t in probe(images()))
+        total, x = x_first, x_first
+        for unit in units:
+            residual = np.array(unit(x)) - np.array(x)
+            total, x = total + residual, unit(x)
+        np.testing.assert_allclose(x_last, total, rtol=1e-4, atol=1e-4)
+
+    @parameterized.parameters("resnet20", "resnet18")
+    def test_down_sampling_keeps_even_pixels_centred(self, name):
+        """The image and its mirror image give mirrored features.
+
+        Symmetric padding and x[::2, ::2] do so for sizes of 4n + 1 (8n + 1,
+        ...), TensorFlow's "same" does not.
+        """
+        size = 33
+        extractor = keras_resnet.feature_extractor(
+            keras_resnet.resnet(name, False, input_shape=(size, size, 3))
+        )
+        for layer in extractor.layers:
+            for weight in layer.weights:
+                if weight.name == "kernel":  # mirrored kernels
+                    kernel = np.array(weight)
+                    weight.assign(kernel + kernel[:, ::-1])
+        x = images(1, size)
+        once = extractor(x)
+        mirrored = extractor(x[:, :, ::-1])
+        for name, feature in once.items():
+            a = np.array(feature)
+            b = np.array(mirrored[name])[:, :, ::-1]
+            np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(a).max())
+
+    def test_survival_probability_falls_linearly(self):
+        model = keras_resnet.ResNet20(survival_probability=0.1)
+        got = [
+            layer.survival_probability
+            for layer in model.layers
+            if layer.name.startswith("stage")
+        ]
+        np.testing.assert_allclose(got, 1 - 0.1 * np.arange(1, 10))
+
+    def test_very_first_pre_activation_unit_gets_the_activated_stem(self):
+        model = keras_resnet.ResNet20V2()
+        first = model.get_layer("stage1_unit1")
+        self.assertTrue(first.activated_input)
+        self.assertFalse(model.get_layer("stage1_unit2").activated_input)
+        names = [layer.name for layer in model.layers]
+        self.assertEqual(names[-4:-2], ["final_norm", "final_relu"])
+
+    def test_configured_shortcut_is_in_every_unit(self):
+        model = keras_resnet.ResNet20(
+            shortcut=layers.ExclusiveGating(gate_bias=-7.0)
+        )
+        shortcuts = [
+            layer.shortcut
+            for layer in model.layers
+            if layer.name.startswith("stage")
+        ]
+        self.assertLen(set(map(id, shortcuts)), 9)
+        self.assertEqual({s.gate_bias for s in shortcuts}, {-7.0})
+
+    @parameterized.parameters("mixed_bfloat16", "mixed_float16")
+    def test_probabilities_are_float32_in_mixed_precision(self, policy):
+        self.addCleanup(
+            keras.config.set_dtype_policy, keras.config.dtype_policy()
+        )
+        keras.config.set_dtype_policy(policy)
+        model = keras_resnet.ResNet20()
+        self.assertEqual(
+            model.get_layer("stage3_unit3").compute_dtype,
+            policy.removeprefix("mixed_"),
+        )
+        p = model(images())
+        self.assertEqual(p.dtype, "float32")
+        np.testing.assert_allclose(np.sum(p, -1), 1, rtol=1e-5)
+
+
+class ArgumentsTest(parameterized.TestCase):
+    def test_every_builder_has_one_signature(self):
+        builders = [
+            getattr(keras_resnet, name)
+            for name in keras_resnet.__all__
+            if name.lower() in keras_resnet.MODELS
+        ]
+        self.assertLen(builders, len(keras_resnet.MODELS))
+        names = {tuple(inspect.signature(b).parameters) for b in builders}
+        self.assertLen(names, 1)
+        defaults = inspect.signature(keras_resnet.ResNet50V2).parameters
+        self.assertEqual(defaults["unit"].default, "pre_activation")
+        self.assertEqual(defaults["name"].default, "resnet50v2")
+        self.assertEqual(defaults["classes"].default, 1000)
+
+    @parameterized.parameters(
+        ({"weights": "foo"}, "Received: weights=foo"),
+        (
+            {"weights": "imagenet", "classes": 10},
+            "`classes` should be 1000.  Received classes=10",
+        ),
+        (
+            {"weights": "imagenet", "input_shape": (64, 64, 3)},
+            "`input_shape` should be .224, 224, 3..",
+        ),
+        ({"input_shape": (16, 16, 3)}, "Input size must be at least 32x32"),
+        ({"input_shape": (224, 224)}, "must be a tuple of three integers"),
+        (
+            {
+                "weights": "imagenet",
+                "include_top": False,
+                "input_shape": (64, 64, 1),
+            },
+            "must have 3 channels",
+        ),
+        ({"input_shape": (None, None, 3)}, "static `input_shape`"),
+        ({"include_top": False, "pooling": "foo"}, "pooling=foo"),
+        ({"unit": "orginal"}, "did you mean 'original'"),
+        ({"shortcut": "D"}, "shortcut must be one of"),
+        ({"bottleneck_stride": "2x2"}, "bottleneck_stride"),
+        ({"padding": "valid"}, "padding must be one of"),
+    )
+    def test_refuses_what_keras_applications_refuses(self, arguments, message):
+        with self.assertRaisesRegex(ValueError, message):
+            keras_resnet.ResNet50(**arguments)
+
+    def test_pretrained_weights_want_softmax_or_logits(self):
+        directory = self.enter_context(tempfile.TemporaryDirectory())
+        with self.assertRaisesRegex(ValueError, "Only `None` and `softmax"):
+            keras_resnet.ResNet20(
+                weights=directory, classifier_activation="sigmoid"
+            )
+
+    def test_imagenet_weights_of_other_networks_do_not_exist(self):
+        with self.assertRaisesRegex(ValueError, "resnet50, resnet101"):
+            keras_resnet.ResNet34(weights="imagenet")
+
+    def test_four_channels_warn_and_work(self):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = keras_resnet.ResNet20(input_shape=(32, 32, 4))
+        self.assertIn("4 input channels", str(caught[0].message))
+        self.assertEqual(caught[0].filename, __file__)
+        self.assertEqual(model(images(channels=4)).shape, (2, 10))
+
+    @parameterized.parameters(
+        (None, (None, None, None, 2048)),
+        ("avg", (None, 2048)),
+        ("max", (None, 2048)),
+    )
+    def test_without_the_top_any_size_will_do(self, pooling, shape):
+        model = keras_resnet.ResNet50(include_top=False, pooling=pooling)
+        self.assertEqual(model.input_shape, (None, None, None, 3))
+        self.assertEqual(model.output_shape, shape)
+
+    def test_input_tensor_may_be_the_output_of_a_layer(self):
+        image = keras.Input((32, 32, 3), name="picture")
+        scaled = keras.layers.Rescaling(1 / 255)(image)
+        model = keras_resnet.ResNet20(input_tensor=scaled)
+        self.assertEqual(model.input.name, "picture")
+        self.assertEqual(model(images()).shape, (2, 10))
+
+    def test_own_spec_builds(self):
+        spec = keras_resnet.Spec("wide", (1, 2), (8, 24), stem="cifar")
+        model = keras_resnet.resnet(spec, classes=5, input_shape=(16, 16, 3))
+        self.assertEqual(model.name, "wide")
+        self.assertEqual(model.output_shape, (None, 5))
+        with self.assertRaisesRegex(ValueError, "one entry for each stage"):
+            keras_resnet.Spec("odd", (1, 2), (8,))
+        with self.assertRaisesRegex(ValueError, "stem"):
+            keras_resnet.Spec("odd", (1,), (8,), stem="mnist")
+
+    def test_unknown_networks_are_refused_with_near_ones(self):
+        with self.assertRaisesRegex(ValueError, "did you mean .*resnet50"):
+            keras_resnet.resnet("resnet5O")
+
+    def test_depth_that_fits_no_rule_is_refused(self):
+        with self.assertRaisesRegex(ValueError, r"6n \+ 2 .* received 21"):
+            models.cifar_units(21)
+        with self.assertRaisesRegex(ValueError, r"9n \+ 2 .* received 165"):
+            models.cifar_units(165, bottleneck=True)
+
+
+class FilesTest(parameterized.TestCase):
+    @parameterized.parameters("resnet20", "resnet20v2", "plainnet20")
+    def test_networks_round_trip_without_custom_objects(self, name):
+        directory = self.enter_context(tempfile.TemporaryDirectory())
+        model = keras_resnet.resnet(name)
+        x = images()
+        model.save(f"{directory}/model.keras")
+        again = keras.models.load_model(f"{directory}/model.keras")
+        np.testing.assert_array_equal(again(x), model(x))
+        model.save_weights(f"{directory}/model.weights.h5")
+        path = f"{directory}/model.weights.h5"
+        again = keras_resnet.resnet(name, weights=path)
+        np.testing.assert_array_equal(again(x), model(x))
+
+    def test_preprocessing_leaves_the_array_of_the_caller_alone(self):
+        x = images()
+        before = x.copy()
+        for mode in ("caffe", "tf", "torch"):
+            y = keras_resnet.preprocess_input(x, mode)
+            np.testing.assert_array_equal(x, before)
+            expected = keras.applications.imagenet_utils.preprocess_input(
+                before.copy(), mode=mode
+            )
+            np.testing.assert_array_equal(y, expected)
+
+    def test_features_of_a_stage_are_those_of_its_last_unit(self):
+        model = keras_resnet.ResNet20V2()
+        x = images()
+        features = keras_resnet.feature_extractor(model)(x)
+        self.assertEqual(list(features), ["stage1", "stage2", "stage3"])
+        pooled = np.mean(features["stage3"], (1, 2))
+        top = model.get_layer("predictions")
+        np.testing.assert_allclose(top(pooled), model(x), atol=1e-5)
+        with self.assertRaisesRegex(ValueError, "network of keras_resnet"):
+            keras_resnet.feature_extractor(
+                keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+            )

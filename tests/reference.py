@@ -1,0 +1,301 @@
+"""The papers' laws in plain integers and NumPy: what the tests hold as true.
+
+Nothing here imports the package, Keras or TensorFlow. The counts come from the
+layouts of [1, Table 1 and Sec. 4.2] and [2, Sec. 3 to 5]; the forward passes
+are float64, with one loop over the window and no other cleverness.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+# --- Layouts and counts ------------------------------------------------------
+
+IMAGENET_UNITS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+BOTTLENECK_DEPTHS = (50, 101, 152, 200, 164, 1001)
+CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202, 164, 1001)
+NAMES = (
+    [f"resnet{d}{v}" for d in (*IMAGENET_UNITS, *CIFAR_DEPTHS) for v in ("", "v2")]
+    + [f"plainnet{d}" for d in (18, 34, 20, 32, 44, 56, 110)]
+)  # fmt: skip
+
+
+class Layout(NamedTuple):
+    """What the papers say of one network."""
+
+    units: tuple[int, ...]
+    filters: tuple[int, ...]
+    bottleneck: bool
+    is_imagenet: bool
+    pre_activation: bool
+    shortcut: str  # the papers' choice for this network
+    classes: int
+    image_size: int
+
+
+class Counts(NamedTuple):
+    """What is counted of one network."""
+
+    parameters: int
+    moving_statistics: int
+    multiply_adds: int
+    activations: int  # values put out by layers and additions, one image
+
+
+class Step(NamedTuple):
+    """One layer; kinds: convolution, gate, norm, addition, pool, dense."""
+
+    kind: str
+    kernel: int
+    inputs: int
+    outputs: int
+    size: int  # of the square output
+
+
+def layout(name: str) -> Layout:
+    """The layout of a network from its name, such as "resnet50v2"."""
+    kind, depth_text, version = re.fullmatch(
+        r"(resnet|plainnet)(\d+)(v2)?", name
+    ).groups()
+    depth = int(depth_text)
+    is_imagenet = depth in IMAGENET_UNITS
+    bottleneck = depth in BOTTLENECK_DEPTHS
+    if is_imagenet:
+        units: tuple[int, ...] = IMAGENET_UNITS[depth]
+    else:
+        units = ((depth - 2) // (9 if bottleneck else 6),) * 3
+    shortcut = "B" if is_imagenet or bottleneck else "A"
+    return Layout(
+        units,
+        (64, 128, 256, 512) if is_imagenet else (16, 32, 64),
+        bottleneck,
+        is_imagenet,
+        version is not None,
+        "none" if kind == "plainnet" else shortcut,
+        1000 if is_imagenet else 10,
+        224 if is_imagenet else 32,
+    )
+
+
+def convolve(kernel, inputs, outputs, size, stride=1) -> Step:
+    """k // 2 zeros on each side: the output has ceil(size / stride)."""
+    return Step("convolution", kernel, inputs, outputs, -(-size // stride))
+
+
+def norm(channels, size) -> Step:
+    return Step("norm", 0, channels, channels, size)
+
+
+def steps(
+    net: Layout,
+    shortcut: str | None = None,
+    bottleneck_stride: str = "1x1",
+) -> Iterator[Step]:
+    """Every convolution, normalization, addition, pooling and dense layer."""
+    shortcut = shortcut or net.shortcut
+    channels = net.filters[0]
+    kernel, stride = (7, 2) if net.is_imagenet else (3, 1)
+    stem = convolve(kernel, 3, channels, net.image_size, stride)
+    size = stem.size
+    yield stem
+    yield norm(channels, size)
+    if net.is_imagenet:
+        size //= 2
+        yield Step("pool", 3, channels, channels, size)
+    is_first = True
+    for stage, (n, filters) in enumerate(zip(net.units, net.filters)):
+        for unit in range(n):
+            stride = 2 if stage and not unit else 1
+            if net.bottleneck:
+                first, middle = stride, 1
+                if bottleneck_stride == "3x3":
+                    first, middle = middle, first
+                branch = [
+                    (1, filters, first),
+                    (3, filters, middle),
+                    (1, 4 * filters, 1),
+                ]
+            else:
+                branch = [(3, filters, stride), (3, filters, 1)]
+            c, s = channels, size
+            for i, (kernel, outputs, inner_stride) in enumerate(branch):
+                # The stem's BN and ReLU are those of the very first unit.
+                if net.pre_activation and not (is_first and i == 0):
+                    yield norm(c, s)
+                convolution = convolve(kernel, c, outputs, s, inner_stride)
+                yield convolution
+                c, s = outputs, convolution.size
+                if not net.pre_activation:
+                    yield norm(c, s)
+            changes = stride > 1 or c != channels
+            if shortcut in ("C", "convolution") or shortcut == "B" and changes:
+                yield convolve(1, channels, c, size, stride)
+                if not net.pre_activation and shortcut != "convolution":
+                    yield norm(c, s)
+            if shortcut.endswith("gating"):
+                yield Step("gate", 1, channels, c, s)
+            if shortcut != "none":
+                yield Step("addition", 0, c, c, s)
+            channels, size, is_first = c, s, False
+    if net.pre_activation:
+        yield norm(channels, size)
+    yield Step("pool", size, channels, channels, 1)
+    yield Step("dense", 1, channels, net.classes, 1)
+
+
+def counts(net: Layout, *args, **kwargs) -> Counts:
+    """Totals; the arguments are those of `steps`."""
+    parameters = moving_statistics = multiply_adds = activations = 0
+    for kind, kernel, inputs, outputs, size in steps(net, *args, **kwargs):
+        activations += outputs * size**2
+        if kind in ("convolution", "gate", "dense"):
+            weights = kernel**2 * inputs * outputs
+            bias = 0 if kind == "convolution" else outputs
+            parameters += weights + bias
+            multiply_adds += weights * size**2
+        if kind == "norm":
+            parameters += 2 * outputs
+            moving_statistics += 2 * outputs
+    return Counts(parameters, moving_statistics, multiply_adds, activations)
+
+
+def vgg(depth: int) -> tuple[int, int, int]:
+    """Parameters of VGG-16 or 19; multiply-adds without and with dense layers.
+
+    [1] prints 15.3 x 10^9 for VGG-16, which is without, and 19.6 x 10^9 for
+    VGG-19, which is with them.
+    """
+    n = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}[depth]
+    parameters = multiply_adds = dense = 0
+    inputs, size = 3, 224
+    for count, outputs in zip(n, (64, 128, 256, 512, 512)):
+        for _ in range(count):
+            parameters += 9 * inputs * outputs + outputs
+            multiply_adds += 9 * inputs * outputs * size**2
+            inputs = outputs
+        size //= 2
+    for inputs, outputs in itertools.pairwise((512 * 7**2, 4096, 4096, 1000)):
+        parameters += inputs * outputs + outputs
+        dense += inputs * outputs
+    return parameters, multiply_adds, multiply_adds + dense
+
+
+# --- Forward passes ----------------------------------------------------------
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def convolution(x, kernel, stride=1):
+    """x [n, h, w, c], kernel [k, k, c, f]; k // 2 zeros on every side."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    k = len(kernel)
+    sides = (k // 2, k // 2)
+    x = np.pad(x, ((0, 0), sides, sides, (0, 0)))
+    height, width = ((s - k) // stride + 1 for s in x.shape[1:3])
+    y = 0.0
+    for i, j in itertools.product(range(k), repeat=2):
+        rows = slice(i, i + stride * (height - 1) + 1, stride)
+        columns = slice(j, j + stride * (width - 1) + 1, stride)
+        y = y + x[:, rows, columns] @ kernel[i, j]
+    return y
+
+
+def batch_statistics(x):
+    """Mean and biased variance of each channel."""
+    x = np.asarray(x, np.float64)
+    mean = x.mean((0, 1, 2))
+    return mean, ((x - mean) ** 2).mean((0, 1, 2))
+
+
+def batch_normalization(x, gamma, beta, mean, variance, epsilon=1e-5):
+    scale = gamma / np.sqrt(np.asarray(variance, np.float64) + epsilon)
+    return (x - mean) * scale + beta
+
+
+def identity(x, stride=1, channels=None, zeros="end"):
+    """Option A's h(x): x[::stride, ::stride] and zero channels."""
+    x = np.asarray(x, np.float64)[:, ::stride, ::stride]
+    missing = (channels or x.shape[-1]) - x.shape[-1]
+    before = missing // 2 if zeros == "both" else 0
+    return np.pad(x, ((0, 0),) * 3 + ((before, missing - before),))
+
+
+def gate(x, kernel, bias, stride=1):
+    """g(x) = sigmoid(W_g x + b_g) [2, Sec. 3.1]."""
+    return 1 / (1 + np.exp(-convolution(x, kernel, stride) - bias))
+
+
+# Shortcuts as (h, residual) -> sum; h is `identity(...)`, or
+# `convolution(x, W_s, stride)` (options B and C), normalized or not.
+
+
+def addition(h, residual):
+    return h + residual
+
+
+def constant_scaling(h, residual, shortcut_scale, residual_scale):
+    return shortcut_scale * h + residual_scale * residual
+
+
+def exclusive_gating(h, residual, g):
+    return (1 - g) * h + g * residual
+
+
+def shortcut_only_gating(h, residual, g):
+    return (1 - g) * h + residual
+
+
+def dropout(h, residual, kept, rate):
+    return kept * h / (1 - rate) + residual
+
+
+def unit(order, x, convolutions, norms, shortcut=addition, activated=False):
+    """A residual unit [2, Fig. 4] with two or three convolutions.
+
+    Args:
+        order: "original", "pre_activation", ... as the package names them.
+        x: The input.
+        convolutions: Functions, the convolutions of F.
+        norms: Functions, the normalizations of F.
+        shortcut: Function of (what the shortcut takes, residual) -> sum.
+        activated: Whether the shortcut takes the signal after the unit's
+            first BN and ReLU (units that change the dimension).
+    """
+    signal = y = x
+    if order == "pre_activation":
+        for i, (convolve_, normalize) in enumerate(zip(convolutions, norms)):
+            y = relu(normalize(y))
+            if i == 0 and activated:
+                signal = y
+            y = convolve_(y)
+        return shortcut(signal, y)
+    if order == "relu_only_pre_activation":
+        y = relu(x)
+        if activated:
+            signal = y
+    last = len(convolutions) - 1
+    for i, (convolve_, normalize) in enumerate(zip(convolutions, norms)):
+        y = convolve_(y)
+        if i < last:
+            y = relu(normalize(y))
+    if order == "batch_norm_after_addition":
+        return relu(norms[last](shortcut(signal, y)))
+    y = norms[last](y)
+    if order == "relu_before_addition":
+        return shortcut(signal, relu(y))
+    if order == "relu_only_pre_activation":
+        return shortcut(signal, y)
+    assert order == "original", order
+    return relu(shortcut(signal, y))
