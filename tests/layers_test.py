@@ -6,6 +6,7 @@ import tempfile
 import keras
 import numpy as np
 import tensorflow as tf
+from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet import layers
@@ -329,3 +330,7 @@ class RoundTripTest(parameterized.TestCase):
             ],
             [w.path for w in unit.trainable_weights] + paths,
         )
+
+
+if __name__ == "__main__":
+    absltest.main()

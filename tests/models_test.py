@@ -6,6 +6,7 @@ import warnings
 
 import keras
 import numpy as np
+from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
@@ -286,3 +287,7 @@ class FilesTest(parameterized.TestCase):
             keras_resnet.feature_extractor(
                 keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             )
+
+
+if __name__ == "__main__":
+    absltest.main()

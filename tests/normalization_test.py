@@ -6,6 +6,7 @@ import tempfile
 import keras
 import numpy as np
 import tensorflow as tf
+from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.layers import BatchNormalization
@@ -140,3 +141,7 @@ class BatchNormalizationTest(parameterized.TestCase):
         models[0].save_weights(path)
         models[1].load_weights(path)
         np.testing.assert_allclose(models[0](x), models[1](x), atol=1e-5)
+
+
+if __name__ == "__main__":
+    absltest.main()

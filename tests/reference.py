@@ -138,7 +138,7 @@ def steps(
                 if not net.pre_activation:
                     yield norm(c, s)
             changes = stride > 1 or c != channels
-            if shortcut in ("C", "convolution") or shortcut == "B" and changes:
+            if shortcut in ("C", "convolution") or (shortcut == "B" and changes):
                 yield convolve(1, channels, c, size, stride)
                 if not net.pre_activation and shortcut != "convolution":
                     yield norm(c, s)

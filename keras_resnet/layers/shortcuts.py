@@ -498,7 +498,9 @@ def _parse(identifier: str):
         return SHORTCUTS[name]
     try:
         call = ast.parse(f"f({arguments}", mode="eval").body
-        pairs = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        if not isinstance(call, ast.Call):
+            raise SyntaxError(identifier)
+        pairs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
         return SHORTCUTS[name](**pairs)
     except (SyntaxError, TypeError, ValueError) as error:
         allowed = SHORTCUTS[name]().get_config().keys() - _SET_BY_UNIT

@@ -1,0 +1,1 @@
+"""Programs: flags in, one library call, words out."""

@@ -1,0 +1,146 @@
+"""What every program does alike: flags, errors, exit codes.
+
+A usage error is one line on stderr that names the flag and the value, and exit
+code 2. A failure while running is one line that says what to do, and exit code
+1. A run that a signal stopped ends with 128 + the signal.
+"""
+
+import contextlib
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+
+# TensorFlow reports its build on every start; errors are still shown. It reads
+# this when it is imported, so nothing above may import it.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import app
+from absl import flags
+from absl import logging
+
+
+class UsageError(Exception):
+    """A flag with a value that is not allowed.
+
+    Args:
+        flag: Name of the flag, without dashes.
+        value: What was given.
+        reason: The rule, and what is allowed.
+    """
+
+    def __init__(self, flag: str, value, reason):
+        super().__init__(f"--{flag}={value}: {reason}")
+
+
+@contextlib.contextmanager
+def usage(flag: str, value) -> Iterator[None]:
+    """Turns a ValueError about the value of a flag into a usage error."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(flag, value, error) from error
+
+
+def settings(
+    values: list[str], *prefixes: str
+) -> Iterator[tuple[str, str, str]]:
+    """Splits the values of --set, PREFIX.NAME=VALUE, into their three parts."""
+    for value in values:
+        prefix, _, rest = value.partition(".")
+        name, equals, text = rest.partition("=")
+        if prefix not in prefixes or not equals:
+            allowed = " or ".join(f"{p}.NAME=VALUE" for p in prefixes)
+            raise UsageError("set", value, f"expected {allowed}")
+        yield prefix, name, text
+
+
+def run(main: Callable[[list[str]], None], takes_arguments=False) -> None:
+    """Parses the flags, calls `main` and exits with the code of the outcome.
+
+    Args:
+        main: Is given the program's name and its arguments.
+        takes_arguments: Whether there may be arguments that are no flags.
+    """
+
+    def outcome(argv):
+        if argv[1:] and not takes_arguments:
+            _fail(f"unexpected argument {argv[1]}; flags are --NAME=VALUE")
+            sys.exit(2)
+        sys.exit(_outcome(main, argv))
+
+    app.run(outcome, flags_parser=_parse)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    logging.set_verbosity(logging.WARNING)
+    try:
+        return flags.FLAGS(arguments)
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), 1)
+        hint = f" (did you mean --{near[0]}?)" if near else ""
+        _fail(f"unknown flag --{error.flagname}{hint}; --help lists them all")
+        sys.exit(2)
+    except flags.Error as error:
+        _fail(error)
+        sys.exit(2)
+
+
+def _outcome(main, argv) -> int:
+    # What a user's data, disk and network can cause. Anything else is a
+    # mistake of ours, whose trace a report needs.
+    with _quiet():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+
+    from keras_resnet.training import loop
+
+    expected = (
+        ValueError,
+        OSError,
+        ArithmeticError,
+        tf.errors.OpError,
+    )
+    try:
+        main(argv)
+        return 0
+    except UsageError as error:
+        _fail(error)
+        return 2
+    except loop.Interrupted as error:
+        _fail(f"{error}; the same command goes on from there")
+        return 128 + error.signal_number
+    except KeyboardInterrupt:
+        _fail("interrupted")
+        return 130
+    except expected as error:
+        _fail(error)
+        return 1
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops what libraries write to stderr below Python.
+
+    TensorFlow reports how it was built, and the lack of a GPU, whatever its
+    log level: six lines before the one that a user needs.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _fail(error) -> None:
+    """Writes one line on stderr: the program's name and what is wrong."""
+    text = getattr(error, "message", None) or str(error) or repr(error)
+    program = os.path.basename(sys.argv[0]).removesuffix(".py")
+    print(f"{program}: {' '.join(text.split())}", file=sys.stderr, flush=True)

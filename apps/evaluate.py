@@ -1,0 +1,166 @@
+"""The test error of a network; the last line of stdout is one JSON object.
+
+python -m apps.evaluate --workdir=DIR
+python -m apps.evaluate --saved_model=DIR --dataset=cifar10
+python -m apps.evaluate --model=resnet20 --weights=FILE --dataset=cifar10
+"""
+
+import dataclasses
+import json
+
+from absl import flags
+
+from . import command_line
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "What apps.train left.")
+_SAVED_MODEL = flags.DEFINE_string("saved_model", None, "An exported model.")
+_MODEL = flags.DEFINE_string("model", None, "Name of the network.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "With --model: its weights.")
+_DATASET = flags.DEFINE_string(
+    "dataset", None, "As for apps.train; default: what --workdir trained on."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets.")
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol", "single", ["single"], "single: one central view of each image."
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 100, "Images in a batch.", lower_bound=1
+)
+_MEAN = flags.DEFINE_list(
+    "mean", None, "With --model: of each channel, in units of 0 to 1."
+)
+_STANDARD_DEVIATION = flags.DEFINE_list(
+    "standard_deviation", None, "With --model: of each channel, likewise."
+)
+_SET = flags.DEFINE_multi_string(
+    "set", [], "With --model: model.ARGUMENT=VALUE; can be repeated."
+)
+
+
+def main(argv):
+    """Evaluates the one network that the flags name."""
+    given = [flag for flag in (_WORKDIR, _SAVED_MODEL, _MODEL) if flag.value]
+    if len(given) != 1:
+        raise command_line.UsageError(
+            given[1].name if given else "workdir",
+            given[1].value if given else "",
+            "give one of --workdir, --saved_model, and --model with --weights",
+        )
+    from keras_resnet.training import evaluation
+
+    sources = {
+        "workdir": _of_workdir,
+        "saved_model": _of_saved_model,
+        "model": _of_model,
+    }
+    predict, dataset = sources[given[0].name]()
+    result = evaluation.evaluate(
+        predict, dataset.test_batches(_BATCH_SIZE.value)
+    )
+    print(
+        f"test error {result.top1_error:.2f}% (top 5: {result.top5_error:.2f}%)"
+        f", {result.top1_errors:,} of {result.images:,} images"
+    )
+    print(
+        json.dumps(
+            {
+                "dataset": dataset.name,
+                "protocol": _PROTOCOL.value,
+                **dataclasses.asdict(result),
+                "top1_error": result.top1_error,
+                "top5_error": result.top5_error,
+            }
+        )
+    )
+
+
+def _load(name, data_dir=None, **arguments):
+    from keras_resnet.training import data
+
+    if not name:
+        raise command_line.UsageError("dataset", "", "name the test images")
+    with command_line.usage("dataset", name):
+        return data.load(name, _DATA_DIR.value or data_dir, **arguments)
+
+
+def _of_workdir():
+    from keras_resnet.training import loop
+
+    with command_line.usage("workdir", _WORKDIR.value):
+        trained = loop.load_workdir(_WORKDIR.value, classifier_activation=None)
+    dataset = _load(
+        _DATASET.value or trained.config.dataset,
+        trained.config.data_dir,
+        preprocessing=trained.preprocessing,
+    )
+    return trained.model, dataset
+
+
+def _of_saved_model():
+    import numpy as np
+    import tensorflow as tf
+
+    from keras_resnet.serving import client
+
+    with command_line.usage("saved_model", _SAVED_MODEL.value):
+        network = client.SavedModel(_SAVED_MODEL.value)
+    size = network.image_shape[0]
+    dataset = _load(_DATASET.value, image_size=size)
+    # The preprocessing is inside the exported graph, so the batches carry the
+    # pixels as they are, in units of 0 to 1.
+    bare = dataclasses.replace(
+        dataset.preprocessing,
+        mean=np.zeros(network.image_shape[-1], "float32"),
+        standard_deviation=None,
+    )
+    dataset = _load(_DATASET.value, preprocessing=bare)
+
+    def predict(images):
+        pixels = tf.cast(tf.round(images * 255.0), "uint8")
+        return tf.math.log(network.views(pixels))
+
+    return predict, dataset
+
+
+def _of_model():
+    import numpy as np
+
+    from keras_resnet import models
+    from keras_resnet.training import loop
+
+    with command_line.usage("model", _MODEL.value):
+        spec = models.get_spec(_MODEL.value)
+    dataset = _load(_DATASET.value)
+    numbers = {
+        flag.name: np.array(flag.value, "float32")
+        for flag in (_MEAN, _STANDARD_DEVIATION)
+        if flag.value
+    }
+    if numbers:
+        numbers = {"standard_deviation": None, **numbers}
+        preprocessing = dataclasses.replace(dataset.preprocessing, **numbers)
+        dataset = _load(_DATASET.value, preprocessing=preprocessing)
+    arguments = {}
+    for _, name, text in command_line.settings(_SET.value, "model"):
+        with command_line.usage("set", f"model.{name}={text}"):
+            arguments[name] = loop.parse_model_argument(name, text)
+            loop.check_model_arguments(spec, arguments)
+    with command_line.usage("weights", _WEIGHTS.value):
+        model = models.resnet(
+            spec,
+            weights=_WEIGHTS.value,
+            input_shape=dataset.image_shape,
+            classes=dataset.classes,
+            classifier_activation=None,
+            **arguments,
+        )
+    return model, dataset
+
+
+def cli():
+    """The console script."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()

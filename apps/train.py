@@ -1,0 +1,136 @@
+"""Trains a network, evaluates it and leaves what the other programs need.
+
+    python -m apps.train
+    python -m apps.train --model=resnet56 --dataset=cifar10 --workdir=DIR
+
+The same command goes on where an earlier one stopped.
+"""
+
+import dataclasses
+import json
+
+from absl import flags
+
+from . import command_line
+
+_MODEL = flags.DEFINE_string("model", "resnet20", "Name of the network.")
+_DATASET = flags.DEFINE_string(
+    "dataset",
+    "digits",
+    "digits, a TFDS image classification set (cifar10, imagenet2012, ...), "
+    "folder:PATH (one folder a class) or synthetic.",
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Default: runs/MODEL_DATASET in the current directory."
+)
+_RECIPE = flags.DEFINE_string("recipe", None, "Default: the data set's.")
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "Steps in all; the recipe keeps its shape.", lower_bound=1
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images in a batch.")
+_DTYPE = flags.DEFINE_string(
+    "dtype", "float32", "float32, mixed_bfloat16 or mixed_float16."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
+_DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "Whether equal runs are equal to the bit."
+)
+_LOG_EVERY = flags.DEFINE_integer(
+    "log_every", 100, "Steps between two rows of metrics.csv.", lower_bound=1
+)
+_EVAL_EVERY = flags.DEFINE_integer(
+    "eval_every", None, "Steps between two evaluations.", lower_bound=1
+)
+_SET = flags.DEFINE_multi_string(
+    "set",
+    [],
+    "recipe.FIELD=VALUE or model.ARGUMENT=VALUE, e.g. "
+    "recipe.learning_rate=0.05 or model.shortcut=C; can be repeated.",
+)
+
+
+def _config():
+    """The configuration that the flags describe."""
+    from keras_resnet import models
+    from keras_resnet.training import data
+    from keras_resnet.training import loop
+    from keras_resnet.training import recipes
+
+    with command_line.usage("model", _MODEL.value):
+        spec = models.get_spec(_MODEL.value)
+    if _RECIPE.value:
+        with command_line.usage("recipe", _RECIPE.value):
+            recipe = recipes.get_recipe(_RECIPE.value)
+    else:
+        with command_line.usage("dataset", _DATASET.value):
+            dataset = data.load(_DATASET.value, _DATA_DIR.value)
+        height = dataset.image_shape[0]
+        recipe = recipes.default_recipe(_DATASET.value, height, spec.depth)
+    if _STEPS.value:
+        recipe = recipe.with_steps(_STEPS.value)
+    if _BATCH_SIZE.value is not None:
+        with command_line.usage("batch_size", _BATCH_SIZE.value):
+            recipe = dataclasses.replace(recipe, batch_size=_BATCH_SIZE.value)
+    arguments = {}
+    settings = command_line.settings(_SET.value, "recipe", "model")
+    for prefix, name, text in settings:
+        with command_line.usage("set", f"{prefix}.{name}={text}"):
+            if prefix == "recipe":
+                recipe = recipe.with_field(name, text)
+            else:
+                arguments[name] = loop.parse_model_argument(name, text)
+                loop.check_model_arguments(spec, arguments)
+    with command_line.usage("dtype", _DTYPE.value):
+        return loop.Config(
+            spec.name,
+            _DATASET.value,
+            recipe,
+            arguments,
+            _DTYPE.value,
+            _SEED.value,
+            _DETERMINISTIC.value,
+            _DATA_DIR.value,
+        )
+
+
+def main(argv):
+    """Trains as the flags say."""
+    from keras_resnet.training import loop
+
+    config = _config()
+    name = config.dataset.replace(":", "_").replace("/", "_")
+    workdir = _WORKDIR.value or f"runs/{config.model}_{name}"
+    print(
+        f"{config.model} on {config.dataset} by the recipe {config.recipe.name}"
+        f" ({config.recipe.source}): {config.recipe.steps:,} steps of "
+        f"{config.recipe.batch_size} images, in {workdir}"
+    )
+    try:
+        result = loop.train_and_evaluate(
+            config,
+            workdir,
+            log_every=_LOG_EVERY.value,
+            eval_every=_EVAL_EVERY.value,
+        )
+    except loop.WorkdirError as error:
+        raise command_line.UsageError("workdir", workdir, error) from error
+    print(
+        f"test error {result['test_top1_error']:.2f}%, "
+        f"of {result['test_images']:,} images"
+    )
+    print(f"next: python -m apps.evaluate --workdir={workdir}")
+    print(
+        f"      python -m apps.export --workdir={workdir} "
+        f"--export_dir=exports/{config.model}_{name}"
+    )
+    print(json.dumps(result))
+
+
+def cli():
+    """The console script."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()

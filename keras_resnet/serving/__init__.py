@@ -1,0 +1,1 @@
+"""Trained networks for programs that know nothing of Keras."""

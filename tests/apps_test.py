@@ -1,0 +1,201 @@
+"""The programs, one after the other on what the one before left."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import keras_resnet
+from keras_resnet.training import data
+from tests import programs
+
+TINY = keras_resnet.Spec("tiny", (1, 1), (8, 16), stem="cifar", shortcut="A")
+
+
+class ChainTest(parameterized.TestCase):
+    """Train, evaluate, export, predict, as a newcomer does."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        patch = mock.patch.dict(keras_resnet.MODELS, {"tiny": TINY})
+        patch.start()
+        cls.addClassCleanup(patch.stop)
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        cls.root = Path(directory.name)
+        cls.workdir = cls.root / "run"
+        cls.trained = programs.run(
+            "train",
+            "--model=tiny",
+            f"--workdir={cls.workdir}",
+            "--steps=120",
+            "--log_every=40",
+        )
+        cls.exported = programs.run(
+            "export",
+            f"--workdir={cls.workdir}",
+            f"--export_dir={cls.root}/exports",
+        )
+
+    def test_training_reports_and_ends_in_json(self):
+        self.assertEqual(self.trained.code, 0, self.trained.err)
+        self.assertIn(
+            "tiny on digits by the recipe digits", self.trained.out[0]
+        )
+        result = json.loads(self.trained.out[-1])
+        self.assertEqual(result["step"], 120)
+        self.assertEqual(result["test_images"], 355)
+        self.assertLess(result["test_top1_error"], 30.0)
+        self.assertGreater(result["images_per_second"], 0)
+
+    def test_every_evaluation_gives_the_error_of_training(self):
+        result = json.loads(self.trained.out[-1])
+        for arguments in (
+            [f"--workdir={self.workdir}"],
+            [f"--saved_model={self.root}/exports", "--dataset=digits"],
+        ):
+            outcome = programs.run("evaluate", *arguments)
+            self.assertEqual(outcome.code, 0, outcome.err)
+            evaluated = json.loads(outcome.out[-1])
+            self.assertEqual(evaluated["images"], 355)
+            np.testing.assert_allclose(
+                evaluated["top1_error"], result["test_top1_error"], rtol=1e-6
+            )
+            np.testing.assert_allclose(
+                evaluated["loss"], result["test_loss"], rtol=1e-3
+            )
+
+    def test_weights_of_a_file_are_evaluated(self):
+        model = keras_resnet.resnet("tiny", input_shape=(8, 8, 1), classes=10)
+        path = f"{self.root}/tiny.weights.h5"
+        model.save_weights(path)
+        outcome = programs.run(
+            "evaluate",
+            "--model=tiny",
+            f"--weights={path}",
+            "--dataset=digits",
+            "--mean=0.5",
+            "--standard_deviation=0.25",
+        )
+        self.assertEqual(outcome.code, 0, outcome.err)
+        dataset = data.load("digits")
+        images, labels = dataset.test_images(355)
+        best = np.argmax(model((images / 255.0 - 0.5) / 0.25), axis=1)
+        errors = int(np.sum(best != labels))
+        result = json.loads(outcome.out[-1])
+        self.assertEqual(result["top1_errors"], errors)
+
+    def test_prediction_answers_as_the_network_does(self):
+        paths = data.write_examples(data.load("digits"), self.root / "pictures")
+        outcome = programs.run(
+            "predict", f"--saved_model={self.root}/exports", "--json", *paths
+        )
+        self.assertEqual(outcome.code, 0, outcome.err)
+        answers = [json.loads(line) for line in outcome.out]
+        self.assertLen(answers, 10)
+        right = [
+            answer["predictions"][0]["label"]
+            == Path(answer["image"]).stem.rpartition("_")[2]
+            for answer in answers
+        ]
+        self.assertGreaterEqual(sum(right), 6)
+
+    def test_same_command_trains_nothing_twice(self):
+        outcome = programs.run(
+            "train",
+            "--model=tiny",
+            f"--workdir={self.workdir}",
+            "--steps=120",
+            "--log_every=40",
+        )
+        self.assertIn("has all its 120 steps already", "\n".join(outcome.out))
+
+    def test_checkpoint_of_another_recipe_is_refused(self):
+        outcome = programs.run(
+            "train", "--model=tiny", f"--workdir={self.workdir}", "--steps=60"
+        )
+        self.assertEqual(outcome.code, 2)
+        self.assertLen(outcome.err, 1)
+        self.assertIn("--workdir=", outcome.err[0])
+        self.assertIn("recipe.steps was 120, is 60", outcome.err[0])
+
+
+class UsageTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (
+            ["--model=resnet2O"],
+            2,
+            "--model=resnet2O: unknown network.*resnet20",
+        ),
+        (["--dataset=digts"], 2, "--dataset=digts: unknown.*digits"),
+        (["--modle=resnet20"], 2, "unknown flag --modle .did you mean --model"),
+        (["--steps=many"], 2, "--steps=many"),
+        (["--steps=0"], 2, "--steps=0"),
+        (["--recipe=cifar"], 2, "--recipe=cifar: .*cifar10"),
+        (["--batch_size=0"], 2, "--batch_size=0: .*at least 1"),
+        (["--dtype=float64"], 2, "--dtype=float64: .*mixed_bfloat16"),
+        (["--set=learning_rate=1"], 2, "expected recipe.NAME=VALUE or"),
+        (["--set=recipe.rate=1"], 2, "--set=recipe.rate=1: .*learning_rate"),
+        (
+            ["--set=model.shortcut=D"],
+            2,
+            "--set=model.shortcut=D: shortcut must",
+        ),
+        (["--set=model.unit=plain"], 2, "--set=model.unit=plain: unit must be"),
+        (["resnet20"], 2, "unexpected argument resnet20"),
+        (["--dataset=folder:nowhere"], 1, "nowhere"),
+    )
+    def test_mistakes_are_one_line_and_leave_nothing(
+        self, arguments, code, message
+    ):
+        directory = self.enter_context(tempfile.TemporaryDirectory())
+        outcome = programs.run(
+            "train", f"--workdir={directory}/run", *arguments
+        )
+        self.assertLen(outcome.err, 1)
+        self.assertRegex(outcome.err[0], "^train: .*" + message)
+        self.assertEqual(outcome.code, code)
+        self.assertEqual(os.listdir(directory), [])
+
+    @parameterized.parameters(
+        ([], "give one of"),
+        (["--workdir=a", "--model=b"], "give one of"),
+        (["--workdir=nowhere"], "--workdir=nowhere: .*no config.json"),
+        (
+            ["--saved_model=nowhere", "--dataset=digits"],
+            "--saved_model=nowhere",
+        ),
+        (["--model=resnet20", "--weights=no.h5", "--dataset=digits"], "no.h5"),
+        (["--model=resnet20"], "--dataset=: name the test images"),
+        (["--model=resnet20", "--protocol=double"], "protocol"),
+    )
+    def test_evaluation_refuses_what_it_cannot_do(self, arguments, message):
+        outcome = programs.run("evaluate", *arguments)
+        self.assertLen(outcome.err, 1)
+        self.assertRegex(outcome.err[0], message)
+        self.assertEqual(outcome.code, 2)
+
+    def test_failure_of_tensorflow_is_one_line(self):
+        error = tf.errors.ResourceExhaustedError(None, None, "no memory\nleft")
+        with mock.patch.object(data, "load", side_effect=error):
+            outcome = programs.run("train")
+        self.assertEqual(outcome.code, 1)
+        self.assertEqual(outcome.err, ["train: no memory left"])
+
+    def test_mistake_of_ours_has_its_trace(self):
+        with (
+            mock.patch.object(data, "load", side_effect=TypeError("bug")),
+            self.assertRaisesRegex(TypeError, "bug"),
+        ):
+            programs.run("train")
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,258 @@
+"""The client's own work is tried on a network that is a few lines long."""
+
+import json
+import os
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from keras_resnet.serving import client as client_lib
+from keras_resnet.serving import export as export_lib
+from keras_resnet.training import data
+from tests import programs
+
+LABELS = ["dark", "red", "green", "blue"]
+
+
+class Digits:
+    """Answers b"7" with class 7 of 10, refuses what is no digit."""
+
+    labels = tuple(f"label {i}" for i in range(10))
+
+    def __init__(self):
+        self.asked = []
+
+    def probabilities(self, images):
+        self.asked.append(list(images))
+        if not all(image.isdigit() for image in images):
+            raise client_lib.Refused("no digit")
+        rows = np.full([len(images), 10], 0.05, np.float32)
+        rows[range(len(images)), [int(image) for image in images]] = 0.55
+        return rows
+
+
+class ClientTest(parameterized.TestCase):
+    def test_answers_come_in_the_order_of_the_images(self):
+        images = [b"%d" % (i * 7 % 10) for i in range(25)]
+        answers = client_lib.Client(Digits(), 4).predict(images)
+        self.assertEqual(
+            [answer.best[0][0] for answer in answers],
+            [f"label {image.decode()}" for image in images],
+        )
+
+    def test_no_images_get_no_answers_and_the_network_is_not_asked(self):
+        network = Digits()
+        self.assertEqual(client_lib.Client(network).predict([]), [])
+        self.assertEmpty(network.asked)
+
+    def test_batches_are_cut_to_the_size(self):
+        network = Digits()
+        client_lib.Client(network, 4).predict([b"1"] * 10)
+        self.assertEqual([len(batch) for batch in network.asked], [4, 4, 2])
+
+    def test_answer_holds_the_most_probable_labels_best_first(self):
+        (answer,) = client_lib.Client(Digits()).predict([b"3"], top=2)
+        (best, probability), (second, _) = answer.best
+        self.assertEqual((best, second), ("label 3", "label 0"))
+        self.assertAlmostEqual(probability, 0.55, places=6)
+        self.assertIsNone(answer.error)
+
+    def test_no_answer_has_more_labels_than_there_are(self):
+        (answer,) = client_lib.Client(Digits()).predict([b"3"], top=99)
+        self.assertLen(answer.best, 10)
+
+    @parameterized.parameters(
+        ([0],), ([15],), ([3, 4],), ([0, 7, 15],), (list(range(16)),)
+    )
+    def test_bad_images_get_errors_and_the_others_their_answers(self, bad):
+        images = [b"x" if i in bad else b"%d" % (i % 10) for i in range(16)]
+        network = Digits()
+        answers = client_lib.Client(network).predict(images)
+        for i, answer in enumerate(answers):
+            if i in bad:
+                self.assertEqual(answer, client_lib.Answer(error="no digit"))
+            else:
+                self.assertEqual(answer.best[0][0], f"label {i % 10}")
+        # Halving 16 images finds one that is bad in 1 + 2 * 4 questions.
+        self.assertLessEqual(len(network.asked), min(1 + 8 * len(bad), 31))
+
+    def test_batch_size_below_1_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "1 or more, received 0"):
+            client_lib.Client(Digits(), 0)
+
+    def test_files_are_read_a_batch_at_a_time(self):
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [os.path.join(folder, str(i)) for i in range(5)]
+            for i in (0, 1, 3, 4):
+                with open(paths[i], "wb") as file:
+                    file.write(b"%d" % i)
+            network = Digits()
+            answers = client_lib.Client(network, 2).predict_files(paths)
+            self.assertEqual(next(answers).best[0][0], "label 0")
+            self.assertEqual(network.asked, [[b"0", b"1"]])
+            rest = list(answers)
+        self.assertEqual(
+            rest[1], client_lib.Answer(error="No such file or directory")
+        )
+        self.assertEqual(
+            [rest[i].best[0][0] for i in (0, 2, 3)],
+            ["label 1", "label 3", "label 4"],
+        )
+
+
+def colour_network():
+    """The most probable class is the strongest colour; nothing: "dark"."""
+    x = keras.Input([4, 4, 3])
+    y = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    kernel = np.eye(3, 4, 1, dtype=np.float32) * 9
+    dense = keras.layers.Dense(4, activation="softmax", name="predictions")
+    model = keras.Model(x, dense(y))
+    dense.set_weights([kernel, np.array([3, 0, 0, 0])])
+    return model
+
+
+class SavedModelTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        cls.export_dir = os.path.join(folder.name, "exported")
+        preprocessing = data.Preprocessing(
+            image_size=4,
+            channels=3,
+            shorter_side=None,
+            mean=np.zeros([3], np.float32),
+            standard_deviation=None,
+        )
+        cls.path = export_lib.export(
+            colour_network(), preprocessing, LABELS, cls.export_dir
+        )
+        cls.images = {}
+        for index, name in enumerate(["red", "green", "blue"]):
+            image = np.zeros([8, 8, 3], np.uint8)
+            image[..., index] = 255
+            cls.images[name] = tf.io.encode_png(image).numpy()
+            cls.write(name + ".png", cls.images[name])
+        cls.write("text.png", b"this is no image")
+
+    @classmethod
+    def write(cls, name, content):
+        with open(os.path.join(cls.folder, name), "wb") as file:
+            file.write(content)
+
+    def predict(self, *arguments):
+        """The program, asked about images of the folder."""
+        return programs.run(
+            "predict",
+            *(
+                os.path.join(self.folder, argument)
+                if argument.endswith(".png")
+                else argument
+                for argument in arguments
+            ),
+        )
+
+    def test_network_names_the_colours(self):
+        client = client_lib.Client(client_lib.SavedModel(self.path))
+        answers = client.predict(list(self.images.values()))
+        self.assertEqual(
+            [answer.best[0][0] for answer in answers], list(self.images)
+        )
+        for answer in answers:
+            e = np.exp([9.0, 3.0, 0.0, 0.0])
+            np.testing.assert_allclose(
+                [probability for _, probability in answer.best],
+                e / e.sum(),
+                rtol=1e-4,
+            )
+
+    def test_bad_image_among_good_ones_gets_its_own_error(self):
+        client = client_lib.Client(client_lib.SavedModel(self.path))
+        images = [self.images["red"], b"", self.images["blue"], b"text"]
+        red, empty, blue, text = client.predict(images, top=1)
+        self.assertEqual(red.best[0][0], "red")
+        self.assertEqual(blue.best[0][0], "blue")
+        for answer in (empty, text):
+            self.assertEqual(
+                answer.error, "an image must be a JPEG, PNG, GIF, BMP or WebP"
+            )
+
+    def test_image_that_is_cut_gets_the_reason_in_one_line(self):
+        client = client_lib.Client(client_lib.SavedModel(self.path))
+        (answer,) = client.predict([self.images["red"][:60]])
+        self.assertStartsWith(answer.error, "Invalid PNG data")
+        self.assertNotRegex(answer.error, r"[\n\[{]")
+
+    def test_directory_of_versions_is_its_newest_one(self):
+        with tempfile.TemporaryDirectory() as export_dir:
+            for version in ("9", "10"):
+                os.symlink(self.path, os.path.join(export_dir, version))
+            network = client_lib.SavedModel(export_dir)
+            self.assertEqual(os.path.basename(network.directory), "10")
+        self.assertEqual(network.labels, LABELS)
+
+    @parameterized.parameters("nowhere", "")
+    def test_directory_without_versions_is_refused(self, name):
+        with self.assertRaisesRegex(ValueError, "holds neither"):
+            client_lib.SavedModel(os.path.join(self.folder, name))
+
+    def test_saved_model_of_something_else_is_refused(self):
+        with tempfile.TemporaryDirectory() as directory:
+            tf.saved_model.save(tf.Module(), directory)
+            with self.assertRaisesRegex(ValueError, "assets/labels.txt"):
+                client_lib.SavedModel(directory)
+
+    def test_program_prints_a_table(self):
+        code, out, err = self.predict(
+            f"--saved_model={self.export_dir}", "--top=2", "red.png", "blue.png"
+        )
+        self.assertEqual((code, err), (0, []))
+        self.assertEqual(out[0].split(), ["image", "probability", "label"])
+        self.assertEqual(
+            [line.split()[-2:] for line in out[1:]],
+            [
+                ["99.73%", "red"],
+                ["0.25%", "dark"],
+                ["99.73%", "blue"],
+                ["0.25%", "dark"],
+            ],
+        )
+        self.assertIn("red.png", out[1])
+
+    def test_program_goes_on_after_a_bad_image_and_exits_with_1(self):
+        code, out, err = self.predict(
+            f"--saved_model={self.export_dir}",
+            "--json",
+            *("red.png", "text.png", "missing.png", "green.png"),
+        )
+        self.assertEqual(code, 1)
+        self.assertEqual(err, ["predict: 2 of 4 images got no answer"])
+        red, text, missing, green = map(json.loads, out)
+        self.assertEqual(red["predictions"][0]["label"], "red")
+        self.assertLen(green["predictions"], 4)
+        self.assertIn("must be a JPEG", text["error"])
+        self.assertEqual(missing["error"], "No such file or directory")
+        self.assertEndsWith(missing["image"], "missing.png")
+
+    @parameterized.parameters(
+        (["x.png"], "--saved_model"),
+        (["--saved_model=nowhere", "x.png"], "--saved_model=nowhere"),
+        (["--saved_model=here"], "--saved_model=here"),
+        (["--top=0", "x.png"], "top"),
+        (["--tob=3", "x.png"], "--tob .did you mean --top"),
+    )
+    def test_usage_error_is_one_line_and_exit_code_2(self, arguments, message):
+        code, out, err = self.predict(*arguments)
+        self.assertEqual((code, out), (2, []))
+        self.assertLen(err, 1)
+        self.assertRegex(err[0], message)
+
+
+if __name__ == "__main__":
+    absltest.main()

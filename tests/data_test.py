@@ -1,0 +1,954 @@
+import base64
+import dataclasses
+import os
+import pathlib
+import socket
+import tempfile
+import urllib.error
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from keras_resnet.training import data
+
+PHOTO = data.Preprocessing(
+    224, 3, 256, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+)
+
+# A picture of 3 x 4 pixels, and files of it that Pillow wrote.
+PICTURE = np.array(
+    [
+        [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]],
+        [[0, 0, 0], [10, 20, 30], [200, 100, 50], [128, 128, 128]],
+        [[1, 2, 3], [250, 5, 99], [77, 88, 66], [40, 240, 140]],
+    ],
+    np.uint8,
+)
+FILES = {
+    "bmp": (
+        "Qk1aAAAAAAAAADYAAAAoAAAABAAAAAMAAAABABgAAAAAACQAAADEDgAAxA4AAAAAAAAAAAAA"
+        "AwIBYwX6QlhNjPAoAAAAHhQKMmTIgICAAAD/AP8A/wAA////"
+    ),
+    "gif_of_two_frames": (
+        "R0lGODdhBAADAIMAAP///yjwjICAgAD/AMhkMk1YQgoUHvoFY/8AAAECAwAA/wAAAAAAAAAA"
+        "AAAAAAAAACwAAAAABAADAAAIEAARDFAAYIEBAgISHCgQICAAIfkEAQAADAAsAAAAAAQAAwCD"
+        "////KPCMgICAAP8AyGQyTVhCChQe+gVj/wAAAQIDAAD/AAAAAAAAAAAAAAAAAAAACA8AExwo"
+        "EICBQQYIBigAEBAAOw=="
+    ),
+    "webp": (
+        "UklGRmIAAABXRUJQVlA4TFYAAAAvA4AAAF+gppEU6J6WCuXIwwMVCs6GmbZton4lUzzlMozj"
+        "MgZT1EgKQ3OBAoRgHEX1f/MfgAIIjE8CWKbt/tIlTN9uqWkgCCCBiSSTJZZYYfGI/gfmHQ=="
+    ),
+    "webp_with_alpha": (
+        "UklGRm4AAABXRUJQVlA4TGEAAAAvA4AAEF9gJAASYAIrmOZwm8kF3FALSRK0Gx7Ipb/E+ZOc"
+        "waqKbIO6lxgSKOFP4Wc9ZAEmf/cgwhl0OEEEhJSAeCpAElG12f7TC+/4PRvbq4MggEQhlphW"
+        "GGKWhSP6H5h3AA=="
+    ),
+    "webp_of_two_frames": (
+        "UklGRgIBAABXRUJQVlA4WAoAAAASAAAAAwAAAgAAQU5JTQYAAAAAAAAAAABBTk1GbgAAAAAA"
+        "AAAAAAMAAAIAAAAAAAJWUDhMVgAAAC8DgAAAX6Aqsg3qooEUoqmll08tnjVURbZBh683Jfwp"
+        "QAkKIVuBOjCiSCCkjJI49f78B0ABeDAhpWWyk8+zC/Ut1rWVB4AggMQniihm2WOSbSP6H9wu"
+        "QU5NRmAAAAAAAAAAAAADAAACAAAAAAAAVlA4TEcAAAAvA4AAEEegkJEk5orsy73aC1QNBW3b"
+        "MOkZlGnox1EhADRMhyTcIKYxveY/AIB9yLK6in350XOeAUG2bW42IxnJSR7R/1jgAQA="
+    ),
+}
+
+
+def numpy_resize(image, height, width):
+    """Bilinear with antialiasing, by its definition, one axis at a time."""
+
+    def weights(old, new):
+        scale = old / new
+        centre = (np.arange(new)[:, None] + 0.5) * scale - 0.5
+        distance = np.abs(np.arange(old) - centre) / max(scale, 1.0)
+        triangle = np.maximum(1.0 - distance, 0.0)
+        return triangle / triangle.sum(1, keepdims=True)
+
+    rows = weights(image.shape[0], height)
+    columns = weights(image.shape[1], width)
+    return np.einsum("yh,xw,hwc->yxc", rows, columns, image.astype(float))
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def batches(dataset, count):
+    return [
+        tuple(array.numpy() for array in batch) for batch in dataset.take(count)
+    ]
+
+
+def assert_same(actual, expected):
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+class PreprocessingTest(parameterized.TestCase):
+    @parameterized.product(
+        deviation=[None, [0.25, 0.5, 2.0]], per_pixel=[False, True]
+    )
+    def test_is_pixels_over_255_less_the_mean_over_the_deviation(
+        self, deviation, per_pixel
+    ):
+        mean = np.random.default_rng(1).random((6, 6, 3) if per_pixel else 3)
+        preprocessing = data.Preprocessing(6, 3, None, mean, deviation)
+        images = noise(2, 6, 6, 3)
+        np.testing.assert_allclose(
+            preprocessing(images),
+            (images / 255 - mean) / (deviation or 1.0),
+            atol=1e-6,
+        )
+
+    @parameterized.parameters(None, 40)
+    def test_goes_through_json_without_losing_a_bit(self, shorter_side):
+        mean = np.random.default_rng(2).random((32, 32, 3)).astype(np.float32)
+        deviation = np.float32([0.1, 1 / 3, 0.7]) if shorter_side else None
+        before = data.Preprocessing(32, 3, shorter_side, mean, deviation)
+        after = data.Preprocessing.from_json(before.to_json())
+        self.assertEqual(after.mean.tobytes(), mean.tobytes())
+        self.assertEqual(after.mean.dtype, np.float32)
+        self.assertEqual(after.image_shape, (32, 32, 3))
+        self.assertEqual(after.shorter_side, shorter_side)
+        if shorter_side is None:
+            self.assertIsNone(after.standard_deviation)
+        else:
+            np.testing.assert_array_equal(after.standard_deviation, deviation)
+
+    @parameterized.parameters(
+        ({"channels": 2}, "channels must be 1 or 3, received 2"),
+        ({"image_size": 0}, "image_size must be at least 1, received 0"),
+        ({"shorter_side": 200}, r"at least image_size \(224\), received 200"),
+        ({"mean": [0.5]}, r"shape \(3,\) or \(224, 224, 3\), received \(1,\)"),
+        ({"standard_deviation": [1, 0, 1]}, "3 numbers above 0"),
+        ({"standard_deviation": [1]}, "3 numbers above 0"),
+    )
+    def test_refuses_what_does_not_fit_together(self, change, message):
+        with self.assertRaisesRegex(ValueError, message):
+            dataclasses.replace(PHOTO, **change)
+
+    def test_view_of_an_image_of_its_size_is_the_image(self):
+        preprocessing = data.Preprocessing(32, 3, None, [0.0] * 3)
+        image = noise(32, 32, 3)
+        np.testing.assert_array_equal(preprocessing.view(image), image)
+
+    @parameterized.parameters((9, 40), (40, 9), (20, 20))
+    def test_view_without_shorter_side_is_both_sides_resized(self, *sides):
+        preprocessing = data.Preprocessing(16, 3, None, [0.0] * 3)
+        image = noise(*sides, 3)
+        np.testing.assert_allclose(
+            preprocessing.view(image),
+            numpy_resize(image, 16, 16),
+            atol=0.51,
+        )
+
+    @parameterized.parameters((30, 47), (47, 30), (300, 201), (64, 64))
+    def test_view_is_the_centre_of_the_resized_image(self, height, width):
+        preprocessing = data.Preprocessing(28, 3, 32, [0.0] * 3)
+        image = noise(height, width, 3)
+        shorter = min(height, width)
+        resized = numpy_resize(
+            image, 32 * height // shorter, 32 * width // shorter
+        )
+        top = (resized.shape[0] - 28) // 2
+        left = (resized.shape[1] - 28) // 2
+        view = preprocessing.view(image)
+        self.assertEqual(view.dtype, tf.uint8)
+        np.testing.assert_allclose(
+            view, resized[top : top + 28, left : left + 28], atol=0.51
+        )
+
+    @parameterized.parameters(*FILES)
+    def test_decodes(self, name):
+        image = data._decode(tf.constant(base64.b64decode(FILES[name])))
+        np.testing.assert_array_equal(image[..., :3], PICTURE)
+
+    @parameterized.parameters(1, 2, 3, 4)
+    def test_decodes_png_of_any_channels_to_what_is_wanted(self, channels):
+        image = noise(5, 5, channels)
+        encoded = tf.io.encode_png(image)
+        for wanted in (1, 3):
+            preprocessing = data.Preprocessing(5, wanted, None, [0.0] * wanted)
+            colours = image[..., : 3 if channels > 2 else 1].astype(float)
+            if wanted == 1 and channels > 2:
+                colours = colours @ [[0.299], [0.587], [0.114]]
+            np.testing.assert_allclose(
+                preprocessing.decode(encoded),
+                np.broadcast_to(colours, (5, 5, wanted)),
+                atol=1.0 if wanted == 1 and channels > 2 else 0.0,
+            )
+
+    def test_decodes_16_bits_to_the_upper_8(self):
+        image = np.arange(25, dtype=np.uint16).reshape(5, 5, 1) * 2600
+        preprocessing = data.Preprocessing(5, 1, None, [0.0])
+        np.testing.assert_array_equal(
+            preprocessing.decode(tf.io.encode_png(image)), image >> 8
+        )
+
+    def test_decodes_in_a_graph_as_outside_of_it(self):
+        signature = [tf.TensorSpec([], tf.string)]
+        decode = tf.function(PHOTO.decode, input_signature=signature)
+        for image in (noise(250, 300, 3), noise(500, 260, 1)):
+            encoded = tf.io.encode_jpeg(image)
+            view = decode(encoded)
+            self.assertEqual(view.shape, (224, 224, 3))
+            np.testing.assert_array_equal(view, PHOTO.decode(encoded))
+
+    # An animation without alpha makes TensorFlow 2.21 write beyond its memory
+    # where it is left to find the number of channels.
+    def test_animation_without_alpha_is_an_error_and_no_crash(self):
+        animation = bytearray(base64.b64decode(FILES["webp_of_two_frames"]))
+        self.assertEqual(animation[20], 0x12)
+        animation[20] = 0x02
+        with self.assertRaises(tf.errors.InvalidArgumentError):
+            PHOTO.decode(tf.constant(bytes(animation)))
+
+    @parameterized.parameters(
+        b"", b"no image", b"RIFF", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"
+    )
+    def test_what_is_no_image_is_an_error(self, encoded):
+        with self.assertRaises(tf.errors.InvalidArgumentError):
+            PHOTO.decode(tf.constant(encoded))
+
+
+class AugmentationTest(parameterized.TestCase):
+    @parameterized.parameters(((8, 8, 1),), ((32, 32, 3),), ((16, 40, 3),))
+    def test_pad_crop_is_a_crop_of_the_zero_padded_image(self, shape):
+        rng = np.random.default_rng(3)
+        images = rng.normal(size=(50, *shape)).astype(np.float32)
+        height, width, _ = shape
+        above, beside = height // 8, width // 8
+        top = rng.integers(0, 2 * above + 1, 50)
+        left = rng.integers(0, 2 * beside + 1, 50)
+        is_flipped = rng.random(50) < 0.5
+        cropped = data.pad_crop(
+            tf.constant(images),
+            tf.constant(top, tf.int32),
+            tf.constant(left, tf.int32),
+            tf.constant(is_flipped),
+        ).numpy()
+        for i in range(50):
+            expected = np.pad(
+                images[i], [[above, above], [beside, beside], [0, 0]]
+            )[top[i] : top[i] + height, left[i] : left[i] + width]
+            if is_flipped[i]:
+                expected = expected[:, ::-1]
+            np.testing.assert_array_equal(cropped[i], expected)
+
+    def test_pad_crop_shows_every_crop_equally_often(self):
+        crops = self.crops_of("pad_crop", 20_000)
+        _, counts = np.unique(crops, return_counts=True)
+        self.assertLen(counts, 9)  # 1 pixel of 8 on each side, no flips
+        # 2222 expected of each, with a standard deviation of 44.
+        np.testing.assert_array_less(np.abs(counts - 20_000 / 9), 220)
+
+    def test_pad_crop_flip_shows_every_crop_and_its_flip_equally_often(self):
+        crops = self.crops_of("pad_crop_flip", 20_000)
+        _, counts = np.unique(crops, return_counts=True)
+        self.assertLen(counts, 18)
+        np.testing.assert_array_less(np.abs(counts - 20_000 / 18), 165)
+
+    def crops_of(self, augmentation, count):
+        """Which of the 18 crops of the digits a batch has, found by search.
+
+        The image is the normalized one, so that what was padded is zero: the
+        mean is subtracted before.
+        """
+        digits = data.load("digits")
+        ((plain, labels),) = batches(digits.train_batches(count, seed=5), 1)
+        ((images, same),) = batches(
+            digits.train_batches(count, 5, augmentation=augmentation), 1
+        )
+        np.testing.assert_array_equal(labels, same)
+        padded = np.pad(plain, [[0, 0], [1, 1], [1, 1], [0, 0]])
+        crops = np.stack(
+            [
+                padded[:, y : y + 8, x : x + 8][:, :, ::direction]
+                for direction in (1, -1)
+                for y in range(3)
+                for x in range(3)
+            ]
+        )
+        is_same = np.all(crops == images, axis=(2, 3, 4))
+        np.testing.assert_array_equal(is_same.sum(0), 1)
+        return is_same.argmax(0)
+
+    @parameterized.parameters((375, 500), (500, 375), (256, 256))
+    def test_scale_jitter_is_a_224_crop_of_a_shorter_side_of_256_to_480(
+        self, height, width
+    ):
+        windows = self.windows_of(data.scale_jitter, height, width)
+        top, left, rows, columns = windows.T
+        np.testing.assert_array_equal(rows, columns)
+        scale = 224 * min(height, width) / rows
+        self.assertAlmostEqual(scale.min(), 256, delta=1)
+        self.assertAlmostEqual(scale.max(), 480, delta=2)
+        self.assertAlmostEqual(scale.mean(), 368, delta=4)
+        # Anywhere: the free space is divided uniformly.
+        for before, free in ((top, height - rows), (left, width - columns)):
+            self.assertAlmostEqual(np.mean(before / free), 0.5, delta=0.02)
+            self.assertEqual(before.min(), 0)
+            self.assertEqual((free - before).min(), 0)
+
+    @parameterized.parameters((375, 500), (1000, 1000))
+    def test_scale_aspect_is_8_to_100_percent_of_the_area(self, height, width):
+        windows = self.windows_of(data.scale_aspect, height, width)
+        _, _, rows, columns = windows.T
+        area = rows * columns / (height * width)
+        aspect = columns / rows
+        self.assertBetween(area.min(), 0.079, 0.09)
+        self.assertBetween(area.max(), 0.95, 1.0)
+        self.assertBetween(aspect.min(), 0.745, 0.76)
+        self.assertBetween(aspect.max(), 1.32, 1.345)
+
+    def test_scale_aspect_of_a_square_has_uniform_areas(self):
+        # Areas up to 3/4 fit into a square at any aspect ratio of 3/4 to 4/3,
+        # so that the draw is uniform there.
+        windows = self.windows_of(data.scale_aspect, 1000, 1000)
+        area = windows[:, 2] * windows[:, 3] / 1e6
+        counts, _ = np.histogram(area, bins=4, range=(0.08, 0.75))
+        np.testing.assert_allclose(counts / counts.mean(), 1.0, atol=0.15)
+        is_wide = windows[:, 3] > windows[:, 2]
+        self.assertAlmostEqual(np.mean(is_wide), 0.5, delta=0.04)
+
+    def test_scale_aspect_falls_back_to_the_square_in_the_centre(self):
+        for window in self.windows_of(data.scale_aspect, 1000, 10, count=5):
+            np.testing.assert_array_equal(window, [495, 0, 10, 10])
+
+    def windows_of(self, choose, height, width, count=2000):
+        random = np.random.default_rng(7).random((count, 32), np.float32)
+
+        @tf.function
+        def choose_all(height, width):
+            return tf.map_fn(
+                lambda numbers: choose(height, width, numbers),
+                tf.constant(random),
+                fn_output_signature=tf.int32,
+            )
+
+        windows = choose_all(tf.constant(height), tf.constant(width)).numpy()
+        top, left, rows, columns = windows.T
+        self.assertGreaterEqual(windows.min(), 0)
+        self.assertTrue(np.all(top + rows <= height))
+        self.assertTrue(np.all(left + columns <= width))
+        return windows
+
+    @parameterized.product(
+        encode=[tf.io.encode_jpeg, tf.io.encode_png],
+        window=[(0, 0, 40, 50), (7, 13, 20, 31), (39, 49, 1, 1)],
+    )
+    def test_window_that_is_decoded_is_that_of_the_image(self, encode, window):
+        smooth = numpy_resize(noise(5, 6, 3), 40, 50).astype(np.uint8)
+        encoded = encode(smooth)
+        image = tf.io.decode_image(encoded).numpy()
+        top, left, height, width = window
+        decoded = data._decode_window(
+            encoded, lambda *_: tf.constant(window, tf.int32)
+        )
+        expected = image[top : top + height, left : left + width]
+        if encode is tf.io.encode_jpeg:
+            # At its border a window has no neighbours to smooth colours with.
+            self.assertEqual(decoded.shape, expected.shape)
+            decoded, expected = decoded[1:-1, 1:-1], expected[1:-1, 1:-1]
+        np.testing.assert_array_equal(decoded, expected)
+
+    def test_colour_shift_has_the_principal_components_of_alexnet(self):
+        normal = np.random.default_rng(8).normal(size=(100_000, 3))
+        shift = data.colour_shift(tf.constant(normal, tf.float32)).numpy()
+        # The covariance is E diag((0.1 lambda)^2) E': its eigenvalues are the
+        # squares, its first eigenvector is nearly grey.
+        values, vectors = np.linalg.eigh(np.cov(shift.T))
+        np.testing.assert_allclose(
+            np.sqrt(values[::-1]), [0.02175, 0.00188, 0.00045], rtol=0.01
+        )
+        np.testing.assert_allclose(
+            np.abs(vectors[:, ::-1].T),
+            [
+                [0.5675, 0.5808, 0.5836],
+                [0.7192, 0.0045, 0.6948],
+                [0.4009, 0.8140, 0.4203],
+            ],
+            atol=3e-3,
+        )
+        np.testing.assert_allclose(shift.mean(0), 0.0, atol=3e-4)
+
+    def test_scale_jitter_shifts_the_colours_of_each_image_of_a_batch(self):
+        folder = photos(self, colours=True)
+        dataset = data.load(folder)
+        deviation = dataset.preprocessing.standard_deviation
+        ((plain, _),) = batches(dataset.train_batches(64, seed=1), 1)
+        ((images, _),) = batches(
+            dataset.train_batches(64, 1, augmentation="scale_jitter"), 1
+        )
+        # The photos are of one colour each: only the shift can be seen.
+        shift = (images - plain) * deviation
+        np.testing.assert_allclose(
+            shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-5
+        )
+        shift = shift[:, 0, 0]
+        self.assertLen(np.unique(shift[:, 0].round(6)), 64)
+        self.assertBetween(np.linalg.norm(shift, axis=1).mean(), 0.012, 0.024)
+
+    def test_scale_aspect_flips_half_of_the_images(self):
+        dataset = data.load(photos(self))
+        ((images, _),) = batches(
+            dataset.train_batches(200, 2, augmentation="scale_aspect"), 1
+        )
+        # The photos are brighter from left to right.
+        is_flipped = images[:, :, :20].mean((1, 2, 3)) > images[
+            :, :, -20:
+        ].mean((1, 2, 3))
+        self.assertBetween(is_flipped.mean(), 0.38, 0.62)
+
+    def test_unknown_augmentation_is_an_error_with_near_names(self):
+        with self.assertRaisesRegex(ValueError, "'pad_corp'.*mean pad_crop"):
+            data.load("digits").train_batches(8, 0, augmentation="pad_corp")
+
+
+def scratch(test):
+    """A directory that goes when the test, or the class of tests, has run."""
+    directory = tempfile.TemporaryDirectory()
+    is_class = isinstance(test, type)
+    add = test.addClassCleanup if is_class else test.addCleanup
+    add(directory.cleanup)
+    return directory.name
+
+
+def photos(test, colours=False, count=12):
+    """folder:PATH of PNG files of several sizes, each unlike the others."""
+    root = pathlib.Path(scratch(test))
+    for i in range(count):
+        height, width = 240 + 7 * (i % 5), 230 + 11 * (i % 3)
+        image = np.full((height, width, 3), 20 * i, np.uint8)
+        if not colours:
+            image[..., 0] = np.linspace(0, 255, width)
+        path = root / f"class_{i % 2}" / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(tf.io.encode_png(image).numpy())
+    return f"folder:{root}"
+
+
+def tfds_set(test, shape, unlabelled=(), /, **splits):
+    """The directory of a prepared set of TFDS in several files a split.
+
+    Every image is of one grey, its number; the labels are the numbers modulo
+    3, or -1 in the splits that are `unlabelled`.
+    """
+    import tensorflow_datasets as tfds
+
+    directory = scratch(test)
+
+    def examples(split, count):
+        for i in range(count):
+            sides = [side or 30 + 3 * (i % 4) for side in shape[:2]]
+            image = np.full((*sides, shape[2]), i, np.uint8)
+            label = -1 if split in unlabelled else i % 3
+            yield i, {"image": image, "label": label}
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "tiny",
+        "1.0.0",
+        tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=shape),
+                "label": tfds.features.ClassLabel(names=["a", "b", "c"]),
+            }
+        ),
+        {split: examples(split, count) for split, count in splits.items()},
+        data_dir=directory,
+        download_config=tfds.download.DownloadConfig(num_shards=3),
+    )
+    return directory
+
+
+def of_each_kind(test):
+    """Data sets in memory, of files, and of records: all ways to read."""
+    directory = tfds_set(test, (None, None, 3), train=40, test=11)
+    return {
+        "memory": data.load("digits"),
+        "files": data.load(photos(test), image_size=32),
+        "records": data.load("tiny", directory, image_size=32),
+    }
+
+
+class TrainBatchesTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.sets = of_each_kind(cls)
+
+    @parameterized.product(
+        kind=["memory", "files", "records"],
+        augmentation=["none", "pad_crop_flip", "scale_jitter", "scale_aspect"],
+    )
+    def test_is_a_pure_function_of_seed_and_step(self, kind, augmentation):
+        dataset = self.sets[kind]
+
+        def taken(seed, first_step, count):
+            return batches(
+                dataset.train_batches(8, seed, first_step, augmentation), count
+            )
+
+        tf.random.set_seed(1)
+        from_start = taken(seed=3, first_step=0, count=9)
+        tf.random.set_seed(2)
+        assert_same(taken(seed=3, first_step=7, count=2), from_start[7:])
+        other = taken(seed=4, first_step=0, count=1)
+        self.assertFalse(np.array_equal(other[0][0], from_start[0][0]))
+        self.assertEqual(from_start[0][0].dtype, np.float32)
+        self.assertEqual(from_start[0][1].dtype, np.int32)
+        self.assertEqual(from_start[0][0].shape, (8, *dataset.image_shape))
+
+    @parameterized.parameters("memory", "files", "records")
+    def test_every_epoch_has_every_image_once_in_another_order(self, kind):
+        dataset = self.sets[kind]
+        size = dataset.train_size
+        # One batch is an epoch and a half: batches reach over its end.
+        pairs = batches(dataset.train_batches(size + size // 2, seed=0), 2)
+        images = np.concatenate([images for images, _ in pairs])
+        labels = np.concatenate([labels for _, labels in pairs])
+        epochs = [
+            [
+                (image.tobytes(), int(label))
+                for image, label in zip(
+                    images[size * e : size * (e + 1)],
+                    labels[size * e : size * (e + 1)],
+                    strict=True,
+                )
+            ]
+            for e in range(3)
+        ]
+        stored = sorted(
+            (
+                dataset.preprocessing(
+                    dataset.preprocessing.view(data._decode(image))
+                )
+                .numpy()
+                .tobytes(),
+                int(label),
+            )
+            for image, label in dataset._train.stored()
+        )
+        for epoch in epochs:
+            self.assertEqual(sorted(epoch), stored)
+        self.assertNotEqual(epochs[0], epochs[1])
+        self.assertNotEqual(epochs[1], epochs[2])
+
+    @parameterized.product(
+        kind=["memory", "files", "records"],
+        augmentation=["pad_crop_flip", "scale_jitter"],
+    )
+    def test_the_shares_of_the_workers_are_the_batch(self, kind, augmentation):
+        dataset = self.sets[kind]
+
+        def taken(shard):
+            return batches(
+                dataset.train_batches(12, 1, 2, augmentation, shard), 3
+            )
+
+        shares = [taken((index, 3)) for index in range(3)]
+        together = [
+            tuple(map(np.concatenate, zip(*parts, strict=True)))
+            for parts in zip(*shares, strict=True)
+        ]
+        assert_same(together, taken((0, 1)))
+
+    @parameterized.parameters((0, 3), (2, 2), (-1, 2))
+    def test_shard_that_does_not_divide_the_batch_is_an_error(self, *shard):
+        with self.assertRaisesRegex(ValueError, f"received .{shard[0]}, "):
+            self.sets["memory"].train_batches(8, 0, shard=shard)
+        with self.assertRaisesRegex(ValueError, "shard must be"):
+            self.sets["memory"].test_batches(8, shard=shard)
+
+    def test_starting_inside_an_epoch_decodes_nothing_before(self):
+        folder = photos(self)
+        dataset = data.load(folder, image_size=32)
+        # The file at position 4 of the first epoch is broken.
+        index = dataset._train.index(tf.constant(4, tf.int64), seed=0)
+        broken = dataset._train.name(int(index))
+        pathlib.Path(broken).write_bytes(b"broken")
+        self.assertLen(batches(dataset.train_batches(1, 0, 5), 5), 5)
+        with self.assertRaises(tf.errors.InvalidArgumentError):
+            batches(dataset.train_batches(1, 0, 4), 1)
+        with self.assertRaisesRegex(ValueError, broken):
+            dataset.check()
+
+
+class TestBatchesTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.sets = of_each_kind(cls)
+
+    @parameterized.product(
+        kind=["memory", "files", "records"], batch_size=[1, 4, 1000]
+    )
+    def test_has_every_image_once_in_order(self, kind, batch_size):
+        dataset = self.sets[kind]
+        found = list(dataset.test_batches(batch_size).as_numpy_iterator())
+        for images, _, counted in found:
+            self.assertEqual(images.shape, (batch_size, *dataset.image_shape))
+            self.assertEqual(counted.dtype, np.float32)
+        images, labels, counted = map(np.concatenate, zip(*found, strict=True))
+        self.assertLen(found, -(-dataset.test_size // batch_size))
+        self.assertEqual(counted.sum(), dataset.test_size)
+        stored = list(dataset._test.stored())
+        self.assertLen(stored, dataset.test_size)
+        for i, (image, label) in enumerate(stored):
+            self.assertEqual(counted[i], 1.0)
+            self.assertEqual(labels[i], label)
+            view = dataset.preprocessing.view(data._decode(image))
+            np.testing.assert_array_equal(
+                images[i], dataset.preprocessing(view)
+            )
+
+    @parameterized.parameters("memory", "files", "records")
+    def test_the_shares_of_the_workers_are_the_batches(self, kind):
+        dataset = self.sets[kind]
+        shares = [
+            list(dataset.test_batches(8, (index, 4)).as_numpy_iterator())
+            for index in range(4)
+        ]
+        together = [
+            tuple(map(np.concatenate, zip(*parts, strict=True)))
+            for parts in zip(*shares, strict=True)
+        ]
+        assert_same(together, list(dataset.test_batches(8).as_numpy_iterator()))
+
+    @parameterized.parameters("memory", "files", "records")
+    def test_images_are_the_first_views(self, kind):
+        dataset = self.sets[kind]
+        images, labels = dataset.test_images(2)
+        ((expected, numbers, _),) = batches(dataset.test_batches(2), 1)
+        self.assertEqual(images.dtype, np.uint8)
+        np.testing.assert_array_equal(dataset.preprocessing(images), expected)
+        np.testing.assert_array_equal(labels, numbers)
+
+    def test_examples_are_png_files_named_by_their_labels(self):
+        digits = data.load("digits")
+        directory = os.path.join(scratch(self), "new")
+        paths = data.write_examples(digits, directory, 4)
+        images, labels = digits.test_images(4)
+        self.assertEqual(
+            sorted(os.listdir(directory)),
+            [f"{i:02d}_label_{label}.png" for i, label in enumerate(labels)],
+        )
+        for path, image in zip(paths, images, strict=True):
+            decoded = digits.preprocessing.decode(tf.io.read_file(path))
+            np.testing.assert_array_equal(decoded, image)
+
+
+class DigitsTest(absltest.TestCase):
+    def test_are_those_that_were_published(self):
+        path = pathlib.Path(data.__file__).with_name("digits.npz")
+        with np.load(path) as digits:
+            images, labels = digits["images"], digits["labels"]
+        self.assertEqual(
+            np.bincount(labels).tolist(),
+            [178, 182, 177, 183, 181, 182, 181, 179, 174, 180],
+        )
+        # The first one, a zero, as scikit-learn's documentation prints it.
+        self.assertEqual(
+            images[0].tolist(),
+            [
+                [0, 0, 5, 13, 9, 1, 0, 0],
+                [0, 0, 13, 15, 10, 15, 5, 0],
+                [0, 3, 15, 2, 0, 11, 8, 0],
+                [0, 4, 12, 0, 0, 8, 8, 0],
+                [0, 5, 8, 0, 0, 9, 8, 0],
+                [0, 4, 11, 0, 1, 12, 7, 0],
+                [0, 2, 14, 5, 10, 12, 0, 0],
+                [0, 0, 6, 13, 10, 0, 0, 0],
+            ],
+        )
+        self.assertEqual(images.max(), 16)
+        self.assertTrue(path.with_suffix(".txt").read_text().count("CC BY 4.0"))
+
+    def test_a_fifth_of_each_class_is_for_test(self):
+        digits = data.load("digits")
+        counts = np.zeros(10, int)
+        for _, labels, counted in digits.test_batches(100):
+            counts += np.bincount(labels, counted, 10).astype(int)
+        published = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+        self.assertEqual(counts.tolist(), [count // 5 for count in published])
+        self.assertEqual(digits.train_size + digits.test_size, 1797)
+
+    def test_are_scaled_to_0_to_255(self):
+        images, _ = data.load("digits").test_images(355)
+        self.assertEqual(
+            sorted(set(images.ravel())),
+            [round(level * 255 / 16) for level in range(17)],
+        )
+
+    def test_mean_is_that_of_each_pixel_of_the_training_images(self):
+        digits = data.load("digits")
+        size = digits.train_size
+        ((images, _),) = batches(digits.train_batches(size, 0), 1)
+        np.testing.assert_allclose(images.mean(0), 0.0, atol=1e-6)
+        self.assertEqual(digits.preprocessing.mean.shape, (8, 8, 1))
+        self.assertIsNone(digits.preprocessing.standard_deviation)
+
+    def test_take_another_image_size(self):
+        digits = data.load("digits", image_size=20)
+        self.assertEqual(digits.image_shape, (20, 20, 1))
+        ((images, _),) = batches(digits.train_batches(digits.train_size, 0), 1)
+        self.assertEqual(digits.preprocessing.mean.shape, (1,))
+        self.assertAlmostEqual(float(images.mean()), 0.0, delta=1e-2)
+
+    def test_take_the_preprocessing_of_another_network(self):
+        digits = data.load("digits", preprocessing=PHOTO)
+        images, _ = digits.test_images(3)
+        self.assertEqual(images.shape, (3, 224, 224, 3))
+        self.assertIs(digits.preprocessing, PHOTO)
+        with self.assertRaisesRegex(ValueError, "not both"):
+            data.load("digits", image_size=8, preprocessing=PHOTO)
+
+
+class SyntheticTest(parameterized.TestCase):
+    @parameterized.parameters((None, 32), (20, 20))
+    def test_can_be_learnt(self, image_size, size):
+        dataset = data.load("synthetic", image_size=image_size)
+        self.assertEqual(dataset.image_shape, (size, size, 3))
+        ((images, labels),) = batches(
+            dataset.train_batches(dataset.train_size, 0), 1
+        )
+        means = np.stack([images[labels == c].mean(0) for c in range(10)])
+        ((tests, wanted, _),) = batches(
+            dataset.test_batches(dataset.test_size), 1
+        )
+        distance = ((tests[:, None] - means) ** 2).sum((2, 3, 4))
+        np.testing.assert_array_equal(distance.argmin(1), wanted)
+
+
+class FolderTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.root = pathlib.Path(scratch(self))
+
+    def write(self, name, image, encode=tf.io.encode_png):
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(image).numpy())
+
+    def load(self, **kwargs):
+        return data.load(f"folder:{self.root}", **kwargs)
+
+    def test_of_small_images_has_their_size_and_the_mean_of_each_pixel(self):
+        for i in range(20):
+            self.write(
+                f"{'no' if i % 2 else 'yes'}/{i}.png", noise(12, 12, 1, seed=i)
+            )
+        dataset = self.load()
+        self.assertEqual(dataset.labels, ["no", "yes"])
+        self.assertEqual(dataset.image_shape, (12, 12, 1))
+        self.assertEqual((dataset.train_size, dataset.test_size), (16, 4))
+        ((images, _),) = batches(dataset.train_batches(16, 0), 1)
+        np.testing.assert_allclose(images.mean(0), 0.0, atol=1e-6)
+
+    def test_of_grey_and_colour_is_colour(self):
+        self.write("a/1.png", noise(9, 9, 1))
+        self.write("a/2.png", noise(9, 9, 4))
+        self.write("b/1.png", noise(9, 9, 2))
+        self.write("b/2.png", noise(9, 9, 3))
+        self.assertEqual(self.load().image_shape, (9, 9, 3))
+
+    def test_of_oblong_small_images_is_resized_to_squares(self):
+        for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+            self.write(name, noise(10, 16, 3))
+        dataset = self.load()
+        self.assertEqual(dataset.image_shape, (16, 16, 3))
+        images, _ = dataset.test_images(1)
+        np.testing.assert_allclose(
+            images[0], numpy_resize(noise(10, 16, 3), 16, 16), atol=0.51
+        )
+
+    def test_of_photos_is_224_of_256(self):
+        dataset = data.load(photos(self))
+        self.assertEqual(dataset.image_shape, (224, 224, 3))
+        self.assertEqual(dataset.preprocessing.shorter_side, 256)
+        np.testing.assert_array_equal(dataset.preprocessing.mean, PHOTO.mean)
+        larger = data.load(photos(self), image_size=448)
+        self.assertEqual(larger.preprocessing.shorter_side, 512)
+
+    def test_may_have_train_and_test(self):
+        for i in range(3):
+            self.write(f"train/a/{i}.png", noise(8, 8, 3))
+            self.write(f"train/b/{i}.JPG", noise(8, 8, 3), tf.io.encode_jpeg)
+            self.write(f"val/b/{i}.png", np.full((8, 8, 3), i, np.uint8))
+            self.write(f"val/a/{i}.png", np.full((8, 8, 3), 9, np.uint8))
+        (self.root / "train/a/notes.txt").write_text("no image")
+        (self.root / "train/a/.hidden.png").write_text("no image")
+        dataset = self.load()
+        self.assertEqual((dataset.train_size, dataset.test_size), (6, 6))
+        images, labels = dataset.test_images(6)
+        self.assertEqual(labels.tolist(), [0, 0, 0, 1, 1, 1])
+        self.assertEqual(images[:, 0, 0, 0].tolist(), [9, 9, 9, 0, 1, 2])
+
+    def test_a_class_may_be_called_train(self):
+        for word in ("train", "plane"):
+            self.write(f"{word}/1.png", noise(8, 8, 3))
+            self.write(f"{word}/2.png", noise(8, 8, 3))
+        self.assertEqual(self.load().labels, ["plane", "train"])
+
+    def test_keeps_its_test_images_when_images_come_in(self):
+        names = [f"a/{i}.png" for i in range(100)]
+        for name in names + ["b/1.png", "b/2.png"]:
+            self.write(name, noise(4, 4, 1))
+        before = set(data._held_out([str(self.root / n) for n in names]))
+        self.assertLen(before, 20)
+        more = [str(self.root / f"a/{i}.png") for i in range(105)]
+        self.assertGreaterEqual(len(before & set(data._held_out(more))), 18)
+
+    def test_that_is_not_there(self):
+        with self.assertRaisesRegex(FileNotFoundError, "nowhere' is none"):
+            data.load("folder:nowhere")
+
+    def test_that_is_empty(self):
+        with self.assertRaisesRegex(FileNotFoundError, "has no folder"):
+            self.load()
+
+    def test_with_an_empty_class(self):
+        self.write("a/1.png", noise(4, 4, 1))
+        (self.root / "b").mkdir()
+        with self.assertRaisesRegex(FileNotFoundError, "b must hold images"):
+            self.load()
+
+    def test_of_one_class(self):
+        self.write("only/1.png", noise(4, 4, 1))
+        with self.assertRaisesRegex(ValueError, "it has only only"):
+            self.load()
+
+    def test_without_an_image_for_test(self):
+        self.write("a/1.png", noise(4, 4, 1))
+        self.write("b/1.png", noise(4, 4, 1))
+        with self.assertRaisesRegex(ValueError, "must have 2 images or more"):
+            self.load()
+
+    def test_whose_test_has_other_classes(self):
+        for name in ("train/a/1.png", "train/b/1.png", "test/c/1.png"):
+            self.write(name, noise(4, 4, 1))
+        with self.assertRaisesRegex(ValueError, "a, b; it has c"):
+            self.load()
+
+    def test_with_a_file_that_does_not_decode(self):
+        for i in range(4):
+            self.write(f"a/{i}.png", noise(4, 4, 1))
+            self.write(f"b/{i}.png", noise(4, 4, 1))
+        (self.root / "b/2.png").write_bytes(b"broken")
+        with self.assertRaisesRegex(ValueError, "b/2.png does not decode"):
+            self.load()
+
+
+class TfdsTest(parameterized.TestCase):
+    def test_of_small_grey_images_is_held_in_memory(self):
+        directory = tfds_set(self, (12, 12, 1), train=30, test=9)
+        dataset = data.load("tiny", directory)
+        self.assertEqual(dataset.labels, ["a", "b", "c"])
+        self.assertEqual(dataset.image_shape, (12, 12, 1))
+        ((images, labels),) = batches(dataset.train_batches(30, 0), 1)
+        numbers = (images[:, 0, 0, 0] + 14.5 / 255) * 255
+        np.testing.assert_allclose(sorted(numbers), range(30), atol=1e-4)
+        np.testing.assert_array_equal(labels, numbers.round() % 3)
+
+    def test_of_photos_is_read_as_it_is_needed(self):
+        directory = tfds_set(self, (None, None, 3), train=9, test=4)
+        dataset = data.load("tiny", directory)
+        self.assertEqual(dataset.image_shape, (224, 224, 3))
+        self.assertEqual((dataset.train_size, dataset.test_size), (9, 4))
+
+    def test_without_test_keeps_the_last_fifth(self):
+        directory = tfds_set(self, (8, 8, 1), train=50)
+        dataset = data.load("tiny", directory)
+        self.assertEqual((dataset.train_size, dataset.test_size), (40, 10))
+        ((images, _),) = batches(dataset.train_batches(40, 0), 1)
+        numbers = (images + dataset.preprocessing.mean)[:, 0, 0, 0] * 255
+        tests = dataset.test_images(10)[0][:, 0, 0, 0]
+        self.assertEqual(
+            sorted([*numbers.round().astype(int), *tests]), list(range(50))
+        )
+
+    def test_is_tested_on_validation_where_test_has_no_labels(self):
+        directory = tfds_set(
+            self, (8, 8, 1), ("test",), train=9, validation=5, test=7
+        )
+        self.assertEqual(data.load("tiny", directory).test_size, 5)
+
+    def test_without_train(self):
+        directory = tfds_set(self, (8, 8, 1), test=7)
+        with self.assertRaisesRegex(ValueError, "train; tiny has test"):
+            data.load("tiny", directory)
+
+    @parameterized.parameters(
+        ("cifar10", (32, 32, 3), 10),
+        ("mnist", (28, 28, 1), 10),
+        ("imagenet2012", (224, 224, 3), 1000),
+    )
+    def test_has_the_sizes_of_its_features(self, name, shape, classes):
+        import tensorflow_datasets as tfds
+
+        with tfds.testing.mock_data(num_examples=6):
+            dataset = data.load(name)
+            self.assertEqual(dataset.image_shape, shape)
+            self.assertEqual(dataset.classes, classes)
+            ((images, labels),) = batches(dataset.train_batches(8, 0), 1)
+        self.assertEqual(images.shape, (8, *shape))
+        self.assertTrue(np.all(labels < classes))
+
+    def test_that_is_unknown_is_an_error_with_near_names(self):
+        with self.assertRaisesRegex(ValueError, "'cifar11'.* cifar10"):
+            data.load("cifar11")
+        with self.assertRaisesRegex(ValueError, "'digit'.* digits"):
+            data.load("digit")
+
+    def test_that_is_no_image_classification_set(self):
+        with self.assertRaisesRegex(ValueError, "image of 8 bits and a label"):
+            data.load("imdb_reviews", scratch(self))
+
+    def test_that_cannot_be_downloaded_leaves_nothing_behind(self):
+        directory = scratch(self)
+        offline = urllib.error.URLError(socket.gaierror("no such host"))
+        with (
+            mock.patch("urllib.request.urlopen", side_effect=offline),
+            self.assertRaisesRegex(
+                FileNotFoundError,
+                "cifar100 is not in .*no such host.*tfds build cifar100",
+            ),
+        ):
+            data.load("cifar100", directory)
+        self.assertEqual(os.listdir(directory), [])
+
+    def test_that_has_to_be_fetched_by_hand_says_how(self):
+        with (
+            mock.patch("urllib.request.urlopen"),
+            self.assertRaisesRegex(FileNotFoundError, "image-net.org"),
+        ):
+            data.load("imagenet2012", scratch(self))
+
+    def test_cifar10_is_the_published_one(self):
+        root = pathlib.Path(os.environ.get("KERAS_RESNET_DATA", "")) / "tfds"
+        if not (root / "cifar10").is_dir():
+            self.skipTest("KERAS_RESNET_DATA has no tfds/cifar10")
+        dataset = data.load("cifar10", root)
+        self.assertEqual(
+            (dataset.train_size, dataset.test_size), (50_000, 10_000)
+        )
+        self.assertEqual(dataset.labels[0], "airplane")
+        # The means of the channels that everybody uses.
+        np.testing.assert_allclose(
+            dataset.preprocessing.mean.mean((0, 1)),
+            [0.4914, 0.4822, 0.4465],
+            atol=5e-5,
+        )
+        labels = np.concatenate(
+            [labels for _, labels, _ in dataset.test_batches(1000)]
+        )
+        self.assertEqual(np.bincount(labels).tolist(), [1000] * 10)
+
+
+if __name__ == "__main__":
+    absltest.main()

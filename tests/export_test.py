@@ -1,0 +1,513 @@
+"""Exported signatures are asked the way a server asks them.
+
+Truth is the Keras model itself, called on the same pixels.
+"""
+
+import base64
+import os
+import subprocess
+import sys
+import tempfile
+import types
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import keras_resnet
+from keras_resnet.serving import export as export_lib
+from keras_resnet.training import data
+from keras_resnet.training import loop
+from tests import programs
+
+LABELS = ["red kite", "Gämse", "3", "lion", "yak"]
+
+# Four squares of 8x8 pixels: red and green above, blue and white below.
+SQUARES = np.zeros([16, 16, 3], np.uint8)
+SQUARES[:8, :8, 0] = 255
+SQUARES[:8, 8:, 1] = 255
+SQUARES[8:, :8, 2] = 255
+SQUARES[8:, 8:] = 255
+
+# The same, written by another program (Pillow 13).
+GIF = (  # the second of its two frames is upside down
+    "R0lGODdhEAAQAIEAAP///wD/AP8AAAAA/ywAAAAAEAAQAAAIRgAFCBwoMIDBgwYJEkSIUOFA"
+    "hgcdFoQYQKIAihUlYrS4USPFASBDggRAsiRJkSJNmkQZUmVJliNdAoA5QOZMmDZp5sQpMyAA"
+    "IfkEAQAABAAsAAAAABAAEACB////AP8A/wAAAAD/CEYABwgcKBCAwYMGCRJEiFDhQIYHHRaE"
+    "CEDiAIoVJWK0uFEjRQEgQ4IMQLIkSZEiTZpEGVJlSZYjXQaAKUDmTJg2aebEKTMgADs="
+)
+PALETTE_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQAgMAAABinRfyAAAADFBMVEX///8A/wD/AAAAAP8X"
+    "AUDqAAAAHUlEQVR4nGNcxbCagYmBgYEAwfD/PyElTAwMDAwAuZgDccdWlBQAAAAASUVORK5C"
+    "YII="
+)
+WEBP = (
+    "UklGRjYAAABXRUJQVlA4TCoAAAAvD8ADAB8gEEjeHzqN+RcQFPwf3fxHZA+AMNtokpOc5L3P"
+    "IKL/UfrB9gE="
+)
+WEBP_WITH_EXIF = (
+    "UklGRlIAAABXRUJQVlA4WAoAAAAIAAAADwAADwAAVlA4TCoAAAAvD8ADAB8gEEjeHzqN+RcQ"
+    "FPwf3fxHZA+AMNtokpOc5L3PIKL/UfrB9gFFWElGAQAAAHgA"
+)
+
+
+def bmp(image):
+    """Uncompressed, 24 bits, the lowest row first."""
+    height, width, _ = image.shape
+    header = (
+        b"BM"
+        + np.array(
+            [54 + image.size, 0, 54, 40, width, height, 1 + (24 << 16)]
+            + [0, image.size, 0, 0, 0, 0],
+            "<u4",
+        ).tobytes()
+    )
+    return header + image[::-1, :, ::-1].tobytes()
+
+
+def encoded_squares():
+    opaque = np.full([16, 16, 1], 255, np.uint8)
+    return {
+        "bmp": bmp(SQUARES),
+        "gif": base64.b64decode(GIF),
+        "jpeg": tf.io.encode_jpeg(
+            SQUARES, quality=100, chroma_downsampling=False
+        ).numpy(),
+        "palette_png": base64.b64decode(PALETTE_PNG),
+        "png": tf.io.encode_png(SQUARES).numpy(),
+        "rgba_png": tf.io.encode_png(
+            np.concatenate([SQUARES, opaque], -1)
+        ).numpy(),
+        "webp": base64.b64decode(WEBP),
+        "webp_with_exif": base64.b64decode(WEBP_WITH_EXIF),
+    }
+
+
+def small_network(channels=3, activation="softmax", dtype="float32"):
+    """A residual network of three units that tells images apart."""
+    spec = keras_resnet.Spec(
+        name="small",
+        units=(1, 1, 1),
+        filters=(4, 8, 16),
+        stem="cifar",
+        shortcut="A",
+        classes=len(LABELS),
+        image_size=16,
+    )
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        model = keras_resnet.resnet(
+            spec,
+            input_shape=(16, 16, channels),
+            classifier_activation=activation,
+        )
+    finally:
+        keras.config.set_dtype_policy(previous)
+    rng = np.random.default_rng(1)
+    for weight in model.weights:
+        fan_in = np.prod(weight.shape[:-1])
+        value = rng.normal(0.0, fan_in**-0.5, weight.shape)
+        if weight.name in ("gamma", "moving_variance"):
+            value = rng.uniform(0.5, 1.5, weight.shape)
+        weight.assign(value)
+    # A classifier of standardized features: its answers are spread out.
+    examples = small_preprocessing(channels)(images_of_noise(64, channels))
+    features = np.asarray(pooled(model)(examples), np.float64)
+    kernel, bias = model.get_layer("predictions").weights
+    value = rng.normal(size=kernel.shape) / features.std(0).clip(0.05)[:, None]
+    kernel.assign(value)
+    bias.assign(-features.mean(0) @ value)
+    return model
+
+
+def pooled(model):
+    return keras.Model(model.input, model.get_layer("pool").output)
+
+
+def small_preprocessing(channels=3):
+    mean = np.array([0.3, 0.5, 0.4], np.float32)[:channels]
+    return data.Preprocessing(
+        image_size=16,
+        channels=channels,
+        shorter_side=None,
+        mean=mean,
+        standard_deviation=np.array([0.2, 0.3, 0.25], np.float32)[:channels],
+    )
+
+
+def images_of_noise(count=3, channels=3):
+    rng = np.random.default_rng(2)
+    return rng.integers(0, 256, [count, 16, 16, channels], np.uint8)
+
+
+class Server:
+    """The loader that knows the saved graph and nothing of Python."""
+
+    def __init__(self, directory):
+        with tf.Graph().as_default():
+            self.session = tf.compat.v1.Session()
+            self.signatures = tf.compat.v1.saved_model.loader.load(
+                self.session, ["serve"], directory
+            ).signature_def
+
+    def ask(self, signature, **inputs):
+        names = self.signatures[signature]
+        return self.session.run(
+            {key: value.name for key, value in names.outputs.items()},
+            {names.inputs[key].name: inputs[key] for key in inputs},
+        )
+
+    def ask_encoded(self, images):
+        return self.ask("serving_default", image_bytes=np.array(images, object))
+
+
+def served(test, path):
+    server = Server(path)
+    test.addCleanup(server.session.close)
+    return server
+
+
+def scratch(test):
+    folder = tempfile.TemporaryDirectory()
+    test.addCleanup(folder.cleanup)
+    return folder.name
+
+
+class SignatureTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.model = small_network()
+        cls.preprocessing = small_preprocessing()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.export_dir = os.path.join(folder.name, "new", "exported")
+        cls.path = export_lib.export(
+            cls.model, cls.preprocessing, LABELS, cls.export_dir
+        )
+        cls.server = Server(cls.path)
+        cls.addClassCleanup(cls.server.session.close)
+
+    def probabilities(self, images):
+        return np.asarray(self.model(self.preprocessing(images)))
+
+    def features(self, images):
+        return np.asarray(pooled(self.model)(self.preprocessing(images)))
+
+    def test_first_version_is_1_and_stands_alone(self):
+        self.assertEqual(self.path, os.path.join(self.export_dir, "1"))
+        self.assertEqual(os.listdir(self.export_dir), ["1"])
+
+    def test_images_get_the_probabilities_of_the_model(self):
+        images = images_of_noise()
+        answer = self.server.ask("images", images=images)
+        self.assertEqual(set(answer), {"probabilities", "classes"})
+        np.testing.assert_allclose(
+            answer["probabilities"], self.probabilities(images), atol=1e-4
+        )
+
+    def test_classes_are_the_most_probable_labels(self):
+        images = images_of_noise(50)
+        best = self.probabilities(images).argmax(-1)
+        self.assertGreater(len(set(best)), 1)
+        answer = self.server.ask("images", images=images)
+        self.assertEqual(
+            [name.decode() for name in answer["classes"]],
+            [LABELS[index] for index in best],
+        )
+
+    def test_features_are_those_before_the_classifier(self):
+        images = images_of_noise()
+        answer = self.server.ask("features", images=images)
+        self.assertEqual(set(answer), {"features"})
+        self.assertEqual(answer["features"].shape, (3, 16))
+        np.testing.assert_allclose(
+            answer["features"], self.features(images), rtol=1e-4
+        )
+
+    @parameterized.named_parameters(
+        (k, v) for k, v in encoded_squares().items()
+    )
+    def test_encoded_image_gets_the_answer_of_its_pixels(self, image_bytes):
+        answer = self.server.ask_encoded([image_bytes, image_bytes])
+        expected = self.probabilities(SQUARES[None])
+        upside_down = self.probabilities(SQUARES[None, ::-1])
+        self.assertGreater(np.abs(expected - upside_down).max(), 0.02)
+        np.testing.assert_allclose(
+            answer["probabilities"], np.repeat(expected, 2, 0), atol=2e-3
+        )
+
+    def test_images_of_several_formats_go_into_one_batch(self):
+        batch = list(encoded_squares().values())
+        answer = self.server.ask_encoded(batch)
+        self.assertEqual(answer["probabilities"].shape, (len(batch), 5))
+
+    @parameterized.parameters(b"", b"no image", bmp(SQUARES)[:200])
+    def test_what_is_no_image_is_an_invalid_argument(self, image_bytes):
+        with self.assertRaises(tf.errors.InvalidArgumentError):
+            self.server.ask_encoded([image_bytes])
+
+    def test_inputs_and_outputs_have_the_promised_types(self):
+        def described(tensors):
+            return {
+                key: (
+                    tf.as_dtype(value.dtype).name,
+                    [d.size for d in value.tensor_shape.dim],
+                )
+                for key, value in tensors.items()
+            }
+
+        signatures = {
+            name: (described(s.inputs), described(s.outputs))
+            for name, s in self.server.signatures.items()
+            if not name.startswith("__")
+        }
+        images = {"images": ("uint8", [-1, 16, 16, 3])}
+        answer = {
+            "probabilities": ("float32", [-1, 5]),
+            "classes": ("string", [-1]),
+        }
+        self.assertEqual(
+            signatures,
+            {
+                "serving_default": (
+                    {"image_bytes": ("string", [-1])},
+                    answer,
+                ),
+                "images": (images, answer),
+                "features": (images, {"features": ("float32", [-1, 16])}),
+            },
+        )
+
+    def test_labels_are_an_asset(self):
+        path = os.path.join(self.path, "assets", "labels.txt")
+        with open(path, encoding="utf-8") as file:
+            self.assertEqual(file.read(), "red kite\nGämse\n3\nlion\nyak\n")
+
+    def test_another_user_can_read_it(self):
+        umask = os.umask(0)
+        os.umask(umask)
+        mode = os.stat(self.path).st_mode & 0o777
+        self.assertEqual(mode, 0o777 & ~umask)
+
+    def test_saved_model_cli_without_keras_gets_the_answers_of_the_model(self):
+        folder = scratch(self)
+        images = images_of_noise()
+        encoded = [tf.io.encode_png(image).numpy() for image in images]
+        np.save(os.path.join(folder, "images.npy"), images)
+        np.save(os.path.join(folder, "image_bytes.npy"), np.array(encoded))
+        script = """
+import sys
+sys.modules["keras"] = sys.modules["keras_resnet"] = None  # not importable
+from tensorflow.python.tools import saved_model_cli
+directory = sys.argv.pop()
+for signature in "serving_default", "images", "features":
+    name = "image_bytes" if signature == "serving_default" else "images"
+    sys.argv[1:] = [
+        "run", f"--dir={directory}", "--tag_set=serve",
+        f"--signature_def={signature}", f"--inputs={name}={name}.npy",
+        f"--outdir={signature}"]
+    try:
+        saved_model_cli.main()
+    except SystemExit as end:
+        assert not end.code, end.code
+"""
+        subprocess.run(
+            [sys.executable, "-c", script, self.path],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+        for signature, output in (
+            ("serving_default", "probabilities"),
+            ("images", "probabilities"),
+            ("features", "features"),
+        ):
+            np.testing.assert_allclose(
+                np.load(os.path.join(folder, signature, output + ".npy")),
+                getattr(self, output)(images),
+                atol=1e-4,
+            )
+
+    def test_next_export_is_the_next_version(self):
+        export_dir = scratch(self)
+        for version in ("7", "notes"):
+            os.mkdir(os.path.join(export_dir, version))
+        path = export_lib.export(
+            self.model, self.preprocessing, LABELS, export_dir
+        )
+        self.assertEqual(path, os.path.join(export_dir, "8"))
+
+    def test_version_that_stands_is_not_replaced(self):
+        with self.assertRaisesRegex(FileExistsError, "next free one is 2"):
+            export_lib.export(
+                self.model, self.preprocessing, LABELS, self.export_dir, 1
+            )
+        self.assertEqual(os.listdir(self.export_dir), ["1"])
+
+
+class VariantTest(parameterized.TestCase):
+    def test_grey_network_takes_grey_and_coloured_images(self):
+        model, preprocessing = small_network(1), small_preprocessing(1)
+        path = export_lib.export(model, preprocessing, LABELS, scratch(self))
+        server = served(self, path)
+        images = images_of_noise(2, channels=1)
+        expected = np.asarray(model(preprocessing(images)))
+        for signature, inputs in {
+            "images": {"images": images},
+            "serving_default": {
+                "image_bytes": np.array(
+                    [
+                        tf.io.encode_png(images[0]).numpy(),
+                        # The grey of three equal colours is that colour.
+                        bmp(np.repeat(images[1], 3, -1)),
+                    ],
+                    object,
+                )
+            },
+        }.items():
+            answer = server.ask(signature, **inputs)
+            np.testing.assert_allclose(
+                answer["probabilities"], expected, atol=2e-3
+            )
+
+    @parameterized.parameters("mixed_bfloat16", "float16")
+    def test_network_of_another_policy_is_exported_in_float32(self, policy):
+        model = small_network(dtype=policy)
+        reference = small_network()
+        reference.set_weights(model.get_weights())
+        path = export_lib.export(
+            model,
+            small_preprocessing(),
+            LABELS,
+            scratch(self),
+        )
+        images = images_of_noise()
+        answer = served(self, path).ask("images", images=images)
+        np.testing.assert_allclose(
+            answer["probabilities"],
+            np.asarray(reference(small_preprocessing()(images))),
+            atol=1e-4,
+        )
+
+    def test_images_above_the_pixel_limit_are_refused(self):
+        path = export_lib.export(
+            small_network(),
+            small_preprocessing(),
+            LABELS,
+            scratch(self),
+            max_pixels=256,
+        )
+        images = [SQUARES, np.zeros([1, 257, 3], np.uint8)]
+        fits, large = (tf.io.encode_png(image).numpy() for image in images)
+        server = served(self, path)
+        server.ask_encoded([fits])
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError, "at most 256 pixels"
+        ):
+            server.ask_encoded([large])
+
+
+class RefusalTest(parameterized.TestCase):
+    """What cannot be served is said, and leaves nothing behind."""
+
+    def assert_refused(self, error, message, model=None, **changes):
+        export_dir = scratch(self)
+        arguments = {
+            "preprocessing": small_preprocessing(),
+            "labels": LABELS,
+            **changes,
+        }
+        with self.assertRaisesRegex(error, message):
+            export_lib.export(
+                model or small_network(), export_dir=export_dir, **arguments
+            )
+        self.assertEmpty(os.listdir(export_dir))
+
+    def test_logits_are_no_probabilities(self):
+        self.assert_refused(
+            ValueError, "softmax", small_network(activation=None)
+        )
+
+    def test_network_that_answers_nan(self):
+        model = small_network()
+        model.get_layer("predictions").bias.assign(np.full([5], np.nan))
+        self.assert_refused(ValueError, "received outputs from nan", model)
+
+    def test_labels_of_another_data_set(self):
+        self.assert_refused(
+            ValueError, r"classes \(5\), received 4", labels=LABELS[:4]
+        )
+
+    @parameterized.parameters("two\nlines", "two\rlines", "", "end\n")
+    def test_label_that_is_not_one_line(self, label):
+        self.assert_refused(ValueError, "one line", labels=LABELS[:4] + [label])
+
+    def test_preprocessing_of_another_network(self):
+        self.assert_refused(
+            ValueError, r"\(16, 16, 1\)", preprocessing=small_preprocessing(1)
+        )
+
+    def test_network_without_pool(self):
+        x = keras.Input((16, 16, 3))
+        y = keras.layers.Dense(5, activation="softmax")(
+            keras.layers.Flatten()(x)
+        )
+        self.assert_refused(ValueError, '"pool"', keras.Model(x, y))
+
+    def test_graph_that_answers_otherwise_than_the_model(self):
+        class Drifting(data.Preprocessing):
+            def __call__(self, images):
+                images = super().__call__(images)
+                return images if tf.executing_eagerly() else images + 1.0
+
+        preprocessing = Drifting(**vars(small_preprocessing()))
+        self.assert_refused(
+            RuntimeError, "as the model does", preprocessing=preprocessing
+        )
+
+
+class ProgramTest(parameterized.TestCase):
+    def test_program_exports_the_network_of_a_work_directory(self):
+        trained = types.SimpleNamespace(
+            model=small_network(),
+            preprocessing=small_preprocessing(),
+            labels=LABELS,
+            config=types.SimpleNamespace(model="small"),
+            step=1200,
+        )
+        export_dir = os.path.join(scratch(self), "exported")
+        with mock.patch.object(loop, "load_workdir", {"runs/1": trained}.get):
+            outcome = programs.run(
+                "export", "--workdir=runs/1", f"--export_dir={export_dir}"
+            )
+        self.assertEqual((outcome.code, outcome.err), (0, []))
+        self.assertIn("small after 1,200 steps", outcome.out[0])
+        self.assertEqual(outcome.out[1], f"exported {export_dir}/1")
+        self.assertIn(f"--saved_model={export_dir}", outcome.out[2])
+        server = served(self, os.path.join(export_dir, "1"))
+        self.assertLen(
+            server.ask("images", images=images_of_noise(2))["classes"], 2
+        )
+
+    @parameterized.parameters(
+        (["--export_dir=x"], "--workdir"),
+        (["--workdir=nowhere"], "--export_dir"),
+        (["--workdir=nowhere", "--export_dir=x"], "--workdir=nowhere"),
+        (["--workdir=nowhere", "--export_dir=x", "more"], "more"),
+        (["--work_dir=x"], "did you mean --workdir"),
+    )
+    def test_usage_error_is_one_line_and_exit_code_2(self, arguments, message):
+        code, out, err = programs.run("export", *arguments)
+        self.assertEqual((code, out), (2, []))
+        self.assertLen(err, 1)
+        self.assertIn(message, err[0])
+        self.assertFalse(os.path.exists("x"))
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,123 @@
+"""Headers are written by hand, from the formats' own descriptions."""
+
+import struct
+from unittest import mock
+
+import tensorflow as tf
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from keras_resnet.serving import limits
+
+
+def png(width, height):
+    return (
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+        + struct.pack(">II", width, height)
+        + b"\x08\x02\0\0\0"
+    )
+
+
+def jpeg(width, height, frame=0xC0, segments=()):
+    """A frame header after any number of application segments."""
+    data = b"\xff\xd8"
+    for segment in segments:
+        data += b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
+    data += b"\xff" + bytes([frame]) + b"\0\x0b\x08"
+    data += struct.pack(">HH", height, width) + b"\x01\x01\x11\0"
+    return data + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"
+
+
+def gif(screen, *frames):
+    """Each frame with a local table of two colours, an extension before it."""
+    data = b"GIF89a" + struct.pack("<HH", *screen) + b"\x80\0\0" + b"RGBRGB"
+    for frame in frames:
+        data += b"\x21\xf9\x04\0\0\0\0\0"
+        data += b"\x2c\0\0\0\0" + struct.pack("<HH", *frame) + b"\x80rgbrgb"
+        data += b"\x02" + b"\x05\x2c\x2c\x2c\x2c\x2c" * 3 + b"\0"
+    return data + b"\x3b"
+
+
+def bmp(width, height):
+    return b"BM" + bytes(12) + struct.pack("<Iii", 40, width, height)
+
+
+def webp(chunk):
+    return b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk
+
+
+def webp_lossy(width, height):
+    header = b"\x9d\x01\x2a" + struct.pack("<HH", width | 1 << 14, height)
+    return webp(b"VP8 \x20\0\0\0\0\0\0" + header)
+
+
+def webp_lossless(width, height):
+    bits = (width - 1) | (height - 1) << 14 | 1 << 28
+    return webp(b"VP8L\x20\0\0\0\x2f" + struct.pack("<I", bits))
+
+
+def webp_extended(width, height):
+    size = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    return webp(b"VP8X\x0a\0\0\0\0\0\0\0" + size)
+
+
+class LimitsTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("png", png(60_000, 50_000), 3_000_000_000),
+        ("jpeg", jpeg(60_000, 50_000), 3_000_000_000),
+        ("progressive_jpeg", jpeg(600, 500, frame=0xC2), 300_000),
+        (
+            "jpeg_with_large_metadata",
+            jpeg(600, 500, segments=[bytes(60_000), jpeg(3, 2), b""]),
+            300_000,
+        ),
+        ("gif", gif((60_000, 50_000)), 3_000_000_000),
+        ("gif_of_3_frames", gif((30, 20), (30, 20), (30, 20), (5, 4)), 1820),
+        ("gif_with_frame_above_screen", gif((1, 1), (60, 500)), 30_001),
+        ("bmp", bmp(60_000, 50_000), 3_000_000_000),
+        ("bmp_from_the_top", bmp(600, -500), 300_000),
+        ("webp_lossy", webp_lossy(600, 500), 300_000),
+        ("webp_lossless", webp_lossless(16_384, 16_384), 2**28),
+        ("webp_extended", webp_extended(2**24, 2**24), 2**48),
+        ("text", b"GIF or PNG or JPEG", -1),
+        ("empty", b"", -1),
+        ("jpeg_xl", b"\xff\x0a" + bytes(40), -1),
+        ("sound_in_riff", b"RIFF\0\0\0\0WAVEVP8 " + bytes(40), -1),
+    )
+    def test_pixels_are_what_the_header_promises(self, image_bytes, expected):
+        self.assertEqual(limits.pixels(image_bytes).numpy(), expected)
+
+    def test_sizes_agree_with_those_of_the_decoder(self):
+        image = tf.zeros([20, 30, 3], tf.uint8)
+        for encode in (tf.io.encode_png, tf.io.encode_jpeg):
+            self.assertEqual(limits.pixels(encode(image)).numpy(), 600)
+
+    @parameterized.parameters(png, gif, bmp, webp_lossy, webp_extended)
+    def test_header_that_is_cut_anywhere_promises_less_or_nothing(self, header):
+        whole = header((7, 9), (7, 9)) if header is gif else header(7, 9)
+        for length in range(len(whole)):
+            self.assertLessEqual(limits.pixels(whole[:length]).numpy(), 126)
+
+    def test_image_within_the_limit_passes_unchanged(self):
+        image_bytes = png(8_000, 8_000)
+        self.assertEqual(limits.check(image_bytes).numpy(), image_bytes)
+
+    @parameterized.parameters(
+        (png(8_001, 8_000), "at most 64000000 pixels, received. .64008000"),
+        (gif((1, 1), *[(800, 800)] * 100), "at most 64000000 pixels"),
+        (b"text", "JPEG, PNG, GIF, BMP or WebP"),
+    )
+    def test_image_above_the_limit_is_refused(self, image_bytes, message):
+        with self.assertRaisesRegex(tf.errors.InvalidArgumentError, message):
+            limits.check(image_bytes)
+
+    def test_gif_of_more_blocks_than_anyone_counts_is_above_any_limit(self):
+        image_bytes = gif((1, 1), (1, 1))
+        with mock.patch.object(limits, "_MAX_GIF_BLOCKS", 8):
+            self.assertEqual(limits.pixels(image_bytes), tf.int64.max)
+        with mock.patch.object(limits, "_MAX_GIF_BLOCKS", 9):
+            self.assertEqual(limits.pixels(image_bytes), 2)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,177 @@
+"""What holds the package together: imports, targets, programs, versions."""
+
+import ast
+import configparser
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import keras_resnet
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# What `import keras_resnet` may load of ours.
+LIGHT = {"keras_resnet", "layers", "models", "weight_files", "weights"}
+
+# Which rooms a room may import from, beside itself.
+MAY_IMPORT = {
+    "layers": set(),
+    "weight_files": set(),
+    "weights": {"weight_files"},
+    "models": {"layers", "weights"},
+    "keras_resnet": LIGHT,
+    "analysis": LIGHT,
+    "training": LIGHT,
+    "serving": LIGHT | {"analysis", "training"},
+    "apps": LIGHT | {"analysis", "training", "serving"},
+}
+
+SOURCES = sorted(
+    path.relative_to(ROOT)
+    for folder in ("apps", "keras_resnet")
+    for path in (ROOT / folder).rglob("*.py")
+)
+PROGRAMS = {
+    path.stem
+    for path in SOURCES
+    if path.parts[0] == "apps" and path.stem not in ("__init__", "command_line")
+}
+TEST_FILES = sorted((ROOT / "tests").glob("*_test.py"))
+
+
+def room(module: str) -> str | None:
+    """The room of a dotted module or name, or None for what is not ours."""
+    first, *rest = module.split(".")
+    if first == "apps":
+        return "apps"
+    if first != "keras_resnet":
+        return None
+    return rest[0] if rest and rest[0] in MAY_IMPORT else "keras_resnet"
+
+
+def imported(path: pathlib.Path) -> Iterator[str]:
+    """The dotted names that a module imports, wherever in it."""
+    package = path.parts[:-1]
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] * bool(node.level)
+            base += (node.module,) * bool(node.module)
+            yield from (".".join((*base, a.name)) for a in node.names)
+
+
+def targets(rule: str, *arguments: str) -> list[tuple]:
+    """The values of these arguments in each target of a rule in BUILD."""
+
+    def value(call, argument):
+        (node,) = (k.value for k in call.keywords if k.arg == argument)
+        is_glob = isinstance(node, ast.Call)
+        return ast.literal_eval(node.args[0] if is_glob else node)
+
+    return [
+        tuple(value(call, argument) for argument in arguments)
+        for call in ast.walk(ast.parse((ROOT / "BUILD").read_text()))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id == rule
+    ]
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return config
+
+
+class ImportsTest(parameterized.TestCase):
+    def test_import_loads_keras_and_nothing_heavier(self):
+        code = "import keras_resnet, sys; print(*sys.modules, sep='\\n')"
+        loaded = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout.split()
+        self.assertIn("keras", loaded)
+        heavy = ("tensorflow_datasets", "keras_tuner", "tensorboard", "tqdm")
+        self.assertNoCommonElements(heavy, loaded)
+        ours = {room(module) for module in loaded} - {None}
+        self.assertLessEqual(ours, LIGHT)
+
+    @parameterized.parameters(*map(str, SOURCES))
+    def test_nothing_imports_upward(self, source):
+        path = pathlib.Path(source)
+        here = room(".".join(path.with_suffix("").parts))
+        rooms = {room(module) for module in imported(path)} - {None, here}
+        self.assertLessEqual(rooms, MAY_IMPORT[here])
+
+    @parameterized.parameters(
+        ("keras_resnet/layers/units.py", "layers"),
+        ("keras_resnet/models.py", "models"),
+        ("keras_resnet/__init__.py", "keras_resnet"),
+        ("apps/train.py", "apps"),
+    )
+    def test_rooms_are_told_apart(self, source, expected):
+        module = ".".join(pathlib.Path(source).with_suffix("").parts)
+        self.assertEqual(room(module), expected)
+
+    def test_relative_imports_are_resolved(self):
+        self.assertIn(
+            "apps.command_line", set(imported(pathlib.Path("apps/train.py")))
+        )
+
+
+class DeclarationsTest(parameterized.TestCase):
+    def test_every_package_folder_is_installed(self):
+        folders = {
+            ".".join(path.parent.parts)
+            for path in SOURCES
+            if path.parts[0] == "keras_resnet"
+        }
+        packages = setup_cfg()["options"]["packages"].split()
+        self.assertCountEqual(packages, folders | {"keras_resnet.apps"})
+
+    def test_every_package_folder_is_a_py_library(self):
+        sources = targets("py_library", "srcs")
+        for folder in {path.parent.as_posix() for path in SOURCES}:
+            self.assertIn(([f"{folder}/*.py"],), sources)
+
+    def test_every_program_is_a_py_binary(self):
+        self.assertCountEqual(
+            targets("py_binary", "name", "main_module"),
+            [(name, f"apps.{name}") for name in PROGRAMS],
+        )
+
+    def test_every_program_is_a_console_script(self):
+        scripts = setup_cfg()["options.entry_points"]["console_scripts"]
+        self.assertCountEqual(
+            scripts.strip().splitlines(),
+            [
+                f"keras-resnet-{name} = keras_resnet.apps.{name}:cli"
+                for name in PROGRAMS
+            ],
+        )
+
+    def test_every_test_file_is_a_py_test(self):
+        table = re.search(
+            r"(?ms)^TESTS = (.*?^})", (ROOT / "BUILD").read_text()
+        )
+        self.assertCountEqual(
+            ast.literal_eval(table.group(1)), [path.stem for path in TEST_FILES]
+        )
+
+    def test_one_version_everywhere(self):
+        module = (ROOT / "MODULE.bazel").read_text()
+        version = re.search(r"    version = \"(.*)\",", module).group(1)
+        self.assertEqual(version, keras_resnet.__version__)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,49 @@
+"""Runs a program of apps/ as its command line does, in this process."""
+
+import contextlib
+import importlib
+import io
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+from unittest import mock
+
+from absl import flags
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: list[str]
+    err: list[str]
+
+
+def run(name: str, *arguments: str) -> Outcome:
+    """`python -m apps.<name> <arguments>`: exit code, stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        _imported(f"apps.{name}") as program,
+        mock.patch.object(sys, "argv", [f"{name}.py", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            program.cli()
+        except SystemExit as end:
+            code = end.code or 0
+    return Outcome(
+        code, out.getvalue().splitlines(), err.getvalue().splitlines()
+    )
+
+
+@contextlib.contextmanager
+def _imported(name: str) -> Iterator:
+    """A program whose flags go with it: others define the same names."""
+    program = importlib.import_module(name)
+    try:
+        yield program
+    finally:
+        for flag in flags.FLAGS.get_flags_for_module(program):
+            delattr(flags.FLAGS, flag.name)
+        flags.FLAGS.unparse_flags()
+        del sys.modules[name]

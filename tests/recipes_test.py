@@ -1,0 +1,119 @@
+"""Recipes: the numbers of the papers, and how they are changed."""
+
+import dataclasses
+import json
+
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import keras_resnet
+from keras_resnet.training import data
+from keras_resnet.training import recipes
+
+
+class RecipesTest(parameterized.TestCase):
+    def test_cifar_recipe_is_that_of_the_paper(self):
+        """[1, Sec. 4.2]."""
+        recipe = recipes.RECIPES["cifar10"]
+        self.assertEqual(recipe.batch_size, 128)
+        self.assertEqual(recipe.steps, 64_000)
+        self.assertEqual(recipe.decay_at_steps, (32_000, 48_000))
+        self.assertEqual(recipe.weight_decay, 1e-4)
+        self.assertEqual(recipe.momentum, 0.9)
+        rates = recipe.learning_rates()
+        for step, rate in (
+            *((0, 0.1), (31_999, 0.1), (32_000, 0.01), (47_999, 0.01)),
+            *((48_000, 0.001), (63_999, 0.001)),
+        ):
+            np.testing.assert_allclose(rates(step), rate, rtol=1e-6)
+
+    def test_warm_up_of_the_second_paper_is_constant(self):
+        """[2, Sec. 4]: 0.01 for the first 400 iterations."""
+        rates = recipes.RECIPES["cifar10_warmup"].learning_rates()
+        for step, rate in ((0, 0.01), (399, 0.01), (400, 0.1)):
+            np.testing.assert_allclose(rates(step), rate, rtol=1e-6)
+
+    def test_modern_recipe_warms_up_linearly_and_ends_at_zero(self):
+        recipe = recipes.RECIPES["imagenet_modern"]
+        rates = recipe.learning_rates()
+        w, n = recipe.warmup_steps, recipe.steps
+        np.testing.assert_allclose(rates(0), 0.4 / w, rtol=1e-5)
+        np.testing.assert_allclose(rates(w - 1), 0.4, rtol=1e-5)
+        np.testing.assert_allclose(rates((w + n) // 2), 0.2, rtol=1e-3)
+        np.testing.assert_allclose(rates(n), 0.0, atol=1e-6)
+
+    @parameterized.parameters(*recipes.RECIPES)
+    def test_every_row_can_be_trained(self, name):
+        recipe = recipes.RECIPES[name]
+        self.assertEqual(recipe.name, name)
+        self.assertTrue(recipe.source)
+        self.assertIn(recipe.augmentation, data.AUGMENTATIONS)
+        self.assertTrue(recipe.expected_errors)
+        self.assertContainsSubset(recipe.expected_errors, keras_resnet.MODELS)
+        points = (recipe.warmup_steps, *recipe.decay_at_steps, recipe.steps)
+        self.assertEqual(points, tuple(sorted(set(points))))
+
+    def test_other_lengths_keep_the_shape(self):
+        recipe = recipes.RECIPES["cifar10_warmup"].with_steps(6400)
+        self.assertEqual(recipe.steps, 6400)
+        self.assertEqual(recipe.warmup_steps, 40)
+        self.assertEqual(recipe.decay_at_steps, (3200, 4800))
+
+    @parameterized.parameters(
+        ("learning_rate", "0.05", 0.05),
+        ("learning_rate", "1", 1.0),
+        ("steps", "10", 10),
+        ("decay_at_steps", "[5, 7]", (5, 7)),
+        ("decay_at_steps", "5", (5,)),
+        ("decay_norms", "false", False),
+        ("schedule", "cosine", "cosine"),
+        ("image_size", "None", None),
+        ("image_size", "64", 64),
+        ("warmup_learning_rate", "0.02", 0.02),
+        ("expected_errors", '{"resnet20": 9}', {"resnet20": 9}),
+    )
+    def test_fields_are_set_from_text(self, name, text, value):
+        recipe = recipes.RECIPES["imagenet"].with_field(name, text)
+        self.assertEqual(getattr(recipe, name), value)
+        self.assertIs(type(getattr(recipe, name)), type(value))
+
+    @parameterized.parameters(
+        ("larning_rate", "1", "did you mean 'learning_rate'"),
+        ("name", "x", "unknown recipe field"),
+        ("learning_rate", "fast", "type float, received 'fast'"),
+        ("steps", "1.5", "type int, received '1.5'"),
+        ("steps", "0", "at least 1"),
+        ("decay_norms", "maybe", "type bool"),
+        ("decay_at_steps", "[1.5]", "received"),
+        ("schedule", "linear", "'step', 'cosine'.*'linear'"),
+        ("expected_errors", "[]", "received"),
+    )
+    def test_wrong_fields_and_values_are_refused(self, name, text, message):
+        with self.assertRaisesRegex(ValueError, message):
+            recipes.RECIPES["cifar10"].with_field(name, text)
+
+    def test_recipes_come_back_from_json(self):
+        for recipe in recipes.RECIPES.values():
+            fields = json.loads(json.dumps(dataclasses.asdict(recipe)))
+            self.assertEqual(recipes.Recipe.from_json(fields), recipe)
+
+    @parameterized.parameters(
+        ("digits", 8, 20, "digits"),
+        ("cifar10", 32, 56, "cifar10"),
+        ("cifar10", 32, 110, "cifar10_warmup"),
+        ("cifar100", 32, 20, "cifar100"),
+        ("mnist", 28, 20, "cifar10"),
+        ("imagenet2012", 224, 50, "imagenet"),
+    )
+    def test_data_sets_have_a_default_recipe(self, dataset, size, depth, name):
+        recipe = recipes.default_recipe(dataset, size, depth)
+        self.assertEqual(recipe.name, name)
+
+    def test_unknown_recipe_is_refused_with_a_near_one(self):
+        with self.assertRaisesRegex(ValueError, "did you mean 'cifar10'"):
+            recipes.get_recipe("cifar-10")
+
+
+if __name__ == "__main__":
+    absltest.main()
