@@ -14,9 +14,13 @@ import keras
 from keras_resnet import weights as weights_lib
 from keras_resnet.layers import BatchNormalization
 from keras_resnet.layers import Convolution
+from keras_resnet.layers import UnitStack
 from keras_resnet.layers import units as units_lib
 from keras_resnet.layers.normalization import EPSILON
 from keras_resnet.layers.normalization import MOMENTUM
+
+# From how many identical units on a stage is a loop by default.
+LOOP_FROM = 18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +193,8 @@ def resnet(
     unit=None,
     bottleneck_stride: str = "1x1",
     padding: str = "symmetric",
+    looped: bool | None = None,
+    remat: bool = False,
     batch_norm_momentum: float = MOMENTUM,
     batch_norm_epsilon: float = EPSILON,
     survival_probability: float = 1.0,
@@ -220,6 +226,13 @@ def resnet(
         bottleneck_stride: `"1x1"` as in [1], or `"3x3"` (torchvision's v1.5).
         padding: `"symmetric"` as in the authors' code, or `"same"` for weights
             that TensorFlow's padding was trained with.
+        looped: Whether the units of a stage after its first one, which are
+            alike, run as one loop (`layers.UnitStack`); None for a loop where
+            there are at least `LOOP_FROM` of them. A looped and an unrolled
+            network are the same function, and `weights.copy` moves weights
+            between the two.
+        remat: Whether training keeps of each unit nothing but its input, and
+            computes its activations again in the backward pass.
         batch_norm_momentum: Momentum of the moving statistics.
         batch_norm_epsilon: Added to the variance.
         survival_probability: Probability that the last unit survives in
@@ -284,24 +297,43 @@ def resnet(
         )(x)
 
     activates_first = issubclass(unit_class, units_lib.PreActivationUnit)
+    total = sum(spec.units)
+
+    def survives(count):
+        """p of the count-th unit: linear decay over depth."""
+        return 1 - count / total * (1 - survival_probability)
+
     count = 0
     stages = zip(spec.units, spec.filters, strict=True)
     for stage, (n, filters) in enumerate(stages, 1):
+        arguments = {
+            "bottleneck": spec.bottleneck,
+            "shortcut": spec.shortcut if shortcut is None else shortcut,
+            "bottleneck_stride": bottleneck_stride,
+            "padding": padding,
+            "batch_norm_momentum": batch_norm_momentum,
+            "batch_norm_epsilon": batch_norm_epsilon,
+        }
         for i in range(1, n + 1):
+            if i == 2 and (n - 1 >= LOOP_FROM if looped is None else looped):
+                x = UnitStack(
+                    unit_class(filters, **arguments),
+                    n - 1,
+                    [survives(count + j) for j in range(1, n)],
+                    remat=remat,
+                    name=f"stage{stage}_stack",
+                )(x)
+                count += n - 1
+                break
             count += 1
-            decay = count / sum(spec.units) * (1 - survival_probability)
             # The stem has activated the signal that the first unit gets.
             first = {"activated_input": count == 1} if activates_first else {}
             x = unit_class(
                 filters,
                 stride=2 if stage > 1 and i == 1 else 1,
-                bottleneck=spec.bottleneck,
-                shortcut=spec.shortcut if shortcut is None else shortcut,
-                bottleneck_stride=bottleneck_stride,
-                padding=padding,
-                survival_probability=1 - decay,
-                batch_norm_momentum=batch_norm_momentum,
-                batch_norm_epsilon=batch_norm_epsilon,
+                survival_probability=survives(count),
+                remat=remat,
+                **arguments,
                 **first,
                 name=f"stage{stage}_unit{i}",
             )(x)
@@ -432,6 +464,8 @@ def _builder(title: str):
         unit=spec.unit,
         bottleneck_stride="1x1",
         padding="symmetric",
+        looped=None,
+        remat=False,
         batch_norm_momentum=MOMENTUM,
         batch_norm_epsilon=EPSILON,
         survival_probability=1.0,
@@ -450,6 +484,8 @@ def _builder(title: str):
             unit=unit,
             bottleneck_stride=bottleneck_stride,
             padding=padding,
+            looped=looped,
+            remat=remat,
             batch_norm_momentum=batch_norm_momentum,
             batch_norm_epsilon=batch_norm_epsilon,
             survival_probability=survival_probability,

@@ -12,6 +12,7 @@ from keras_resnet.layers.shortcuts import OptionB
 from keras_resnet.layers.shortcuts import OptionC
 from keras_resnet.layers.shortcuts import Shortcut
 from keras_resnet.layers.shortcuts import ShortcutOnlyGating
+from keras_resnet.layers.stacks import UnitStack
 from keras_resnet.layers.units import BatchNormAfterAdditionUnit
 from keras_resnet.layers.units import OriginalUnit
 from keras_resnet.layers.units import PreActivationUnit
@@ -38,4 +39,5 @@ __all__ = [
     "Shortcut",
     "ShortcutOnlyGating",
     "Unit",
+    "UnitStack",
 ]

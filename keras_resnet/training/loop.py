@@ -358,7 +358,7 @@ class _Run:
             seeds=seeds,
         )
         self.decayed = [
-            recipe.decay_norms or variable.name == "kernel"
+            recipe.decay_norms or variable.name.endswith("kernel")
             for variable in self.model.trainable_variables
         ]
         self.evaluate = evaluation.make_evaluator(

@@ -1,0 +1,323 @@
+"""Identical units as one loop: a graph that does not grow with depth.
+
+A stage of [1] or [2] is one unit that may change the dimension and then n - 1
+units that are alike. As layers of a graph, their number decides how long it
+takes to build, trace and optimize; as a loop over weights of shape [n, ...] it
+decides nothing but the time of a step.
+"""
+
+import random
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_resnet.layers import remat as remat_lib
+from keras_resnet.layers.convolutions import papers_initializer
+from keras_resnet.layers.units import Unit
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class UnitStack(keras.layers.Layer):
+    """`x_{l+1} = f(h(x_l) + F(x_l, W_l))` for l = 1 ... n, as one loop.
+
+    The same function as n units one after the other: outputs, gradients and
+    moving statistics are equal. Each weight of the unit, of shape `[...]`, is
+    one weight of shape `[n, ...]` here, named after its layer
+    (`conv1_kernel`). On TensorFlow the loop is a `tf.while_loop`, on JAX a
+    `jax.lax.scan`; elsewhere the units run one by one.
+
+    Args:
+        unit: A unit as the pattern of all of them; it must keep the shape of
+            its input. It is copied, so its own weights are not used.
+        count: n, the number of units.
+        survival_probabilities: p of each unit's stochastic depth; None for
+            that of `unit`.
+        remat: Whether training keeps nothing but the input of each unit, and
+            computes the activations inside again in the backward pass.
+
+    Call arguments:
+        x: Tensor of shape `[batch, height, width, channels]`.
+        training: Whether to normalize by the batch and drop at random.
+
+    Returns:
+        A tensor of the shape of `x`.
+
+    Raises:
+        ValueError: If the unit changes the shape, or the number of survival
+            probabilities is not `count`.
+
+    Example:
+
+    >>> from keras_resnet.layers import OriginalUnit
+    >>> stack = UnitStack(OriginalUnit(16, shortcut="A"), count=5)
+    >>> stack(ops.ones((1, 8, 8, 16))).shape
+    TensorShape([1, 8, 8, 16])
+    >>> tuple(stack.weights[0].shape)
+    (5, 3, 3, 16, 16)
+    """
+
+    def __init__(
+        self,
+        unit: Unit,
+        count: int,
+        survival_probabilities: Sequence[float] | None = None,
+        remat: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if isinstance(unit, dict):
+            unit = keras.saving.deserialize_keras_object(unit)
+        if survival_probabilities is None:
+            survival_probabilities = [unit.survival_probability] * count
+        if count < 1 or len(survival_probabilities) != count:
+            raise ValueError(
+                "count must be at least 1, with one survival probability for "
+                f"each unit; received count={count} and "
+                f"{len(survival_probabilities)} probabilities"
+            )
+        self.count = count
+        self.survival_probabilities = [float(p) for p in survival_probabilities]
+        self.remat = remat
+        pattern = type(unit).from_config(
+            {
+                **unit.get_config(),
+                "name": "unit",
+                "trainable": True,
+                "dtype": self.dtype_policy,
+                "remat": False,
+                "survival_probability": min(self.survival_probabilities),
+            }
+        )
+        # The pattern's variables stand for those of whichever unit runs. They
+        # are no weights of this layer, so Keras must not find them.
+        self._pattern = lambda: pattern
+
+    @property
+    def unit(self) -> Unit:
+        """The pattern: a unit whose own values are never used."""
+        return self._pattern()
+
+    def build(self, x_shape):
+        unit = self.unit
+        if tuple(unit.compute_output_shape(x_shape)) != tuple(x_shape):
+            raise ValueError(
+                "the units of a stack must keep the shape of their input, "
+                f"received stride {unit.stride} and {unit.output_filters} "
+                f"filters for an input of shape {tuple(x_shape)}"
+            )
+        unit.build(x_shape)
+        self.stacked = []
+        self._states = []  # the places of moving statistics and seeds
+        for i, variable in enumerate(unit.variables):
+            path = variable.path.rpartition(f"{unit.name}/")[2]
+            if variable.name == "seed_generator_state":
+                path = f"seed{i}"  # Keras numbers the generators of a session
+            self.stacked.append(
+                self.add_weight(
+                    name=path.replace("/", "_"),
+                    shape=(self.count, *variable.shape),
+                    dtype=variable.dtype,
+                    initializer=_initializer(variable),
+                    trainable=variable.trainable,
+                    autocast=False,
+                )
+            )
+            if not variable.trainable:
+                self._states.append(i)
+
+    def call(self, x, training=None):
+        training = bool(training)
+        # Frozen units normalize by their moving statistics.
+        if self.unit.trainable != self.trainable:
+            self.unit.trainable = self.trainable
+        values = [ops.copy(weight.value) for weight in self.stacked]
+        loops = {"tensorflow": _loop_in_tensorflow, "jax": _loop_in_jax}
+        loop = loops.get(keras.backend.backend(), _loop_in_python)
+        y, states = loop(self, x, values, training)
+        if training:
+            for i, state in zip(self._states, states, strict=True):
+                self.stacked[i].assign(state)
+        return y
+
+    def run(self, x, values, probability, training):
+        """One unit: its output and the new values of its states."""
+        y, new = remat_lib.apply(self.unit, values, x, training, probability)
+        return y, [new[i] for i in self._states]
+
+    def compute_output_shape(self, x_shape):
+        return x_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "unit": keras.saving.serialize_keras_object(
+                type(self.unit).from_config(self.unit.get_config())
+            ),
+            "count": self.count,
+            "survival_probabilities": self.survival_probabilities,
+            "remat": self.remat,
+        }
+
+
+def _initializer(variable):
+    """An initializer of shape [n, ...] for n variables like this one."""
+    if variable.name == "kernel":
+        # The variance depends on the shape of one kernel, not of the stack.
+        fan_out = np.prod(variable.shape[:-2]) * variable.shape[-1]
+        variance = papers_initializer().scale / fan_out
+        return keras.initializers.RandomNormal(0.0, variance**0.5)
+    if variable.name == "seed_generator_state":
+        return lambda shape, dtype: ops.convert_to_tensor(
+            [[random.randint(1, 10**9), 0] for _ in range(shape[0])], dtype
+        )
+    value = ops.convert_to_numpy(variable.value)
+    return lambda shape, dtype: ops.convert_to_tensor(
+        np.broadcast_to(value, shape), dtype
+    )
+
+
+def _loop_in_python(stack, x, values, training):
+    states = []
+    for i, p in enumerate(stack.survival_probabilities):
+        x, new = stack.run(x, [value[i] for value in values], p, training)
+        states.append(new)
+    return x, [ops.stack(s) for s in zip(*states, strict=True)]
+
+
+def _loop_in_jax(stack, x, values, training):
+    import jax
+
+    def body(x, value_and_p):
+        *one, p = value_and_p
+        return stack.run(x, one, p, training)
+
+    if stack.remat and training:
+        body = jax.checkpoint(body)
+    probabilities = np.array(stack.survival_probabilities, "float32")
+    return jax.lax.scan(body, x, (*values, probabilities))
+
+
+def _loop_in_tensorflow(stack, x, values, training):
+    if stack.remat and training:
+        return _recompute_in_tensorflow(stack, x, values)
+    y, states, _ = _forward(stack, x, values, training)
+    return y, states
+
+
+def _forward(stack, x, values, training, keeps_inputs=False):
+    """The units one after the other.
+
+    Returns:
+        The output, the new states if training, and a TensorArray of the input
+        of each unit if `keeps_inputs`.
+    """
+    import tensorflow as tf
+
+    n = stack.count
+    # A value is read by its place in a TensorArray: the gradient of that costs
+    # as much as one value, that of a slice as much as the whole stack.
+    read = [_array(value).unstack(value) for value in values]
+    written = [_array(values[i]) for i in stack._states if training]
+    inputs = tf.TensorArray(
+        x.dtype, size=n if keeps_inputs else 0, element_shape=x.shape
+    )
+    probabilities = tf.constant(stack.survival_probabilities)
+
+    def body(i, x, inputs, *written):
+        if keeps_inputs:
+            inputs = inputs.write(i, x)
+        one = [array.read(i) for array in read]
+        y, new = stack.run(x, one, probabilities[i], training)
+        y.set_shape(x.shape)
+        if training:
+            written = [
+                array.write(i, state)
+                for array, state in zip(written, new, strict=True)
+            ]
+        return (i + 1, y, inputs, *written)
+
+    _, y, inputs, *written = tf.while_loop(
+        lambda i, *_: i < n,
+        body,
+        (0, x, inputs, *written),
+        maximum_iterations=n,
+        parallel_iterations=1,
+    )
+    return y, [array.stack() for array in written], inputs
+
+
+def _recompute_in_tensorflow(stack, x, values):
+    """Keeps the input of each unit; its tape runs in the backward loop."""
+    import tensorflow as tf
+
+    n = stack.count
+    is_parameter = [weight.trainable for weight in stack.stacked]
+
+    def merged(parameters):
+        given = iter(parameters)
+        return [
+            next(given) if is_one else value
+            for is_one, value in zip(is_parameter, values, strict=True)
+        ]
+
+    @tf.custom_gradient
+    def run(x, *parameters):
+        every = merged(parameters)
+        y, states, inputs = _forward(stack, x, every, True, keeps_inputs=True)
+        probabilities = tf.constant(stack.survival_probabilities)
+
+        def gradient(dy, *_):
+            def body(i, dx, *arrays):
+                one = [value[i] for value in every]
+                again = [inputs.read(i)]
+                again += [
+                    value
+                    for value, is_one in zip(one, is_parameter, strict=True)
+                    if is_one
+                ]
+                with tf.GradientTape() as tape:
+                    tape.watch(again)
+                    y, _ = stack.run(again[0], one, probabilities[i], True)
+                dx, *gradients = tape.gradient(
+                    y, again, dx, unconnected_gradients="zero"
+                )
+                return (
+                    i - 1,
+                    dx,
+                    *(
+                        array.write(i, gradient)
+                        for array, gradient in zip(
+                            arrays, gradients, strict=True
+                        )
+                    ),
+                )
+
+            _, dx, *arrays = tf.while_loop(
+                lambda i, *_: i >= 0,
+                body,
+                (n - 1, dy, *map(_array, parameters)),
+                maximum_iterations=n,
+                parallel_iterations=1,
+            )
+            return (dx, *(array.stack() for array in arrays))
+
+        return (y, *states), gradient
+
+    parameters = [
+        value
+        for value, is_one in zip(values, is_parameter, strict=True)
+        if is_one
+    ]
+    y, *states = run(x, *parameters)
+    return y, states
+
+
+def _array(values):
+    """An empty TensorArray for tensors like those stacked in `values`."""
+    import tensorflow as tf
+
+    return tf.TensorArray(
+        values.dtype, size=values.shape[0], element_shape=values.shape[1:]
+    )

@@ -1,0 +1,265 @@
+"""A loop over units equals the units one after the other."""
+
+import itertools
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import keras_resnet
+from keras_resnet import layers
+from keras_resnet.layers import shortcuts
+from keras_resnet.layers import units
+
+N = 3
+PROBABILITIES = (0.9, 0.7, 0.5)
+SHAPE = (4, 6, 6, 8)
+# Every unit with one shortcut, and one unit with every shortcut.
+KINDS = [
+    *((unit, "A") for unit in units.UNITS),
+    *(("pre_activation", shortcut) for shortcut in shortcuts.SHORTCUTS),
+]
+
+
+def images(shape=SHAPE):
+    x = np.random.default_rng(0).normal(size=shape)
+    return tf.constant(x, "float32")
+
+
+def make(unit, shortcut, probabilities=None, remat=False, dtype=None):
+    """N units and a stack of N with the same values."""
+    cls, filters = units.UNITS[unit], SHAPE[-1]
+    arguments = {"shortcut": shortcut, "dtype": dtype}
+    unrolled = [
+        cls(filters, survival_probability=p, **arguments)
+        for p in probabilities or [1.0] * N
+    ]
+    stack = layers.UnitStack(
+        cls(filters, **arguments), N, probabilities, remat, dtype=dtype
+    )
+    stack.build(SHAPE)
+    rng = np.random.default_rng(1)
+    for one in unrolled:
+        one.build(SHAPE)
+        for v in one.variables:
+            if v.name in ("gamma", "moving_variance"):
+                v.assign(rng.uniform(0.5, 1.5, v.shape))
+            elif v.name != "seed_generator_state":
+                v.assign(rng.normal(0, 0.3, v.shape))
+    for weight, *values in zip(
+        stack.stacked, *(u.variables for u in unrolled), strict=True
+    ):
+        weight.assign(np.stack([np.array(v) for v in values]))
+    return unrolled, stack
+
+
+def results(call, x, parameters):
+    """Output and gradients of a training step, in a graph."""
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = call(x)
+            loss = tf.reduce_sum(tf.cast(y, "float32") ** 2)
+        return [y, *tape.gradient(loss, [x, *parameters])]
+
+    return [np.array(tf.cast(v, "float32")) for v in step(x)]
+
+
+def in_stacks(unrolled, values):
+    """Values of the units, one unit after the other, in the stack's form."""
+    count = len(values) // len(unrolled)
+    return [np.stack(values[j::count]) for j in range(count)]
+
+
+class UnitStackTest(parameterized.TestCase):
+    def assert_same(self, unrolled, stack, x, tolerance=1e-4):
+        def one_by_one(x):
+            for unit in unrolled:
+                x = unit(x, training=True)
+            return x
+
+        parameters = [v.value for u in unrolled for v in u.trainable_variables]
+        y, dx, *gradients = results(one_by_one, x, parameters)
+        expected = [y, dx, *in_stacks(unrolled, gradients)]
+        got = results(
+            lambda x: stack(x, training=True),
+            x,
+            [v.value for v in stack.trainable_variables],
+        )
+        expected += in_stacks(
+            unrolled, [np.array(v) for u in unrolled for v in u.variables]
+        )
+        got += [np.array(v) for v in stack.stacked]
+        for a, b in zip(got, expected, strict=True):
+            scale = np.abs(b).max() + 1e-6
+            np.testing.assert_allclose(a / scale, b / scale, atol=tolerance)
+
+    @parameterized.parameters(itertools.product(KINDS, (False, True)))
+    def test_outputs_gradients_and_states_equal_the_unrolled_units(
+        self, kind, remat
+    ):
+        """Law 4 of the design, with a survival probability for each unit."""
+        unrolled, stack = make(*kind, PROBABILITIES, remat)
+        self.assert_same(unrolled, stack, images())
+
+    @parameterized.parameters(False, True)
+    def test_half_precision_equals_the_unrolled_units(self, remat):
+        dtype = "mixed_bfloat16"
+        unrolled, stack = make("original", "A", None, remat, dtype)
+        x = tf.cast(images(), "bfloat16")
+        self.assert_same(unrolled, stack, x, tolerance=0.03)
+
+    @parameterized.parameters(itertools.product(units.UNITS, "AC"))
+    def test_units_that_are_computed_again_are_the_same(self, unit, shortcut):
+        """remat of single units: gradients right, statistics updated once."""
+        unrolled, _ = make(unit, shortcut, PROBABILITIES)
+        again, _ = make(unit, shortcut, PROBABILITIES)
+        for a, b in zip(unrolled, again, strict=True):
+            for v, w in zip(a.variables, b.variables, strict=True):
+                w.assign(v)
+            b.remat = True
+        x = images()
+        both = []
+        for chain in (unrolled, again):
+
+            def call(x, chain=chain):
+                for one in chain:
+                    x = one(x, training=True)
+                return x
+
+            parameters = [v.value for u in chain for v in u.trainable_variables]
+            values = results(call, x, parameters)
+            values += [np.array(v) for u in chain for v in u.variables]
+            both.append(values)
+        for a, b in zip(*both, strict=True):
+            scale = np.abs(a).max() + 1e-6
+            np.testing.assert_allclose(a / scale, b / scale, atol=1e-5)
+
+    def test_inference_equals_the_unrolled_units_and_changes_nothing(self):
+        unrolled, stack = make("original", "A", PROBABILITIES)
+        x = images()
+        before = [np.array(w) for w in stack.stacked]
+        expected = x
+        for unit in unrolled:
+            expected = unit(expected)
+        np.testing.assert_allclose(stack(x), expected, rtol=1e-5, atol=1e-5)
+        for a, b in zip(before, stack.stacked, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    def test_frozen_stack_normalizes_by_its_moving_statistics(self):
+        unrolled, stack = make("original", "A")
+        stack.trainable = False
+        x = images()
+        expected = x
+        for unit in unrolled:
+            expected = unit(expected, training=False)
+        np.testing.assert_allclose(
+            stack(x, training=True), expected, rtol=1e-5, atol=1e-5
+        )
+        self.assertEmpty(stack.trainable_variables)
+        stack.trainable = True
+        difference = np.abs(stack(x, training=True) - expected)
+        self.assertGreater(difference.max(), 0.01)
+
+    def test_kernels_have_the_variance_of_one_unit(self):
+        stack = layers.UnitStack(layers.OriginalUnit(64, shortcut="A"), 20)
+        stack.build((None, 8, 8, 64))
+        kernel = np.array(stack.weights[0])
+        self.assertEqual(kernel.shape, (20, 3, 3, 64, 64))
+        np.testing.assert_allclose(kernel.var(), 2 / (9 * 64), rtol=0.02)
+        self.assertGreater(np.abs(kernel[0] - kernel[1]).max(), 0.1)
+
+    def test_stack_refuses_units_that_change_the_shape(self):
+        with self.assertRaisesRegex(ValueError, "keep the shape.*stride 2"):
+            layers.UnitStack(layers.OriginalUnit(8, 2), 3).build(SHAPE)
+        with self.assertRaisesRegex(ValueError, "16 filters"):
+            layers.UnitStack(layers.OriginalUnit(16), 3).build(SHAPE)
+        with self.assertRaisesRegex(ValueError, "count=3 and 2 prob"):
+            layers.UnitStack(layers.OriginalUnit(8), 3, [0.5, 0.5])
+
+    @parameterized.parameters("original", "relu_only_pre_activation")
+    def test_stack_comes_back_from_its_config_and_its_file(self, unit):
+        _, stack = make(unit, "dropout", PROBABILITIES, True)
+        model = keras.Sequential([keras.Input(SHAPE[1:]), stack])
+        directory = self.enter_context(tempfile.TemporaryDirectory())
+        model.save(f"{directory}/model.keras")
+        again = keras.models.load_model(f"{directory}/model.keras")
+        self.assertEqual(again.layers[0].get_config(), stack.get_config())
+        x = images()
+        np.testing.assert_array_equal(again(x), model(x))
+        for a, b in zip(
+            again.layers[0].stacked,
+            stack.stacked,
+            strict=True,
+        ):
+            np.testing.assert_array_equal(a, b)
+        model.save_weights(f"{directory}/model.weights.h5")
+        model.layers[0].set_weights([w * 0 for w in stack.get_weights()])
+        model.load_weights(f"{directory}/model.weights.h5")
+        np.testing.assert_array_equal(again(x), model(x))
+
+
+def nodes(model, batch=2):
+    """Operations of a training step, inside functions too."""
+    x = tf.zeros((batch, *model.input_shape[1:]))
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x, training=True))
+        return tape.gradient(loss, model.trainable_variables)
+
+    graph = step.get_concrete_function(x).graph.as_graph_def()
+    functions = graph.library.function
+    return len(graph.node) + sum(len(f.node_def) for f in functions)
+
+
+class LoopedNetworkTest(parameterized.TestCase):
+    @parameterized.parameters(False, True)
+    def test_graph_does_not_grow_with_depth(self, remat):
+        counts = set()
+        for n in (300, 600, 900):
+            spec = keras_resnet.Spec(
+                f"deep{n}", (n, n, n), (4, 8, 8), stem="cifar", shortcut="A"
+            )
+            model = keras_resnet.resnet(
+                spec,
+                classes=10,
+                input_shape=(8, 8, 3),
+                looped=True,
+                remat=remat,
+            )
+            counts.add(nodes(model))
+        self.assertLen(counts, 1)
+
+    def test_deep_stages_are_loops_by_default(self):
+        names = [layer.name for layer in keras_resnet.ResNet1202().layers]
+        self.assertIn("stage3_stack", names)
+        self.assertLess(len(names), 20)
+        names = [layer.name for layer in keras_resnet.ResNet20().layers]
+        self.assertNotIn("stage3_stack", names)
+
+    def test_looped_network_counts_the_same_parameters(self):
+        count = keras_resnet.ResNet56(looped=True).count_params()
+        self.assertEqual(count, keras_resnet.ResNet56().count_params())
+
+    def test_looped_network_trains_in_fit(self):
+        model = keras_resnet.ResNet20(
+            input_shape=(8, 8, 3), looped=True, remat=True
+        )
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        x = np.random.default_rng(0).normal(size=(16, 8, 8, 3))
+        before = [np.array(w) for w in model.weights]
+        history = model.fit(x, np.arange(16) % 10, epochs=2, verbose=0)
+        self.assertTrue(np.isfinite(history.history["loss"]).all())
+        for a, b in zip(before, model.weights, strict=True):
+            self.assertGreater(np.abs(a - b).max(), 0, b.path)
+
+
+if __name__ == "__main__":
+    absltest.main()
