@@ -2,7 +2,9 @@
 
 `load` reads this package's own files, those of keras.applications and torch
 checkpoints, and calls every array by the path of a weight here, such as
-`stage2_unit1/conv1/kernel`. `weight_files` opens the files.
+`stage2_unit1/conv1/kernel`. `weight_files` opens the files. A looped network
+holds the weights of many units in one variable; here each of them has the
+path that it has in an unrolled one.
 
 What the arrays of a file cannot tell, its network's builder is told:
 torchvision's bottlenecks stride on the 3x3 (`bottleneck_stride="3x3"`);
@@ -17,13 +19,17 @@ import functools
 import os
 import re
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_resnet import weight_files
+from keras_resnet.layers import UnitStack
 from keras_resnet.weight_files import Arrays
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 def load(
@@ -68,22 +74,61 @@ def load(
     arrays = weight_files.read(path)
     if rename is not None:
         arrays = {rename(name): array for name, array in arrays.items()}
-    variables = {variable.path: variable for variable in model.weights}
+    shapes = _shapes(model)
     try:
-        arrays = _canonical(arrays, variables)
-        if not any(name.startswith("predictions/") for name in variables):
+        arrays = _canonical(arrays, model)
+        if not any(name.startswith("predictions/") for name in shapes):
             arrays = {
                 name: array
                 for name, array in arrays.items()
                 if not name.startswith("predictions/")
             }
-        _check_fit(arrays, variables)
+        _check_fit(arrays, shapes)
     except ValueError as error:
         raise ValueError(
             f"{os.fspath(path)} does not fit the model {model.name!r}: {error}"
         ) from None
-    for name, variable in variables.items():
-        variable.assign(keras.ops.cast(arrays[name], variable.dtype))
+    _assign(model, arrays)
+
+
+def copy(source: keras.Model, target: keras.Model) -> None:
+    """Gives the weights of `target` the values of those of `source`.
+
+    The two must be the same network, but may be looped and unrolled.
+
+    Args:
+        source: The network to copy from.
+        target: The network to copy to.
+
+    Raises:
+        ValueError: If a weight of one has no counterpart in the other.
+
+    Example:
+
+    >>> import keras_resnet
+    >>> looped = keras_resnet.ResNet20(looped=True)
+    >>> unrolled = keras_resnet.ResNet20(looped=False)
+    >>> copy(looped, unrolled)
+    >>> image = keras.ops.ones((1, 32, 32, 3))
+    >>> difference = keras.ops.abs(looped(image) - unrolled(image))
+    >>> bool(keras.ops.max(difference) < 1e-5)
+    True
+    """
+    arrays: Arrays = {}
+    for variable, paths in _homes(source):
+        value = keras.ops.convert_to_numpy(variable)
+        arrays.update(
+            zip(paths, value, strict=True)
+            if isinstance(paths, list)
+            else [(paths, value)]
+        )
+    try:
+        _check_fit(arrays, _shapes(target))
+    except ValueError as error:
+        raise ValueError(
+            f"{source.name!r} does not fit the model {target.name!r}: {error}"
+        ) from None
+    _assign(target, arrays)
 
 
 def imagenet_file(name: str, include_top: bool = True) -> str:
@@ -108,6 +153,70 @@ def imagenet_file(name: str, include_top: bool = True) -> str:
         cache_subdir="models",
         file_hash=published.WEIGHTS_HASHES[name][0 if include_top else 1],
     )
+
+
+# --- Layouts -----------------------------------------------------------------
+
+
+def unit_names(stack: UnitStack) -> list[str]:
+    """What the units of a stack are called in an unrolled network.
+
+    >>> from keras_resnet.layers import OriginalUnit
+    >>> unit_names(UnitStack(OriginalUnit(16), 2, name="stage3_stack"))
+    ['stage3_unit2', 'stage3_unit3']
+    """
+    stage = stack.name.removesuffix("_stack")
+    return [f"{stage}_unit{i}" for i in range(2, stack.count + 2)]
+
+
+def _parts(unit: keras.Layer) -> list[str]:
+    """The variables of a unit, as `conv1/kernel`; "seed" for a random state."""
+    return [
+        "seed"
+        if variable.name == "seed_generator_state"
+        else variable.path.rpartition(f"{unit.name}/")[2]
+        for variable in unit.variables
+    ]
+
+
+def _homes(model: keras.Model) -> list[tuple[Any, str | list[str]]]:
+    """Each variable with the path of its weight, or of those stacked in it."""
+    stacked: dict[int, list[str]] = {}
+    for stack in _stacks(model):
+        units = unit_names(stack)
+        for home, part in zip(stack.stacked, _parts(stack.unit), strict=True):
+            paths = [f"{unit}/{part}" for unit in units]
+            stacked[id(home)] = paths if part != "seed" else []
+    homes = [(v, stacked.get(id(v), v.path)) for v in model.weights]
+    return [(variable, paths) for variable, paths in homes if paths]
+
+
+def _stacks(model: keras.Model) -> Iterator[UnitStack]:
+    for layer in model.layers:
+        if isinstance(layer, UnitStack):
+            yield layer
+        elif isinstance(layer, keras.Model):
+            yield from _stacks(layer)
+
+
+def _shapes(model: keras.Model) -> Shapes:
+    shapes: Shapes = {}
+    for variable, paths in _homes(model):
+        if isinstance(paths, str):
+            shapes[paths] = tuple(variable.shape)
+        else:
+            shapes.update(dict.fromkeys(paths, tuple(variable.shape[1:])))
+    return shapes
+
+
+def _assign(model: keras.Model, arrays: Arrays) -> None:
+    for variable, paths in _homes(model):
+        value = (
+            arrays[paths]
+            if isinstance(paths, str)
+            else np.stack([arrays[path] for path in paths])
+        )
+        variable.assign(keras.ops.cast(value, variable.dtype))
 
 
 # --- Names -------------------------------------------------------------------
@@ -217,7 +326,7 @@ def _our_layer(layer: str) -> str:
     return ""
 
 
-def _canonical(arrays: Arrays, variables: dict[str, Any]) -> Arrays:
+def _canonical(arrays: Arrays, model: keras.Model) -> Arrays:
     """The arrays of a file by the weight paths of this package.
 
     An array whose name is not known keeps it.
@@ -227,7 +336,7 @@ def _canonical(arrays: Arrays, variables: dict[str, Any]) -> Arrays:
             "keras.applications' V2 networks have another layout than those of "
             "[2], which this package builds"
         )
-    saved = _saved_leaves(arrays, variables)
+    saved = _saved_leaves(arrays, model)
     renamed: Arrays = {}
     for name, array in arrays.items():
         layer, separator, leaf = name.rpartition("/" if "/" in name else ".")
@@ -247,17 +356,19 @@ def _canonical(arrays: Arrays, variables: dict[str, Any]) -> Arrays:
         if path in renamed:
             raise ValueError(f"the file has two arrays for {path}")
         renamed[path] = array
-    _move_norms(renamed, variables)
-    _fold_biases(renamed, variables)
+    renamed = _unstacked(renamed, model)
+    shapes = _shapes(model)
+    _move_norms(renamed, shapes)
+    _fold_biases(renamed, shapes)
     return renamed
 
 
-def _saved_leaves(arrays: Arrays, variables: dict[str, Any]) -> dict:
+def _saved_leaves(arrays: Arrays, model: keras.Model) -> dict:
     """The variables of each layer of a file in which Keras numbered them."""
     counts = collections.Counter(name.rpartition("/")[0] for name in arrays)
     ours = collections.defaultdict(list)
-    for path in variables:
-        layer, _, leaf = path.rpartition("/")
+    for variable in model.weights:
+        layer, _, leaf = variable.path.rpartition("/")
         ours[layer].append(leaf)
     return {
         layer: ours[layer]
@@ -267,12 +378,56 @@ def _saved_leaves(arrays: Arrays, variables: dict[str, Any]) -> dict:
     }
 
 
+def _unstacked(arrays: Arrays, model: keras.Model) -> Arrays:
+    """The arrays of a looped network by the units that they belong to.
+
+    Where Keras numbered the variables of a stack, `model` tells their names.
+    """
+    unstacked: Arrays = {}
+    patterns: dict[str, keras.Layer] = {
+        stack.name: stack.unit for stack in _stacks(model)
+    }
+    for layer in model.layers:
+        if layer.name.endswith("_unit2"):
+            patterns[layer.name.replace("_unit2", "_stack")] = layer
+    numbered = {
+        # Keras saves the states after what is trained.
+        (stack, str(i)): part
+        for stack, pattern in patterns.items()
+        for i, part in enumerate(
+            sorted(_parts(pattern), key=lambda part: not _is_trained(part))
+        )
+    }
+    for path, array in arrays.items():
+        stack, _, leaf = path.partition("/")
+        if not stack.endswith("_stack"):
+            unstacked[path] = array
+            continue
+        leaf = numbered.get((stack, leaf), leaf)
+        leaf = re.sub(
+            r"^(conv\d|norm\d|shortcut)_(?:(projection|norm|gate)_)?",
+            lambda match: (
+                "/".join(part for part in match.groups() if part) + "/"
+            ),
+            leaf,
+        )
+        if leaf.startswith(("seed", "unit/")):
+            continue  # the random state, and the pattern of the units
+        for i, value in enumerate(array if array.ndim else [], 2):
+            unstacked[f"{stack.removesuffix('_stack')}_unit{i}/{leaf}"] = value
+    return unstacked
+
+
+def _is_trained(part: str) -> bool:
+    return part != "seed" and "/moving_" not in part
+
+
 def _move(arrays: Arrays, source: str, target: str) -> None:
     for path in [path for path in arrays if path.startswith(source + "/")]:
         arrays[target + path[len(source) :]] = arrays.pop(path)
 
 
-def _move_norms(arrays: Arrays, variables: dict[str, Any]) -> None:
+def _move_norms(arrays: Arrays, shapes: Shapes) -> None:
     """Puts right what a name alone does not tell of a normalization.
 
     The one that a file calls "bn1" stands after the stem, or in pre-activation
@@ -289,7 +444,7 @@ def _move_norms(arrays: Arrays, variables: dict[str, Any]) -> None:
     first = "stage1_unit1/norm1"
     if (
         f"{first}/gamma" in arrays
-        and f"{first}/gamma" not in variables
+        and f"{first}/gamma" not in shapes
         and "stem_norm/gamma" not in arrays
         and "stage1_unit1/shortcut/projection/kernel" in arrays
         and kernel.shape[0] == 3  # no pooling stands between the two
@@ -297,7 +452,7 @@ def _move_norms(arrays: Arrays, variables: dict[str, Any]) -> None:
         _move(arrays, first, "stem_norm")
 
 
-def _fold_biases(arrays: Arrays, variables: dict[str, Any]) -> None:
+def _fold_biases(arrays: Arrays, shapes: Shapes) -> None:
     """BN(x + b) with mean m is BN(x) with mean m - b."""
     if "final_norm/gamma" in arrays:  # there the convolution comes last
         return
@@ -306,16 +461,22 @@ def _fold_biases(arrays: Arrays, variables: dict[str, Any]) -> None:
         norm = re.sub(r"conv(\d?)$", r"norm\1", layer)
         norm = re.sub(r"/projection$", "/norm", norm)
         mean = f"{norm}/moving_mean"
-        if norm != layer and path not in variables and mean in arrays:
+        if norm != layer and path not in shapes and mean in arrays:
             arrays[mean] = arrays[mean] - arrays.pop(path)
 
 
 # --- What fits ---------------------------------------------------------------
 
 
-def _check_fit(arrays: Arrays, variables: dict[str, Any]) -> None:
+def _check_fit(arrays: Arrays, shapes: Shapes) -> None:
     """Raises a ValueError that says what does not fit, and what would."""
-    shapes = {path: tuple(v.shape) for path, v in variables.items()}
+    # From the first layer to the last, whatever the order in the file.
+    arrays = {
+        path: arrays[path]
+        for path in sorted(
+            arrays, key=lambda path: [int(n) for n in re.findall(r"\d+", path)]
+        )
+    }
     problems = [
         f"{path} has shape {array.shape} in the file and {shapes[path]} in "
         "the model"
@@ -355,7 +516,15 @@ def _advice(arrays: Arrays) -> str:
             "this package knows; keras_resnet.weights.load takes a function "
             "rename= that translates them"
         )
-    units = tuple(sum(stage == s for stage, _ in conv1) for s in stages)
+    stacked = {  # units in loops of another network
+        path.partition("_stack/")[0]: len(array)
+        for path, array in arrays.items()
+        if re.match(r"stage\d+_stack/", path)
+    }
+    units = tuple(
+        sum(stage == s for stage, _ in conv1) + stacked.get(f"stage{s}", 0)
+        for s in stages
+    )
     filters = tuple(conv1[s, 1][-1] for s in stages)
     bottleneck = "stage1_unit1/conv3/kernel" in arrays
     depth = sum(units) * (3 if bottleneck else 2) + 2

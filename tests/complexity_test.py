@@ -85,6 +85,13 @@ class ComplexityTest(parameterized.TestCase):
         for count in complexity.COUNTS:
             self.assertEqual(original[count], other[count])
 
+    def test_a_loop_costs_what_its_units_cost(self):
+        looped, unrolled = (
+            complexity.complexity(keras_resnet.ResNet32V2(looped=looped))
+            for looped in (True, False)
+        )
+        self.assertEqual(looped, unrolled)
+
     def test_stages_and_layers_add_up_to_the_totals(self):
         report = complexity.complexity(keras_resnet.ResNet50V2())
         names = [stage["name"] for stage in report["stages"]]

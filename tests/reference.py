@@ -24,10 +24,12 @@ IMAGENET_UNITS = {
 }
 BOTTLENECK_DEPTHS = (50, 101, 152, 200, 164, 1001)
 CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202, 164, 1001)
-NAMES = (
-    [f"resnet{d}{v}" for d in (*IMAGENET_UNITS, *CIFAR_DEPTHS) for v in ("", "v2")]
-    + [f"plainnet{d}" for d in (18, 34, 20, 32, 44, 56, 110)]
-)  # fmt: skip
+PLAIN_DEPTHS = (18, 34, 20, 32, 44, 56, 110)
+NAMES = [
+    f"resnet{depth}{version}"
+    for depth in (*IMAGENET_UNITS, *CIFAR_DEPTHS)
+    for version in ("", "v2")
+] + [f"plainnet{depth}" for depth in PLAIN_DEPTHS]
 
 
 class Layout(NamedTuple):
@@ -113,7 +115,8 @@ def steps(
         size //= 2
         yield Step("pool", 3, channels, channels, size)
     is_first = True
-    for stage, (n, filters) in enumerate(zip(net.units, net.filters)):
+    stages = zip(net.units, net.filters, strict=True)
+    for stage, (n, filters) in enumerate(stages):
         for unit in range(n):
             stride = 2 if stage and not unit else 1
             if net.bottleneck:
@@ -138,7 +141,8 @@ def steps(
                 if not net.pre_activation:
                     yield norm(c, s)
             changes = stride > 1 or c != channels
-            if shortcut in ("C", "convolution") or (shortcut == "B" and changes):
+            projects = {"B": changes, "C": True, "convolution": True}
+            if projects.get(shortcut):
                 yield convolve(1, channels, c, size, stride)
                 if not net.pre_activation and shortcut != "convolution":
                     yield norm(c, s)
@@ -178,7 +182,7 @@ def vgg(depth: int) -> tuple[int, int, int]:
     n = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}[depth]
     parameters = multiply_adds = dense = 0
     inputs, size = 3, 224
-    for count, outputs in zip(n, (64, 128, 256, 512, 512)):
+    for count, outputs in zip(n, (64, 128, 256, 512, 512), strict=True):
         for _ in range(count):
             parameters += 9 * inputs * outputs + outputs
             multiply_adds += 9 * inputs * outputs * size**2
@@ -274,8 +278,9 @@ def unit(order, x, convolutions, norms, shortcut=addition, activated=False):
             first BN and ReLU (units that change the dimension).
     """
     signal = y = x
+    layers = list(enumerate(zip(convolutions, norms, strict=True)))
     if order == "pre_activation":
-        for i, (convolve_, normalize) in enumerate(zip(convolutions, norms)):
+        for i, (convolve_, normalize) in layers:
             y = relu(normalize(y))
             if i == 0 and activated:
                 signal = y
@@ -286,7 +291,7 @@ def unit(order, x, convolutions, norms, shortcut=addition, activated=False):
         if activated:
             signal = y
     last = len(convolutions) - 1
-    for i, (convolve_, normalize) in enumerate(zip(convolutions, norms)):
+    for i, (convolve_, normalize) in layers:
         y = convolve_(y)
         if i < last:
             y = relu(normalize(y))

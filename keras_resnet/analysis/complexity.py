@@ -15,6 +15,8 @@ import keras
 from keras_resnet.layers import Convolution
 from keras_resnet.layers import NoShortcut
 from keras_resnet.layers import Unit
+from keras_resnet.layers import UnitStack
+from keras_resnet.weights import unit_names
 
 COUNTS = (
     "parameters",
@@ -202,6 +204,11 @@ def _layers(layer: keras.Layer, name: str, shape: Any) -> Iterator[dict]:
     """The counts of a layer and of those inside it, for an input shape."""
     if isinstance(layer, keras.Model):
         yield from _model_layers(layer, f"{name}/")
+        return
+    if isinstance(layer, UnitStack):
+        prefix = name.removesuffix(layer.name)
+        for unit_name in unit_names(layer):
+            yield from _layers(layer.unit, prefix + unit_name, shape)
         return
     inner = [v for v in vars(layer).values() if isinstance(v, keras.Layer)]
     if isinstance(layer, Unit):

@@ -136,14 +136,24 @@ class Preprocessing:
         """What the network sees of views.
 
         Args:
-            images: `[..., image_size, image_size, channels]`, 0..255.
+            images: `[..., image_size, image_size, channels]`, 0..255; of any
+                size if there is no mean for each pixel.
 
         Returns:
             float32 tensor of the same shape.
         """
-        images = tf.cast(images, tf.float32) / 255.0 - self.mean
+        images = tf.cast(images, tf.float32)
+        width = images.shape[-2]
+
+        def rows(numbers):
+            # TensorFlow repeats 3 numbers four times as slowly as a whole row.
+            if numbers.ndim == 3 or width is None:
+                return numbers
+            return np.broadcast_to(numbers, (width, self.channels))
+
+        images = images / 255.0 - rows(self.mean)
         if self.standard_deviation is not None:
-            images /= self.standard_deviation
+            images /= rows(self.standard_deviation)
         return images
 
     def view(self, image):
@@ -362,9 +372,8 @@ class _Split(abc.ABC):
         Raises:
             ValueError: At the first image that does not decode; names it.
         """
-        decoded = self.stored().map(
-            lambda image, label: (_decode(image), label),
-            num_parallel_calls=tf.data.AUTOTUNE,
+        decoded = _map(
+            self.stored(), lambda image, label: (_decode(image), label)
         )
         iterator = decoded.as_numpy_iterator()
         for index in range(self.size):
@@ -389,27 +398,29 @@ class _RandomAccess(_Split):
         """The index of a position, or of several."""
         if seed is None:
             return tf.minimum(position, self.size - 1)
-        key = _key(seed, _ORDER, position // self.size)
-        # tf.random.experimental.index_shuffle is this operation with one key
-        # for all; a batch may reach over two epochs.
+        epoch = position // self.size
+        first = tf.reduce_min(epoch)
+        epochs = 1
+        if position.shape.rank:  # a batch may reach over the end of an epoch
+            epochs = (position.shape[0] - 1) // self.size + 2
+        keys = tf.stack([_epoch_key(seed, first + i) for i in range(epochs)])
+        # Not tf.random.experimental.index_shuffle: it mixes seeds too little
+        # (of 0, 1, 2, ..., 82 of 1442 digits stayed where they were, not 1).
         return tf.raw_ops.RandomIndexShuffle(
             index=position % self.size,
-            seed=tf.concat([key, tf.zeros_like(key[..., :1])], -1),
+            seed=tf.gather(keys, epoch - first),
             max_index=tf.constant(self.size - 1, tf.int64),
+            rounds=16,
         )
 
     def examples(self, seed, first, last, is_mine):
-        return (
-            tf.data.Dataset.range(first, last)
-            .filter(is_mine)
-            .map(
-                lambda p: (p, *self.get(self.index(p, seed))),
-                num_parallel_calls=tf.data.AUTOTUNE,
-            )
+        return _map(
+            tf.data.Dataset.range(first, last).filter(is_mine),
+            lambda position: (position, *self.get(self.index(position, seed))),
         )
 
     def stored(self):
-        return tf.data.Dataset.range(self.size).map(self.get)
+        return _map(tf.data.Dataset.range(self.size), self.get)
 
 
 class _Memory(_RandomAccess):
@@ -483,9 +494,7 @@ class _Records(_Split):
             # this graph's is fixed, so that only (seed, epoch) matters.
             # (It may not be 0: tf.data cannot compare (0, tensor) with (0, 0).)
             tf.random.set_seed(1)
-            epoch_seed = tf.random.stateless_uniform(
-                [], _key(seed, _ORDER, epoch), 0, 2**31 - 1, tf.int64
-            )
+            epoch_seed = _epoch_key(seed, epoch)[0] % (2**31 - 1)
             return self._read(epoch_seed).shuffle(
                 _SHUFFLE_BUFFER, epoch_seed, reshuffle_each_iteration=False
             )
@@ -497,11 +506,8 @@ class _Records(_Split):
         else:
             epochs = tf.data.Dataset.range(first // self.size, tf.int64.max)
             records = epochs.flat_map(shuffled).skip(first % self.size)
-        return (
-            records.enumerate(first)
-            .filter(lambda position, _: is_mine(position))
-            .map(lambda position, example: (position, *example))
-        )
+        mine = records.enumerate(first).filter(lambda p, _: is_mine(p))
+        return _map(mine, lambda position, example: (position, *example))
 
     def _read(self, file_seed=None, decodes=False):
         """The records, their files in order, or in an order of a seed."""
@@ -518,11 +524,12 @@ class _Records(_Split):
                 try_autocache=False,
             ),
         )
-        return records.map(
+        return _map(
+            records,
             lambda record: (
                 record[image_key],
                 tf.cast(record[label_key], tf.int32),
-            )
+            ),
         )
 
     def name(self, index):
@@ -632,16 +639,15 @@ class DataSet:
             draw = functools.partial(_draw, seed, step, batch_size, share)
             return self._augmented(row, images, draw), labels
 
-        return _with_options(
-            self._views(
-                self._train,
-                (first_step, tf.int64.max // batch_size),
-                batch_size,
-                share,
-                seed,
-                row if row.window else None,
-            ).map(finished, num_parallel_calls=tf.data.AUTOTUNE)
+        views = self._views(
+            self._train,
+            (first_step, tf.int64.max // batch_size),
+            batch_size,
+            share,
+            seed,
+            row if row.window else None,
         )
+        return _with_options(_map(views, finished))
 
     def test_batches(
         self, batch_size: int, shard: tuple[int, int] = (0, 1)
@@ -668,11 +674,9 @@ class DataSet:
             images = self.preprocessing(images)
             return images, labels, tf.cast(counted, tf.float32)
 
-        return _with_options(
-            self._views(
-                self._test, (0, -(-size // batch_size)), batch_size, share
-            ).map(finished, num_parallel_calls=tf.data.AUTOTUNE)
-        )
+        steps = (0, -(-size // batch_size))
+        views = self._views(self._test, steps, batch_size, share)
+        return _with_options(_map(views, finished))
 
     def test_images(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The first test images, as the network would see them, but uint8.
@@ -714,9 +718,7 @@ class DataSet:
                 positions = _positions(step, batch_size, share)
                 return step, *split.get(split.index(positions, seed))
 
-            return tf.data.Dataset.range(*steps).map(
-                gathered, num_parallel_calls=tf.data.AUTOTUNE
-            )
+            return _map(tf.data.Dataset.range(*steps), gathered)
 
         def is_mine(position):
             place = position % batch_size
@@ -737,11 +739,10 @@ class DataSet:
             return position // batch_size, image, label
 
         first, last = (step * batch_size for step in steps)
-        return (
-            split.examples(seed, first, last, is_mine)
-            .map(view, num_parallel_calls=tf.data.AUTOTUNE)
-            .batch(stop - start, drop_remainder=True)
-            .map(lambda step, images, labels: (step[0], images, labels))
+        views = _map(split.examples(seed, first, last, is_mine), view)
+        return _map(
+            views.batch(stop - start, drop_remainder=True),
+            lambda step, images, labels: (step[0], images, labels),
         )
 
     def _augmented(self, row, images, draw):
@@ -760,7 +761,8 @@ class DataSet:
             shift = colour_shift(draw(tf.random.stateless_normal))
             if self.preprocessing.standard_deviation is not None:
                 shift /= self.preprocessing.standard_deviation
-            images += shift[:, None, None, :]
+            # As in Preprocessing, whole rows: [batch, 1, width, channels].
+            images += tf.repeat(shift[:, None, None, :], width, axis=2)
         return images
 
 
@@ -1240,10 +1242,14 @@ def _resize(image, sides, antialias=True):
 
 
 def _key(seed, purpose, index):
-    """The key of stateless random numbers, int64 `[..., 2]`."""
-    index = tf.cast(index, tf.int64)
-    purpose = tf.constant(3 * seed + purpose, tf.int64)
-    return tf.stack([tf.fill(tf.shape(index), purpose), index], -1)
+    """The key of stateless random numbers, int64 `[2]`."""
+    return tf.stack([tf.constant(3 * seed + purpose, tf.int64), index])
+
+
+def _epoch_key(seed, epoch):
+    """What decides the order of an epoch: 3 integers of 64 random bits."""
+    key = _key(seed, _ORDER, epoch)
+    return tf.random.stateless_uniform([3], key, None, None, tf.int64)
 
 
 def _draw(seed, step, batch_size, share, distribution):
@@ -1283,6 +1289,15 @@ def _share(batch_size, shard):
         )
     size = batch_size // count
     return index * size, (index + 1) * size
+
+
+def _map(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
+    """`dataset.map`, in parallel and in order, traced as it is written."""
+    return dataset.map(
+        tf.autograph.experimental.do_not_convert(function),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
 
 
 def _with_options(batches: tf.data.Dataset) -> tf.data.Dataset:

@@ -1,0 +1,899 @@
+"""Weights from elsewhere: the same function, or one clear error."""
+
+import base64
+import collections
+import contextlib
+import io
+import json
+import os
+import pickle
+import sys
+import tempfile
+import types
+import unittest
+import zipfile
+import zlib
+from unittest import mock
+
+import h5py
+import keras
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import keras_resnet
+from keras_resnet import weight_files
+from keras_resnet import weights
+
+# What torch 2.13 and safetensors 0.8 themselves wrote of the tensors below
+# (of a strided view, of a parameter, next to an optimizer's state).
+ZIP = (
+    "eNqlVstvG0UYHz9iu05wklIICSSU8nIgdfx2nKRxspRN6RaamodWlYrZ2BN7xdrrb3ccoJKlSF"
+    "UC/AnlgPgvELdIvfbSS8UBqZWQQJxA4oLEhXk47u5GrkUy8ezam/k9vpnv+7RbSiCIUCSCjo0J"
+    "dBZpVrWh7+LFmka0RPtzQ5Zi6KZr7Pm7gOLqCAXgtlltgE8JqJQRbWObgH9z/ZPHnE2N0otNNI"
+    "IrNb1KIFCtmoaBq0Q3W3b0ulXDFq5dpv+JQnC+DCNxNcwBll7DNQhViUmtJCodoht2tGLh7Y5u"
+    "1CoEt2zTquymoxCOH0FMS6tjiAhIVDZMjXwoHkbhjOqja5IQVQP0Xm13YFQZIzB2Q/EpfiVwAM"
+    "/QL8EDiH3bYDbGCUyUYVI9Qxe3NUtrYoItODvATX9FFJ5tUD+NSEPopeBcY1TxE3juhoIU/z48"
+    "r/j2YUpovEBgugwz3/AfL34NL5VhVmXnsb3DrKfyMCfIegFJsnjcj+llrpGG80LjFa6h+A7gAo"
+    "2F3l4VOq8ReL0Mb/CjqpqdFoE3XbzXzFa9zxnnnBmYp5w+Am9Rzvl5wfM2gYUyXOSH3NCMHUi4"
+    "aK7QR32aRU6ThaSgSTFrNPI0u2QEXZZArgz5ThcKfJsrdAc1lm+w1IWiynIHlruwwg93F1s2TR"
+    "hYVXy2bW9zgNkmelO/Tc/lUhfWRCryRINSF9YV1IUN7qIJkutQcvCO2LDLvUN5l7mShatNAlfK"
+    "8J5tqyG6tG6ZnbYNV2+B0oVrcdVPnxkWvL9Z+ukuG9/xVfz4bfjgFlxXkNbROp3ElhKOrN7Fd+"
+    "ZotrG5NbDaptBsv9oSO6bV1EilF60sTXuKzjFSTOLHP3+5w0Jic7DEDCo8keiVSUUz9HqriVtE"
+    "ljKDVQaPfJYZKH0Bf7BN8T/VwCQq9Q1sf0WwyapellZOons0DJ0QAzMP+5d+nWbHEHqqhxhac3"
+    "W1xaQsLZ/CgGDdK9HLOv3QuUfnD3Qe0vmYTrRBeymd5+lMbjCnX3Z31pKsDQ1xes7tNCVLE+i4"
+    "/iHTPmS8ywuP7jOiyBDeVTdvWpaWTrwDqLTOtYN/tTDrCMEh2utu7YwsrZ7m+G+Ge8zMQ/vh7+"
+    "YJ4s+eKn6e/1d/a342PP9jSHIr52Rp7VTRH+WfiF9/dAEPj38crfRd9DtM4aQ2MlGm/OD7+sfD"
+    "459D6ScNiG+AjS2ddqDbGnsNqOg1WUr8TyOpdH4ply9kivliPkv/0vlUKplfKrBRzBTy2VxxqZ"
+    "BOZZjL2bF7n8apjzh36WNm+z6dXXrimHPve5AX7WzAUy5kK4AG9XUvibOJzrhIHjhJjnVuL4+z"
+    "EU66eMpBdLwBe+HO7hRzwR8Gkad3erHODuTG7o14sCkv1tlB3Nifvdi0F+usfDf2o5AHm/Finb"
+    "Xr0fVis16ss+Lc2HLYg815sc6aGXfrOrADcsWZynNu4QgaUmRbSii0cFSSgYt95Jjn/q9f3P+J"
+    "HLWYEO+2f4+K3+JtYyQkMGN8vVj7H3xKxT4="
+)
+LEGACY = (
+    "eNp1U0lv01AQtp2tdVsoO2Ute8ISGidtGrakpaSF14UGCflSWa7zWhu5ccZ+rgSSpVxaCv8AxI"
+    "Ejf4Fbf0qv/AQkDsyzk6gpYeR59hvPzDdrS/os23++VX+Pv/vxeizbkpZ+xfAMQEiro4IgNF2H"
+    "OYZja9vU9SynASIqqCP4x7YYs6lGG3VLb4C0p8ooZO+bVPOsD9SDWADxtJpAoWc6LoMEkdQY3q"
+    "wGgySJq3Huw2lsQorEfb+DyfVp0zFMEEks1FmnHgNpvvL2QOAUwnhMZ1SrWwaDmIHR2dRgGJwn"
+    "r7h16tL6HP6RIZ6pQSKtpkID16rTOiQN5riGmdV8ZtmerLl03bfsusZow3NcbVuRIZXumDiuvk"
+    "lhIDKRq7ajszeRUIZB9RjqlArFkpKbzCulUr6kgBwmaDR9GCLDywyGV4lIJBLbhRH8iO/CsU8m"
+    "D+o4g9EanFAHeYF1V9+ijLpw8j+xdTVkOGVidOaAeQh9Il8s5XPFnAKnzSEiIeqZVSIQaQfOEn"
+    "EHzkWI5xmM1eDCXni5+BEu1eCyOsCru8HTyk3Blch1O9nZaiTu5nu1J99JJcfzHW8jXgsRibgL"
+    "1zFPfN2IUG8yuFWD22FTDcfHxt/pQVnE9ncR0kcRpgrTkEEEERHuIkImE3m9x+B+DR6Ew2Hq9g"
+    "Zke5wuoKjr9OERp4oyPQ0Tbac5HjbWSOFHPnJeYDBZgyk/gGLYHg0rr9d1psN0ACWVTyA8CuBx"
+    "OCKdnXhCRM/z1kMDp8msLVwAF54G8Ky9AHxcoRxAhQgBzKgiyrZg9t9mhjEWSlja5+3SzrWb+Y"
+    "LHWI1inGewUIOXnqcm0XDTdfymB6/WgASwmFYlvlcuLM2Xf37h9DXUCofIg+U1WCGC7uvhxq3x"
+    "jeszSWK/4Zb6TUCsX9Pi/Yqe6JdlkmYloUP7ZX4MC4epxWUVfJBbyN+R95EPkIUZQRhFHkeemO"
+    "n6KVf2xfZnqv3u3IWCJPTSXwxSQqM="
+)
+SAFETENSORS = (
+    "eNp9zsEKgkAQBuDt1LVHiDnPQW2R6JJ2ELp1j5ApdynQFJ0OIUKP0qP4aM0GgWE0sDvMwPfv7i"
+    "bqXS2kaWGYMmJKU1i1YMu6IIYVVAwdwqm8XdntM75XRtbbUANCcyY37Q8Ib1pa2xhuZOPh8iCu"
+    "opok2NRDmyyCgQ3GeIl+6HTD9SUz2R+Li7H2Q9Se40ebl8R+OPSbROZhgD8O0B5q7QLOlNuvx7"
+    "/sL6lRy8+7qfpUv3aXUg/pz0ipWSyz9F7OPFbrqFf6BblCcNc="
+)
+WRITTEN = {
+    "strided": [[1.0, 5.0, 9.0], [2.0, 6.0, 10.0]],
+    "parameter": [1.5, -2.0],
+    "bfloat16": [[0.5], [-3.0]],
+    "count": 7,
+    "half": [0.25],
+}
+
+# The names that others give to `stage{s}_unit{u}/...`; u0 is u - 1.
+SCHEMES = {
+    "torchvision": {
+        "stem_conv": "conv1",
+        "stem_norm": "bn1",
+        "conv": "layer{s}.{u0}.conv{k}",
+        "norm": "layer{s}.{u0}.bn{k}",
+        "shortcut/projection": "layer{s}.{u0}.downsample.0",
+        "shortcut/norm": "layer{s}.{u0}.downsample.1",
+        "predictions": "fc",
+    },
+    "cifar": {
+        "stem_conv": "module.conv1",
+        "stem_norm": "module.bn1",
+        "conv": "module.layer{s}.{u0}.conv{k}",
+        "norm": "module.layer{s}.{u0}.bn{k}",
+        "shortcut/projection": "module.layer{s}.{u0}.shortcut.0",
+        "shortcut/norm": "module.layer{s}.{u0}.shortcut.1",
+        "predictions": "module.linear",
+    },
+    "pytorchcv": {
+        "stem_conv": "features.init_block.conv",
+        "stem_norm": "features.init_block.bn",
+        "conv": "features.stage{s}.unit{u}.body.conv{k}.conv",
+        "norm": "features.stage{s}.unit{u}.body.conv{k}.bn",
+        "shortcut/projection": "features.stage{s}.unit{u}.identity_conv.conv",
+        "shortcut/norm": "features.stage{s}.unit{u}.identity_conv.bn",
+        "predictions": "output",
+    },
+    "transformers": {
+        "stem_conv": "resnet.embedder.embedder.convolution",
+        "stem_norm": "resnet.embedder.embedder.normalization",
+        "conv": "resnet.encoder.stages.{s0}.layers.{u0}.layer.{k0}.convolution",
+        "norm": "resnet.encoder.stages.{s0}.layers.{u0}.layer.{k0}"
+        ".normalization",
+        "shortcut/projection": "resnet.encoder.stages.{s0}.layers.{u0}"
+        ".shortcut.convolution",
+        "shortcut/norm": "resnet.encoder.stages.{s0}.layers.{u0}"
+        ".shortcut.normalization",
+        "predictions": "classifier.1",
+    },
+}
+LEAVES = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
+def small(name="small", bottleneck=True, **kwargs):
+    """A network of a few thousand weights, all of them random."""
+    spec = keras_resnet.Spec(
+        name,
+        units=(1, 3),
+        filters=(4, 8),
+        bottleneck=bottleneck,
+        stem="cifar",
+        classes=3,
+        image_size=8,
+    )
+    return randomized(keras_resnet.resnet(spec, **kwargs))
+
+
+def randomized(model, seed=0):
+    """Gives every weight a value of its own, those of norms near 1."""
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        values = rng.normal(0.0, 0.1, variable.shape)
+        if variable.name in ("gamma", "moving_variance"):
+            values = rng.uniform(0.5, 1.5, variable.shape)
+        elif variable.name == "kernel":
+            values *= 10 / np.sqrt(np.prod(variable.shape[:-1]))
+        variable.assign(values)
+    return model
+
+
+def values(model):
+    return {variable.path: variable.numpy() for variable in model.weights}
+
+
+def torch_name(path, scheme):
+    """The name in a scheme of one of our weight paths."""
+    layer, leaf = path.rsplit("/", 1)
+    names = SCHEMES[scheme]
+    if not layer.startswith("stage"):
+        return f"{names[layer]}.{LEAVES[leaf]}"
+    unit, layer = layer.split("/", 1)
+    s, u = (int(part.lstrip("stageuni")) for part in unit.split("_"))
+    k = int(layer[-1]) if layer[-1].isdecimal() else 0
+    name = names[layer.rstrip("0123456789")]
+    numbers = {"s": s, "u": u, "k": k, "s0": s - 1, "u0": u - 1, "k0": k - 1}
+    return f"{name.format(**numbers)}.{LEAVES[leaf]}"
+
+
+def state_dict(model, scheme="torchvision"):
+    """The weights of a model as torch would name and lay them out."""
+    state = collections.OrderedDict()
+    for path, value in values(model).items():
+        if value.ndim == 4:
+            value = value.transpose(3, 2, 0, 1)
+        state[torch_name(path, scheme)] = np.ascontiguousarray(
+            value.T if value.ndim == 2 else value
+        )
+        if path.endswith("moving_variance"):
+            count = torch_name(path, scheme).replace(
+                "running_var", "num_batches_tracked"
+            )
+            state[count] = np.int64(5)
+    return state
+
+
+def safetensors(arrays):
+    """The bytes of a safetensors file."""
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, array in arrays.items():
+        array = np.asarray(array)
+        header[name] = {
+            "dtype": {"f": "F", "i": "I"}[array.dtype.kind]
+            + str(8 * array.itemsize),
+            "shape": list(array.shape),
+            "data_offsets": [len(data), len(data) + array.nbytes],
+        }
+        data += array.tobytes()
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def torch_module(name, *classes):
+    """A stand-in for a module of torch, so that pickle writes its names."""
+    module = types.ModuleType(name)
+    for part in classes:
+        part.__module__ = name
+        setattr(module, part.__name__, part)
+    return module
+
+
+class FloatStorage:
+    pass
+
+
+class LongStorage:
+    pass
+
+
+def _rebuild_tensor_v2(*arguments):
+    raise AssertionError("a pickle was run")
+
+
+class Tensor:
+    """Pickles as a torch tensor does."""
+
+    def __init__(self, array, key, length=None, strides=None, shape=None):
+        self.array = np.asarray(array)
+        self.key = key
+        self.length = self.array.size if length is None else length
+        self.shape = self.array.shape if shape is None else shape
+        self.strides = strides or tuple(
+            stride // self.array.itemsize for stride in self.array.strides
+        )
+
+    def __reduce__(self):
+        hooks = collections.OrderedDict()
+        arguments = (self, 0, self.shape, self.strides, False, hooks)
+        return _rebuild_tensor_v2, (Storage(self), *arguments[1:])
+
+
+class Storage:
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+class Pickler(pickle.Pickler):
+    def persistent_id(self, value):
+        if not isinstance(value, Storage):
+            return None
+        is_float = value.tensor.array.dtype.kind == "f"
+        kind = FloatStorage if is_float else LongStorage
+        return ("storage", kind, value.tensor.key, "cpu", value.tensor.length)
+
+
+def pickled(value, protocol=2):
+    modules = {
+        "torch": torch_module("torch", FloatStorage, LongStorage),
+        "torch._utils": torch_module("torch._utils", _rebuild_tensor_v2),
+    }
+    file = io.BytesIO()
+    with mock.patch.dict(sys.modules, modules):
+        Pickler(file, protocol).dump(value)
+    return file.getvalue()
+
+
+def torch_zip(checkpoint, tensors=(), protocol=2):
+    """The bytes of a file as torch saves it since 1.6."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled(checkpoint, protocol))
+        archive.writestr("archive/byteorder", "little")
+        for tensor in tensors:
+            data = tensor.array.tobytes()
+            archive.writestr(f"archive/data/{tensor.key}", data)
+    return file.getvalue()
+
+
+def torch_legacy(checkpoint, tensors=(), protocol=2):
+    """The bytes of a file as torch saved it before 1.6."""
+    file = b"".join(
+        pickled(value, protocol)
+        for value in (
+            0x1950A86A20F9469CFC6C,
+            1001,
+            {"protocol_version": 1001, "little_endian": True},
+            checkpoint,
+            [tensor.key for tensor in tensors],
+        )
+    )
+    for tensor in tensors:
+        file += tensor.length.to_bytes(8, "little") + tensor.array.tobytes()
+    return file
+
+
+def torch_file(arrays, write=torch_zip, wrap=lambda state: state):
+    """A checkpoint of arrays, with one storage for each."""
+    state = collections.OrderedDict(
+        (name, Tensor(array, str(i)))
+        for i, (name, array) in enumerate(arrays.items())
+    )
+    return write(wrap(state), list(state.values()))
+
+
+class WeightsTestCase(parameterized.TestCase):
+    def folder(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        return folder.name
+
+    def path(self, data, name="weights"):
+        path = os.path.join(self.folder(), name)
+        if data is not None:
+            with open(path, "wb") as file:
+                file.write(data)
+        return path
+
+    def assert_weights_equal(self, model, other):
+        expected = values(other)
+        self.assertEqual(list(values(model)), list(expected))
+        for path, value in values(model).items():
+            np.testing.assert_array_equal(value, expected[path], path)
+
+    def assert_refused(self, model, path, message):
+        """`load` raises, and leaves every weight as it was."""
+        before = values(model)
+        with self.assertRaisesRegex(ValueError, message) as context:
+            weights.load(model, path)
+        for name, value in values(model).items():
+            np.testing.assert_array_equal(value, before[name], name)
+        return str(context.exception)
+
+
+class OwnFilesTest(WeightsTestCase):
+    @parameterized.product(
+        ending=(".weights.h5", ".keras", ".h5"),
+        kwargs=(
+            {"shortcut": "B"},
+            {"shortcut": "exclusive_gating", "bottleneck": False},
+            {"shortcut": "dropout", "bottleneck": False},
+            {"unit": "pre_activation", "survival_probability": 0.5},
+        ),
+    )
+    def test_what_a_model_saved_is_loaded_into_another(self, ending, kwargs):
+        saved, model = small(**kwargs), small(**kwargs)
+        randomized(saved, seed=1)
+        path = self.path(None, f"model{ending}")
+        if ending == ".weights.h5":
+            saved.save_weights(path)
+        elif ending == ".keras":
+            saved.save(path)
+        else:
+            with mock.patch("absl.logging.warning"):  # "legacy format"
+                saved.save(path)
+        weights.load(model, path)
+        self.assert_weights_equal(model, saved)
+
+    @parameterized.product(
+        ending=(".weights.h5", ".keras", ".h5"),
+        saved_looped=(True, False),
+        shortcut=("A", "C", "shortcut_only_gating"),
+    )
+    def test_a_looped_network_and_an_unrolled_one_share_their_files(
+        self, ending, saved_looped, shortcut
+    ):
+        kwargs = {"shortcut": shortcut, "bottleneck": False}
+        saved = small(looped=saved_looped, **kwargs)
+        randomized(saved, seed=1)
+        path = self.path(None, f"model{ending}")
+        if ending == ".weights.h5":
+            saved.save_weights(path)
+        else:
+            with mock.patch("absl.logging.warning"):  # "legacy format"
+                saved.save(path)
+        x = np.random.default_rng(2).normal(size=(2, 8, 8, 3))
+        for looped in (True, False):
+            model = small(looped=looped, **kwargs)
+            weights.load(model, path)
+            np.testing.assert_allclose(model(x), saved(x), atol=1e-6)
+
+    def test_weights_are_copied_between_looped_and_unrolled_networks(self):
+        looped, unrolled = small(looped=True), small(looped=False)
+        randomized(looped, seed=1)
+        weights.copy(looped, unrolled)
+        kernel = looped.get_layer("stage2_stack").stacked[0]
+        np.testing.assert_array_equal(
+            unrolled.get_layer("stage2_unit2").conv1.kernel, kernel[0]
+        )
+        again = small(looped=True)
+        weights.copy(unrolled, again)
+        self.assert_weights_equal(again, looped)
+
+    def test_weights_of_another_network_are_not_copied(self):
+        source, target = keras_resnet.ResNet20(), small()
+        with self.assertRaisesRegex(ValueError, "'resnet20' does not fit"):
+            weights.copy(source, target)
+
+    def test_the_state_of_an_optimizer_is_left_aside(self):
+        saved, model = small(), randomized(small(), seed=1)
+        saved.compile("adam", "sparse_categorical_crossentropy")
+        saved.fit(np.zeros((2, 8, 8, 3)), np.zeros(2), verbose=0)
+        path = self.path(None, "model.keras")
+        saved.save(path)
+        weights.load(model, path)
+        self.assert_weights_equal(model, saved)
+
+    def test_a_builder_loads_a_path(self):
+        path = self.path(None, "model.weights.h5")
+        saved = randomized(keras_resnet.ResNet20())
+        saved.save_weights(path)
+        model = keras_resnet.ResNet20(weights=path)
+        self.assert_weights_equal(model, saved)
+
+    def test_a_file_with_a_classifier_fits_a_model_without_one(self):
+        saved = randomized(small(), seed=1)
+        model = small(include_top=False)
+        path = self.path(None, "model.weights.h5")
+        saved.save_weights(path)
+        weights.load(model, path)
+        expected = values(saved)
+        for name, value in values(model).items():
+            np.testing.assert_array_equal(value, expected[name])
+
+    def test_a_file_of_bfloat16_is_read(self):
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("bfloat16")
+        try:
+            saved = small()
+        finally:
+            keras.config.set_dtype_policy(policy)
+        path = self.path(None, "model.weights.h5")
+        saved.save_weights(path)
+        model = small()
+        weights.load(model, path)
+        for name, value in values(model).items():
+            expected = values(saved)[name].astype("float32")
+            np.testing.assert_array_equal(value, expected)
+
+    def test_a_shortcut_of_ones_own_keeps_its_weights(self):
+        class Scales(keras_resnet.layers.Shortcut):
+            def build(self, x_shape, residual_shape):
+                super().build(x_shape, residual_shape)
+                for name in ("a", "b", "c"):
+                    self.add_weight(shape=(2,), name=name)
+
+            def call(self, x, residual):
+                return self.matched(x, residual) + residual
+
+        saved, model = (small(shortcut=Scales()) for _ in range(2))
+        randomized(saved, seed=1)
+        path = self.path(None, "model.weights.h5")
+        saved.save_weights(path)
+        weights.load(model, path)
+        self.assert_weights_equal(model, saved)
+
+
+class KerasApplicationsTest(WeightsTestCase):
+    """Given the same weights, keras.applications' ResNet50 and ours agree."""
+
+    def check(self, theirs, path, **kwargs):
+        ours = keras_resnet.ResNet50(
+            weights=path,
+            input_shape=(64, 64, 3),
+            batch_norm_epsilon=1.001e-5,
+            **kwargs,
+        )
+        x = np.random.default_rng(1).normal(0.0, 50.0, (2, 64, 64, 3))
+        expected = theirs(x).numpy()
+        np.testing.assert_allclose(
+            ours(x).numpy(), expected, rtol=0, atol=1e-5 * abs(expected).max()
+        )
+        self.assertGreater(expected.std(), 0.1 * abs(expected).max())
+
+    def test_files_with_a_classifier_in_every_format_of_keras(self):
+        theirs = randomized(
+            keras.applications.ResNet50(
+                weights=None,
+                input_shape=(64, 64, 3),
+                classes=10,
+                classifier_activation=None,  # a softmax would hide errors
+            )
+        )
+        for ending in (".weights.h5", ".keras", ".h5"):
+            path = self.path(None, f"model{ending}")
+            save = theirs.save_weights if "we" in ending else theirs.save
+            with mock.patch("absl.logging.warning"):  # "legacy format"
+                save(path)
+            self.check(theirs, path, classes=10, classifier_activation=None)
+
+    def test_a_file_without_a_classifier_in_the_published_layout(self):
+        theirs = randomized(
+            keras.applications.ResNet50(
+                weights=None,
+                input_shape=(64, 64, 3),
+                include_top=False,
+                pooling="avg",
+            )
+        )
+        # A group for each layer, and in it "conv1_conv/kernel:0" and so on.
+        path = self.path(None, "resnet50_notop.h5")
+        with h5py.File(path, "w") as file:
+            for layer in theirs.layers:
+                group = file.create_group(layer.name)
+                for weight in layer.weights:
+                    name = f"{layer.name}/{weight.name}:0"
+                    group.create_dataset(name, data=weight.numpy())
+        self.check(theirs, path, include_top=False, pooling="avg")
+
+    def test_the_networks_called_v2_there_are_refused(self):
+        path = self.path(None)
+        with h5py.File(path, "w") as file:
+            file["conv2_block1_preact_bn/conv2_block1_preact_bn/gamma:0"] = [1]
+        self.assert_refused(small(), path, "V2 networks have another layout")
+
+    def test_published_files_are_asked_for_by_keras_own_names_and_hashes(self):
+        with mock.patch.object(keras.utils, "get_file") as get_file:
+            weights.imagenet_file("resnet50", include_top=False)
+        (name, address), options = get_file.call_args
+        ending = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+        self.assertEqual(name, ending)
+        self.assertEndsWith(address, f"/keras-applications/resnet/{ending}")
+        self.assertEqual(
+            options["file_hash"], "4d473c1dd8becc155b73f8504c6f6626"
+        )
+
+
+class TorchTest(WeightsTestCase):
+    @parameterized.parameters(ZIP, LEGACY, SAFETENSORS)
+    def test_files_that_torch_wrote_are_read_without_torch(self, text):
+        data = zlib.decompress(base64.b64decode(text))
+        arrays = weight_files.read(self.path(data))
+        self.assertCountEqual(arrays, WRITTEN)
+        for name, value in WRITTEN.items():
+            np.testing.assert_array_equal(arrays[name], value)
+            self.assertEqual(arrays[name].shape, np.shape(value))
+
+    @parameterized.product(
+        scheme=tuple(SCHEMES),
+        write=(safetensors, torch_zip, torch_legacy),
+        bottleneck=(True, False),
+    )
+    def test_every_name_finds_its_weight(self, scheme, write, bottleneck):
+        saved = randomized(small(bottleneck=bottleneck), seed=1)
+        model = small(bottleneck=bottleneck)
+        arrays = state_dict(saved, scheme)
+        if write is safetensors:
+            data = safetensors(arrays)
+        else:
+            data = torch_file(arrays, write)
+        weights.load(model, self.path(data))
+        self.assert_weights_equal(model, saved)
+
+    @parameterized.parameters("state_dict", "model", "net")
+    def test_a_state_dict_may_lie_in_the_dict_of_a_checkpoint(self, key):
+        saved, model = randomized(small(), seed=1), small()
+        data = torch_file(
+            state_dict(saved),
+            wrap=lambda state: {"epoch": 3, "accuracy": 0.5, key: state},
+        )
+        weights.load(model, self.path(data))
+        self.assert_weights_equal(model, saved)
+
+    def test_a_newer_pickle_protocol_is_understood(self):
+        saved, model = randomized(small(), seed=1), small()
+        data = torch_file(
+            state_dict(saved),
+            lambda state, tensors: torch_zip(state, tensors, protocol=4),
+        )
+        weights.load(model, self.path(data))
+        self.assert_weights_equal(model, saved)
+
+    def test_biases_of_convolutions_move_into_the_moving_means(self):
+        saved, model = randomized(small(), seed=1), small()
+        arrays = state_dict(saved)
+        bias = np.arange(4.0, dtype="float32")
+        arrays["layer1.0.conv2.bias"] = bias
+        arrays["layer1.0.bn2.running_mean"] += bias
+        weights.load(model, self.path(safetensors(arrays)))
+        for name, value in values(model).items():
+            np.testing.assert_allclose(value, values(saved)[name], atol=1e-6)
+
+    def test_unknown_names_can_be_translated(self):
+        saved, model = randomized(small(), seed=1), small()
+        arrays = {f"x{name}": a for name, a in state_dict(saved).items()}
+        path = self.path(safetensors(arrays))
+        self.assert_refused(model, path, r"xconv1.weight, .* rename=")
+        weights.load(model, path, rename=lambda name: name[1:])
+        self.assert_weights_equal(model, saved)
+
+    def pre_activation_state(self, model):
+        """Names of the usual pre-activation code: every unit has bn1."""
+        state = state_dict(model)
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            state[f"layer1.0.bn1.{leaf}"] = state.pop(f"bn1.{leaf}")
+            state[f"bn.{leaf}"] = state.pop(f"final.{leaf}")
+        return state
+
+    def test_the_first_norm_of_a_pre_activation_bottleneck_is_the_stems(self):
+        # The first unit projects, so that both of its paths are normalized.
+        saved, model = (small(unit="pre_activation") for _ in range(2))
+        randomized(saved, seed=1)
+        with mock.patch.dict(SCHEMES["torchvision"], final_norm="final"):
+            state = self.pre_activation_state(saved)
+        weights.load(model, self.path(safetensors(state)))
+        self.assert_weights_equal(model, saved)
+
+    def test_a_first_unit_that_normalizes_its_residual_alone_is_refused(self):
+        model = small(unit="pre_activation", bottleneck=False)
+        with mock.patch.dict(SCHEMES["torchvision"], final_norm="final"):
+            state = self.pre_activation_state(model)
+        path = self.path(safetensors(state))
+        self.assert_refused(model, path, "for its residual alone")
+
+
+class AdviceTest(WeightsTestCase):
+    @parameterized.parameters(
+        ("ResNet20", {}, "ResNet20", {"classes": 100}, "predictions/kernel has "
+         r"shape \(64, 10\) in the file and \(64, 100\) in the model .*"
+         r"ResNet20\(classes=10, shortcut='A'\) \(or 'none'"),
+        ("ResNet32", {}, "ResNet20", {}, r"stage1_unit4/conv1/kernel .* no "
+         r"place in the model .*ResNet32\(classes=10, shortcut='A'\)"),
+        ("ResNet20", {}, "ResNet32", {}, r"stage1_unit4/conv1/kernel .* is not "
+         r"in the file .*ResNet20\("),
+        ("ResNet20", {"shortcut": "C"}, "ResNet20", {},
+         r"stage1_unit1/shortcut/.*shortcut='C'\)"),
+        ("ResNet20", {"shortcut": "B"}, "ResNet20", {}, "shortcut='B'"),
+        ("ResNet20", {"shortcut": "convolution"}, "ResNet20", {},
+         "shortcut='convolution'"),
+        ("ResNet20", {"shortcut": "exclusive_gating"}, "ResNet20", {},
+         "shortcut='exclusive_gating'"),
+        ("ResNet20V2", {}, "ResNet20", {}, r"ResNet20V2\("),
+        ("ResNet164", {}, "ResNet20", {}, r"ResNet164\(.*shortcut='B'"),
+        ("ResNet20", {"include_top": False}, "ResNet20", {},
+         r"ResNet20\(include_top=False"),
+        ("ResNet20", {"input_shape": (32, 32, 1)}, "ResNet20", {},
+         r"input_shape=\(32, 32, 1\)"),
+        ("ResNet18", {}, "ResNet20", {}, r"ResNet18\(classes=1000"),
+    )  # fmt: skip
+    def test_a_misfit_names_the_weight_and_what_would_fit(
+        self, saved, saved_kwargs, built, kwargs, message
+    ):
+        path = self.path(None, "other.weights.h5")
+        getattr(keras_resnet, saved)(**saved_kwargs).save_weights(path)
+        model = getattr(keras_resnet, built)(**kwargs)
+        text = self.assert_refused(model, path, message)
+        self.assertIn(f"{path} does not fit the model '{model.name}'", text)
+
+    def test_a_network_of_no_paper_is_described_by_a_spec(self):
+        path = self.path(None, "other.weights.h5")
+        saved = randomized(small(unit="pre_activation"), seed=1)
+        saved.save_weights(path)
+        text = self.assert_refused(keras_resnet.ResNet20(), path, "Spec")
+        advice = text.partition("It would fit ")[2]
+        model = eval(advice, {"keras_resnet": keras_resnet})
+        weights.load(model, path)
+        self.assert_weights_equal(model, saved)
+
+    def test_two_arrays_for_one_weight_are_an_error(self):
+        arrays = state_dict(small())
+        arrays["linear.weight"] = arrays["fc.weight"]
+        path = self.path(safetensors(arrays))
+        self.assert_refused(small(), path, "two arrays for predictions/kernel")
+
+
+class Malicious:
+    """Makes a directory when a pickle of it is run."""
+
+    def __init__(self, path, function=os.system):
+        self.path, self.function = path, function
+
+    def __reduce__(self):
+        if self.function is os.system:
+            return os.system, (f"mkdir {self.path}",)
+        return self.function, (f"__import__('os').mkdir({self.path!r})",)
+
+
+class RefusalTest(WeightsTestCase):
+    """Files that are damaged, or meant to do harm."""
+
+    @parameterized.product(
+        write=(torch_zip, torch_legacy),
+        protocol=(2, 4),
+        function=(os.system, eval, exec),
+        wrap=(
+            lambda harm: harm,
+            lambda harm: {"state_dict": {"conv1.weight": harm}},
+            lambda harm: {"epoch": [1, (2, {"a": harm})], "state_dict": {}},
+        ),
+    )
+    def test_a_pickle_with_code_is_refused_and_not_run(
+        self, write, protocol, function, wrap
+    ):
+        harm = os.path.join(self.folder(), "harm")
+        checkpoint = wrap(Malicious(harm, function))
+        path = self.path(write(checkpoint, protocol=protocol))
+        self.assert_refused(small(), path, r"refused: .*; nothing was run")
+        self.assertFalse(os.path.exists(harm))
+        # The same bytes do harm in Python's own unpickler.
+        pickle.loads(pickled(checkpoint, protocol))
+        self.assertTrue(os.path.exists(harm))
+
+    def test_a_pickle_in_front_of_a_checkpoint_is_not_run_either(self):
+        harm = os.path.join(self.folder(), "harm")
+        for protocol in range(6):
+            path = self.path(pickle.dumps(Malicious(harm), protocol))
+            self.assert_refused(small(), path, "refused|no file of weights")
+        self.assertFalse(os.path.exists(harm))
+
+    def test_the_functions_of_a_tensor_cannot_be_altered(self):
+        # GLOBAL and BUILD would set attributes of a function, for ever.
+        data = (
+            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n"
+            b"}X\x0c\x00\x00\x00__defaults__)sb."
+        )
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("a/data.pkl", data)
+        self.assert_refused(small(), self.path(file.getvalue()), "state_dict")
+
+    def test_every_truncated_file_is_one_clear_error(self):
+        model = small(bottleneck=False)
+        h5 = self.path(None, "whole.weights.h5")
+        model.save_weights(h5)
+        with open(h5, "rb") as file:
+            whole = [file.read()]
+        arrays = state_dict(model)
+        whole.append(safetensors(arrays))
+        whole.append(torch_file(arrays))
+        whole.append(torch_file(arrays, torch_legacy))
+        for data in whole:
+            weights.load(model, self.path(data))
+            for share in (0, 0.001, 0.01, 0.1, 0.3, 0.6, 0.9, 0.999):
+                path = self.path(data[: int(share * len(data))])
+                self.assert_refused(
+                    model, path, "cannot be read as weights|no file of weights"
+                )
+
+    def test_no_damaged_checkpoint_raises_anything_but_value_errors(self):
+        model = small(bottleneck=False)
+        arrays = state_dict(model)
+        rng = np.random.default_rng(0)
+        for data in (
+            safetensors(arrays),
+            torch_file(arrays),
+            torch_file(arrays, torch_legacy),
+        ):
+            for _ in range(150):
+                damaged = bytearray(data)
+                for place in rng.integers(0, len(data) // 2, 3):
+                    damaged[place] = rng.integers(256)
+                with contextlib.suppress(ValueError):
+                    weight_files.read(self.path(bytes(damaged)))
+
+    @parameterized.parameters(
+        ({"length": 7}, "truncated"),
+        ({"shape": (3, 3)}, "reaches beyond"),
+        ({"strides": (3, 2)}, "reaches beyond"),
+        ({"shape": (6, 10**9), "strides": (1, 0)}, "far more than its size"),
+        ({"shape": (-1, 2)}, "makes no sense"),
+        ({"shape": (2,)}, "longer"),
+    )
+    def test_a_tensor_stays_inside_its_storage(self, kwargs, message):
+        tensor = Tensor(np.zeros((3, 2), "float32"), "0", **kwargs)
+        for write in (torch_zip, torch_legacy):
+            path = self.path(write({"conv1.weight": tensor}, [tensor]))
+            if message == "truncated" and write is torch_legacy:
+                continue  # there the length says how much is read
+            self.assert_refused(small(), path, message)
+
+    @parameterized.parameters(
+        ("F32", [2], [0, 12], "room"),
+        ("F32", [9], [0, 8], "another shape"),
+        ("F32", [1], [4, 8], "room"),
+        ("F32", [1], [0, 4], "after its end"),
+        ("F32", [-2], [0, 8], "another shape"),
+        ("F8", [8], [0, 8], "unknown dtype"),
+        ("F32", None, [0, 8], "cannot be read"),
+        ("F32", [2], None, "cannot be read"),
+    )
+    def test_a_safetensors_header_must_describe_its_data(
+        self, dtype, shape, offsets, message
+    ):
+        entry = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        header = {"conv1.weight": entry}
+        text = json.dumps(header).encode()
+        data = len(text).to_bytes(8, "little") + text + bytes(8)
+        self.assert_refused(small(), self.path(data), message)
+
+    def test_a_header_cannot_be_longer_than_its_file(self):
+        data = (2**62).to_bytes(8, "little") + b"{}" + bytes(8)
+        self.assert_refused(small(), self.path(data), "header of")
+
+    def test_a_file_cannot_claim_to_hold_far_more_than_its_size(self):
+        path = self.path(None)
+        with h5py.File(path, "w") as file:
+            file.create_dataset(
+                "stem_conv/stem_conv/kernel", (10**6, 10**6), chunks=(10, 10)
+            )
+        self.assert_refused(small(), path, "far more than its size")
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/data.pkl", bytes(10**7))
+        path = self.path(data.getvalue())
+        self.assert_refused(small(), path, "far more than its size")
+
+    def test_files_that_are_nearly_right_are_errors_too(self):
+        path = self.path(None)
+        small().save_weights(path + ".weights.h5")
+        with h5py.File(path + ".weights.h5", "a") as file:
+            del file["layers/dense/vars"].attrs["name"]
+        self.assert_refused(small(), path + ".weights.h5", "no names of layers")
+        with h5py.File(path, "w") as file:
+            file["stem_conv/stem_conv/kernel"] = "text"
+        self.assert_refused(small(), path, "no numbers")
+        for entries, message in (
+            ({"readme.txt": b""}, "neither model.weights.h5 nor"),
+            ({"a/data.pkl": b"", "a/byteorder": b"big"}, "big-endian"),
+        ):
+            data = io.BytesIO()
+            with zipfile.ZipFile(data, "w") as archive:
+                for name, content in entries.items():
+                    archive.writestr(name, content)
+            self.assert_refused(small(), self.path(data.getvalue()), message)
+        pickles = [0x1950A86A20F9469CFC6C, 1002, {"little_endian": True}]
+        data = b"".join(pickle.dumps(value, 2) for value in pickles)
+        self.assert_refused(small(), self.path(data), "version is not 1001")
+        data = pickle.dumps({"conv1.weight": [1.0]}, 2)
+        self.assert_refused(small(), self.path(data), "none that torch")
+
+    def test_data_outside_the_file_are_not_looked_at(self):
+        outside = self.path(bytes(1000), "outside")
+        path = self.path(None)
+        with h5py.File(path, "w") as file:
+            file.create_dataset(
+                "stem_conv/stem_conv/kernel",
+                (3, 3, 3, 4),
+                "float32",
+                external=[(outside, 0, 432)],
+            )
+        self.assert_refused(small(), path, "refers to another file")
+        other = self.path(None)
+        small().save_weights(other + ".weights.h5")
+        with h5py.File(path, "w") as file:
+            file["layers"] = h5py.ExternalLink(other + ".weights.h5", "layers")
+        self.assert_refused(small(), path, "none of a residual network")
+
+    @parameterized.parameters(
+        b"", b"x", b"{}", b"\x80", b"PK\x03\x04", bytes(9)
+    )
+    def test_what_is_no_file_of_weights_is_an_error(self, data):
+        self.assert_refused(
+            small(), self.path(data), "no file of weights|cannot be read"
+        )
+
+    def test_a_file_that_does_not_exist_is_not_found(self):
+        with self.assertRaises(FileNotFoundError):
+            weights.load(small(), self.path(None))
+
+
+class PublicWeightsTest(WeightsTestCase):
+    def test_a_public_resnet20_makes_its_827_errors_on_cifar10(self):
+        data = os.environ.get("KERAS_RESNET_DATA", "")
+        path = os.path.join(data, "weights", "resnet20-12fca82f.th")
+        if not data or not os.path.exists(path):
+            raise unittest.SkipTest("KERAS_RESNET_DATA has no such weights")
+        import tensorflow_datasets as tfds
+
+        model = keras_resnet.ResNet20(
+            weights=path, shortcut=keras_resnet.layers.OptionA(zeros="both")
+        )
+        mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        errors = count = 0
+        for images, labels in tfds.load(
+            "cifar10",
+            split="test",
+            data_dir=os.path.join(data, "tfds"),
+            download=False,
+            as_supervised=True,
+            batch_size=500,
+        ):
+            x = (images.numpy() / np.float32(255) - mean) / deviation
+            p = model(x.astype("float32")).numpy()
+            errors += int(np.sum(p.argmax(-1) != labels.numpy()))
+            count += len(p)
+        self.assertEqual((errors, count), (827, 10_000))
+
+
+if __name__ == "__main__":
+    absltest.main()
