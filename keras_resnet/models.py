@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import os
 import warnings
+from typing import Any
 
 import keras
 
@@ -306,7 +307,7 @@ def resnet(
     count = 0
     stages = zip(spec.units, spec.filters, strict=True)
     for stage, (n, filters) in enumerate(stages, 1):
-        arguments = {
+        arguments: dict[str, Any] = {
             "bottleneck": spec.bottleneck,
             "shortcut": spec.shortcut if shortcut is None else shortcut,
             "bottleneck_stride": bottleneck_stride,
@@ -327,7 +328,9 @@ def resnet(
                 break
             count += 1
             # The stem has activated the signal that the first unit gets.
-            first = {"activated_input": count == 1} if activates_first else {}
+            first: dict[str, Any] = {}
+            if activates_first:
+                first["activated_input"] = count == 1
             x = unit_class(
                 filters,
                 stride=2 if stage > 1 and i == 1 else 1,

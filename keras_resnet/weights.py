@@ -184,7 +184,7 @@ def _homes(model: keras.Model) -> list[tuple[Any, str | list[str]]]:
     stacked: dict[int, list[str]] = {}
     for stack in _stacks(model):
         units = unit_names(stack)
-        for home, part in zip(stack.stacked, _parts(stack.unit), strict=True):
+        for home, part in zip(stack.stacked, _parts(stack.pattern()), strict=True):
             paths = [f"{unit}/{part}" for unit in units]
             stacked[id(home)] = paths if part != "seed" else []
     homes = [(v, stacked.get(id(v), v.path)) for v in model.weights]
@@ -385,7 +385,7 @@ def _unstacked(arrays: Arrays, model: keras.Model) -> Arrays:
     """
     unstacked: Arrays = {}
     patterns: dict[str, keras.Layer] = {
-        stack.name: stack.unit for stack in _stacks(model)
+        stack.name: stack.pattern() for stack in _stacks(model)
     }
     for layer in model.layers:
         if layer.name.endswith("_unit2"):

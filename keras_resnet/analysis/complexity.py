@@ -208,7 +208,7 @@ def _layers(layer: keras.Layer, name: str, shape: Any) -> Iterator[dict]:
     if isinstance(layer, UnitStack):
         prefix = name.removesuffix(layer.name)
         for unit_name in unit_names(layer):
-            yield from _layers(layer.unit, prefix + unit_name, shape)
+            yield from _layers(layer.pattern(), prefix + unit_name, shape)
         return
     inner = [v for v in vars(layer).values() if isinstance(v, keras.Layer)]
     if isinstance(layer, Unit):

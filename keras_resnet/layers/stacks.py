@@ -94,13 +94,13 @@ class UnitStack(keras.layers.Layer):
         # are no weights of this layer, so Keras must not find them.
         self._pattern = lambda: pattern
 
-    @property
-    def unit(self) -> Unit:
-        """The pattern: a unit whose own values are never used."""
+    def pattern(self) -> Unit:
+        """A unit like those of the stack; its own values are never used."""
+        # A method: Keras saves the layers that it finds in properties.
         return self._pattern()
 
     def build(self, x_shape):
-        unit = self.unit
+        unit = self.pattern()
         if tuple(unit.compute_output_shape(x_shape)) != tuple(x_shape):
             raise ValueError(
                 "the units of a stack must keep the shape of their input, "
@@ -130,8 +130,8 @@ class UnitStack(keras.layers.Layer):
     def call(self, x, training=None):
         training = bool(training)
         # Frozen units normalize by their moving statistics.
-        if self.unit.trainable != self.trainable:
-            self.unit.trainable = self.trainable
+        if self.pattern().trainable != self.trainable:
+            self.pattern().trainable = self.trainable
         values = [ops.copy(weight.value) for weight in self.stacked]
         loops = {"tensorflow": _loop_in_tensorflow, "jax": _loop_in_jax}
         loop = loops.get(keras.backend.backend(), _loop_in_python)
@@ -143,7 +143,9 @@ class UnitStack(keras.layers.Layer):
 
     def run(self, x, values, probability, training):
         """One unit: its output and the new values of its states."""
-        y, new = remat_lib.apply(self.unit, values, x, training, probability)
+        y, new = remat_lib.apply(
+            self.pattern(), values, x, training, probability
+        )
         return y, [new[i] for i in self._states]
 
     def compute_output_shape(self, x_shape):
@@ -153,7 +155,7 @@ class UnitStack(keras.layers.Layer):
         return {
             **super().get_config(),
             "unit": keras.saving.serialize_keras_object(
-                type(self.unit).from_config(self.unit.get_config())
+                type(self.pattern()).from_config(self.pattern().get_config())
             ),
             "count": self.count,
             "survival_probabilities": self.survival_probabilities,

@@ -16,8 +16,8 @@ The order of a unit stays as `layers.units` has it; its parts are replaced:
                                      the sum, stays
 
 and the norm of a projection goes into the projection. What is left are
-convolutions, biases, sums and ReLUs over constants, which TensorFlow computes
-as one kernel each.
+convolutions, biases, sums and ReLUs over constants: TensorFlow computes them
+as one kernel, and prepares its weights once.
 """
 
 from collections.abc import Callable
@@ -39,8 +39,9 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
     """The inference function of a network, over constants.
 
     Args:
-        model: a network of `keras_resnet.resnet`, or one from its input to
-            any of its layers; several outputs may be asked for.
+        model: a network of `keras_resnet.resnet`, or part of one from the
+            image to any layer after `stem_norm`; several outputs may be asked
+            for. Layers without weights and dense ones may follow.
         precision: `"float32"`, or `"bfloat16"` for kernels and activations.
             The global pooling, what follows it and the outputs are float32 in
             either.
@@ -50,7 +51,7 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
         `model(images, training=False)` gives. It has the weights of now.
 
     Raises:
-        ValueError: the precision is unknown, or the model is no such network.
+        ValueError: the precision is unknown, or the model has other layers.
 
     >>> import keras_resnet
     >>> model = keras_resnet.ResNet20()
@@ -61,59 +62,55 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
         raise ValueError(
             f"precision must be one of {PRECISIONS}, received {precision!r}"
         )
-    names = [tensor._keras_history.operation.name for tensor in model.outputs]
     functions = list(_functions(model, precision))
+    names = [tensor._keras_history.operation.name for tensor in model.outputs]
 
     def network(images):
-        # TensorFlow does not trust the shape of what is fed to a graph, and
-        # fuses an addition only where it knows that both shapes are equal.
+        # TensorFlow does not trust the shape of what a graph is fed, and puts
+        # an addition into a convolution only where it knows both shapes.
         images = tf.ensure_shape(images, model.input_shape)
         x = tf.cast(images, precision)
         outputs = {}
         for name, function in functions:
             x = outputs[name] = function(x)
         found = [tf.cast(outputs[name], "float32") for name in names]
-        return found if len(names) > 1 else found[0]
+        return found if len(found) > 1 else found[0]
 
     return network
 
 
 def _functions(model, precision) -> Iterator[tuple[str, Function]]:
-    """The function of each layer, under the name of what it computes."""
-    convolution = None
-    for layer in model.layers:
+    """The layers of a model, each as its name and its inference function."""
+    after_each = [*model.layers[1:], None]
+    for layer, after in zip(model.layers, after_each, strict=True):
         match layer:
             case keras.layers.InputLayer():
                 continue
+            case keras.Model():
+                yield from _functions(layer, precision)
+                function = _identity
             case layers.Convolution():
-                convolution = layer
-                continue
-            case layers.BatchNormalization() if convolution is not None:
-                function = _convolution(convolution, layer, precision)
-                convolution = None
+                is_normalized = isinstance(after, layers.BatchNormalization)
+                norm = after if is_normalized else None
+                function = _convolution(layer, norm, precision)
             case layers.BatchNormalization():
-                function = _affine(layer, precision)
+                function = _identity if is_normalized else _standing(layer)
+                is_normalized = False
             case layers.Unit():
                 function = fold_unit(layer, precision)
             case layers.UnitStack():
-                function = _fold_stack(layer, precision)
+                function = _stack(layer, precision)
+            case (
+                keras.layers.GlobalAveragePooling2D()
+                | keras.layers.GlobalMaxPooling2D()
+            ):
+                function = _in_float32(layer)
             case keras.layers.Dense():
                 function = _dense(layer)
-            case keras.layers.ReLU():
-                function = tf.nn.relu
-            case keras.layers.ZeroPadding2D():
-                function = _padding(layer)
-            case keras.layers.MaxPooling2D():
-                function = _max_pooling(layer)
-            case keras.layers.GlobalAveragePooling2D():
-                function = _average
-            case keras.layers.GlobalMaxPooling2D():
-                function = _maximum
+            case _ if not layer.weights:
+                function = layer.call
             case _:
-                raise ValueError(
-                    "only the layers of keras_resnet.resnet can be folded, "
-                    f"received {layer.name!r}, a {type(layer).__name__}"
-                )
+                raise _cannot_fold(layer)
         yield layer.name, function
 
 
@@ -128,40 +125,40 @@ def fold_unit(unit: layers.Unit, precision: str = "float32") -> Function:
         A function of x, `[batch, height, width, channels]` in that precision,
         to what `unit(x, training=False)` gives.
 
-    >>> unit = layers.OriginalUnit(16)
+    Raises:
+        ValueError: the unit or its shortcut is of a class of its own, whose
+            order is not known here.
+
     >>> x = tf.ones([1, 8, 8, 16])
+    >>> unit = layers.OriginalUnit(16)
     >>> bool(tf.reduce_all(abs(unit(x) - fold_unit(unit)(x)) < 1e-4))
     True
     """
+    if type(unit) not in layers.units.UNITS.values():
+        raise _cannot_fold(unit)
     convolutions, norms = zip(*unit.pairs(), strict=True)
+    after = list(norms)  # the normalization that each convolution carries
     if unit.activates_first:
-        first = norms[0] and _affine(norms[0], precision)
-        after = (*norms[1:], None)
-        norms_left = (first, *[_identity] * len(norms[1:]))
+        after = [*norms[1:], None]
     elif isinstance(unit, layers.BatchNormAfterAdditionUnit):
-        after = (*norms[:-1], None)
-        norms_left = (
-            *[_identity] * len(norms[1:]),
-            _affine(norms[-1], precision),
-        )
-    else:
-        after = norms
-        norms_left = (_identity,) * len(norms)
-    pairs = [
-        (_convolution(convolution, norm, precision), left)
-        for convolution, norm, left in zip(
-            convolutions, after, norms_left, strict=True
-        )
+        after[-1] = None
+    left = [_identity if norm in after else _standing(norm) for norm in norms]
+    carrying = [
+        _convolution(convolution, norm, precision)
+        for convolution, norm in zip(convolutions, after, strict=True)
     ]
-    parts = _Parts(
+    pairs = list(zip(carrying, left, strict=True))
+    folded = _Parts(
         unit,
         pairs=lambda: pairs,
-        shortcut=_fold_shortcut(unit.shortcut, precision),
+        shortcut=_shortcut(unit.shortcut, precision),
     )
-    return lambda x: type(unit).forward(parts, x)
+    return lambda x: type(unit).forward(folded, x)
 
 
-def _fold_shortcut(shortcut, precision) -> Function:
+def _shortcut(shortcut, precision) -> Function:
+    if type(shortcut) not in layers.shortcuts.SHORTCUTS.values():
+        raise _cannot_fold(shortcut)
     parts: dict[str, Any] = {"dropout": _identity}
     if getattr(shortcut, "projection", None) is not None:
         parts["projection"] = _convolution(
@@ -189,13 +186,14 @@ class _Parts:
         return getattr(self._layer, name)
 
 
-def _fold_stack(stack, precision) -> Function:
-    """Unit after unit: TensorFlow prepares kernels that are constants once."""
+def _stack(stack, precision) -> Function:
+    """Unit after unit: a kernel that a loop reads is no constant."""
+    pattern = stack.pattern()
     functions = []
     for values in zip(*map(_array, stack.stacked), strict=True):
-        mapping = list(zip(stack.unit.variables, values, strict=True))
+        mapping = list(zip(pattern.variables, values, strict=True))
         with keras.StatelessScope(state_mapping=mapping):
-            functions.append(fold_unit(stack.unit, precision))
+            functions.append(fold_unit(pattern, precision))
 
     def run(x):
         for function in functions:
@@ -205,88 +203,98 @@ def _fold_stack(stack, precision) -> Function:
     return run
 
 
-def _array(variable) -> np.ndarray:
-    return keras.ops.convert_to_numpy(variable.value)
-
-
-def _scale_and_offset(norm) -> tuple[np.ndarray, np.ndarray]:
-    """Batch normalization as an affine map of each channel, in float64."""
-    mean, variance = _array(norm.moving_mean), _array(norm.moving_variance)
-    scale = (variance.astype("float64") + norm.epsilon) ** -0.5
-    if norm.scale:
-        scale *= _array(norm.gamma)
-    beta = _array(norm.beta) if norm.center else 0.0
-    return scale, beta - scale * mean
-
-
-def _identity(x, training=None):
-    return x
-
-
-def _affine(norm, precision) -> Function:
-    scale, offset = (
-        array.astype(tf.as_dtype(precision).as_numpy_dtype)
-        for array in _scale_and_offset(norm)
-    )
-    return lambda x, training=None: x * scale + offset
-
-
 def _convolution(convolution, norm, precision) -> Function:
-    """A convolution with the normalization after it, if there is one."""
+    """A convolution and, unless it is None, the normalization after it."""
     kernel, bias = _array(convolution.kernel), None
     if norm is not None:
-        scale, offset = _scale_and_offset(norm)
-        kernel, bias = kernel * scale, offset
-    padding = "SAME"
-    if (
+        mean, variance, gamma, beta = _statistics(norm)
+        scale = gamma / np.sqrt(variance + norm.epsilon)
+        kernel, bias = kernel * scale, beta - scale * mean
+    is_explicit = (
         convolution.padding == "symmetric"
         and convolution.stride > 1
         and convolution.kernel_size > 1
-    ):
-        sides = [convolution.kernel_size // 2] * 2
-        padding = [[0, 0], sides, sides, [0, 0]]
+    )
+    sides = [convolution.kernel_size // 2] * 2
+    padding = [[0, 0], sides, sides, [0, 0]] if is_explicit else "SAME"
     return _biased(kernel, bias, convolution.stride, padding, precision)
 
 
 def _gate(gate, precision) -> Function:
-    logits = _biased(
-        _array(gate.kernel), _array(gate.bias), gate.strides, "SAME", precision
-    )
+    kernel, bias = _array(gate.kernel), _array(gate.bias)
+    logits = _biased(kernel, bias, gate.strides, "SAME", precision)
     return lambda x: tf.sigmoid(logits(x))
 
 
 def _biased(kernel, bias, strides, padding, precision) -> Function:
     dtype = tf.as_dtype(precision).as_numpy_dtype
     kernel = kernel.astype(dtype)
-    bias = None if bias is None else bias.astype(dtype)
+    if bias is None:
+        return lambda x: tf.nn.conv2d(x, kernel, strides, padding)
+    bias = bias.astype(dtype)
+    return lambda x: tf.nn.bias_add(
+        tf.nn.conv2d(x, kernel, strides, padding), bias
+    )
 
-    def convolve(x):
-        y = tf.nn.conv2d(x, kernel, strides, padding)
-        return y if bias is None else tf.nn.bias_add(y, bias)
 
-    return convolve
+def _standing(norm) -> Function:
+    """A normalization that no convolution can carry.
+
+    TensorFlow computes it and the ReLU after it as one kernel, which a
+    multiplication and an addition would not become.
+    """
+    if norm is None:
+        return _identity
+    mean, variance, gamma, beta = (
+        array.astype("float32") for array in _statistics(norm)
+    )
+    return lambda x, training=None: (
+        tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=gamma,
+            offset=beta,
+            mean=mean,
+            variance=variance,
+            epsilon=norm.epsilon,
+            is_training=False,
+        ).y
+    )
+
+
+def _statistics(norm) -> list[np.ndarray]:
+    """Mean, variance, gamma and beta, in float64."""
+    mean, variance = norm.moving_mean, norm.moving_variance
+    return [
+        np.float64(_array(mean)),
+        np.float64(_array(variance)),
+        np.float64(_array(norm.gamma)) if norm.scale else np.ones(mean.shape),
+        np.float64(_array(norm.beta)) if norm.center else np.zeros(mean.shape),
+    ]
 
 
 def _dense(layer) -> Function:
-    kernel, bias = _array(layer.kernel), _array(layer.bias)
+    kernel = _array(layer.kernel)
+    bias = _array(layer.bias) if layer.use_bias else np.float32(0.0)
     return lambda x: layer.activation(
-        tf.nn.bias_add(tf.matmul(tf.cast(x, "float32"), kernel), bias)
+        tf.matmul(tf.cast(x, "float32"), kernel) + bias
     )
 
 
-def _padding(layer) -> Function:
-    return lambda x: tf.pad(x, [(0, 0), *layer.padding, (0, 0)])
+def _in_float32(layer) -> Function:
+    return lambda x: layer.call(tf.cast(x, "float32"))
 
 
-def _max_pooling(layer) -> Function:
-    return lambda x: tf.nn.max_pool2d(
-        x, layer.pool_size, layer.strides, layer.padding.upper()
+def _identity(x, training=None):
+    return x
+
+
+def _array(variable) -> np.ndarray:
+    return keras.ops.convert_to_numpy(variable.value)
+
+
+def _cannot_fold(layer) -> ValueError:
+    return ValueError(
+        "only the units, shortcuts and layers that keras_resnet.resnet is "
+        "made of, dense layers and layers without weights can be folded, "
+        f"received {layer.name!r}, a {type(layer).__name__}"
     )
-
-
-def _average(x):
-    return tf.reduce_mean(tf.cast(x, "float32"), [1, 2])
-
-
-def _maximum(x):
-    return tf.reduce_max(tf.cast(x, "float32"), [1, 2])
