@@ -7,6 +7,7 @@ code 2. A failure while running is one line that says what to do, and exit code
 
 import contextlib
 import difflib
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -70,11 +71,18 @@ def run(main: Callable[[list[str]], None], takes_arguments=False) -> None:
             sys.exit(2)
         sys.exit(_outcome(main, argv))
 
-    app.run(outcome, flags_parser=_parse)
+    app.run(outcome, flags_parser=functools.partial(_parse, main))
 
 
-def _parse(arguments: list[str]) -> list[str]:
+def _parse(main, arguments: list[str]) -> list[str]:
     logging.set_verbosity(logging.WARNING)
+    if "--help" in arguments:
+        # absl's own shows the flags of the file that was started, which is
+        # not the program's where that is a console script.
+        program = sys.modules[main.__module__]
+        _, _, described = flags.FLAGS.module_help(program).partition("\n")
+        print(f"{program.__doc__}\nflags:\n{described}")
+        sys.exit(0)
     try:
         return flags.FLAGS(arguments)
     except flags.UnrecognizedFlagError as error:

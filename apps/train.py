@@ -1,7 +1,7 @@
 """Trains a network, evaluates it and leaves what the other programs need.
 
     python -m apps.train
-    python -m apps.train --model=resnet56 --dataset=cifar10 --workdir=DIR
+    python -m apps.train --model=resnet56 --dataset=cifar10
 
 The same command goes on where an earlier one stopped.
 """

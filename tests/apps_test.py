@@ -182,6 +182,34 @@ class UsageTest(parameterized.TestCase):
         self.assertRegex(outcome.err[0], message)
         self.assertEqual(outcome.code, 2)
 
+    def test_help_is_no_error(self):
+        for name in ("train", "evaluate", "export", "predict"):
+            outcome = programs.run(name, "--help")
+            self.assertEqual((outcome.code, outcome.err), (0, []))
+            text = "\n".join(outcome.out)
+            self.assertIn(f"python -m apps.{name} ", text)
+            self.assertRegex(text, r"\n  --(workdir|saved_model): \w")
+
+    def test_image_that_does_not_decode_is_named(self):
+        root = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        picture = tf.io.encode_jpeg(tf.zeros((16, 16, 3), "uint8")).numpy()
+        for i in range(20):
+            path = root / "pictures" / "ab"[i % 2] / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture if i else b"no picture")
+        outcome = programs.run(
+            "train",
+            f"--dataset=folder:{root}/pictures",
+            f"--workdir={root}/run",
+            "--steps=2",
+            "--batch_size=8",
+        )
+        self.assertEqual(
+            outcome.code, 2 if "--dataset" in outcome.err[0] else 1
+        )
+        self.assertLen(outcome.err, 1)
+        self.assertIn("a/0.jpg", outcome.err[0])
+
     def test_failure_of_tensorflow_is_one_line(self):
         error = tf.errors.ResourceExhaustedError(None, None, "no memory\nleft")
         with mock.patch.object(data, "load", side_effect=error):

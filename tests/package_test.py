@@ -120,7 +120,7 @@ class DeclarationsTest(parameterized.TestCase):
             if path.parts[0] == "keras_resnet"
         }
         packages = setup_cfg()["options"]["packages"].split()
-        self.assertCountEqual(packages, folders | {"keras_resnet.apps"})
+        self.assertCountEqual(packages, folders | {"keras_resnet_apps"})
 
     def test_every_package_folder_is_a_py_library(self):
         for folder in {path.parent.as_posix() for path in SOURCES}:
@@ -138,7 +138,7 @@ class DeclarationsTest(parameterized.TestCase):
         self.assertCountEqual(
             scripts.strip().splitlines(),
             [
-                f"keras-resnet-{name} = keras_resnet.apps.{name}:cli"
+                f"keras-resnet-{name} = keras_resnet_apps.{name}:cli"
                 for name in PROGRAMS
             ],
         )

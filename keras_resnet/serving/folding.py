@@ -81,6 +81,7 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
 
 def _functions(model, precision) -> Iterator[tuple[str, Function]]:
     """The layers of a model, each as its name and its inference function."""
+    is_normalized = False  # whether the layer before has carried this one
     after_each = [*model.layers[1:], None]
     for layer, after in zip(model.layers, after_each, strict=True):
         match layer:
@@ -263,13 +264,10 @@ def _standing(norm) -> Function:
 
 def _statistics(norm) -> list[np.ndarray]:
     """Mean, variance, gamma and beta, in float64."""
-    mean, variance = norm.moving_mean, norm.moving_variance
-    return [
-        np.float64(_array(mean)),
-        np.float64(_array(variance)),
-        np.float64(_array(norm.gamma)) if norm.scale else np.ones(mean.shape),
-        np.float64(_array(norm.beta)) if norm.center else np.zeros(mean.shape),
-    ]
+    mean, variance = _array(norm.moving_mean), _array(norm.moving_variance)
+    gamma = _array(norm.gamma) if norm.scale else np.ones_like(mean)
+    beta = _array(norm.beta) if norm.center else np.zeros_like(mean)
+    return [a.astype("float64") for a in (mean, variance, gamma, beta)]
 
 
 def _dense(layer) -> Function:

@@ -463,7 +463,11 @@ def _train(run, manager, metrics, dataset, report, log_every, eval_every):
                 (step // log_every + 1) * log_every, recipe.steps, step + chunk
             )
             start = time.monotonic()
-            run.advance(iterator, tf.constant(until - step))
+            try:
+                run.advance(iterator, tf.constant(until - step))
+            except tf.errors.InvalidArgumentError:
+                dataset.check()  # names the image that does not decode
+                raise
             step_is = run.completed_steps  # waits for the device
             seconds = time.monotonic() - start
             taken, step = step_is - step, step_is

@@ -1,0 +1,315 @@
+"""The README and docs/ say what the code does: examples, commands, tables.
+
+An example in Python runs, unless it is marked `python no-run`, as one that
+needs the network is; then its names and arguments are checked. A command line
+in an `sh` example or in `code` is parsed by its program, and not run.
+"""
+
+import ast
+import contextlib
+import inspect
+import os
+import pathlib
+import re
+import shlex
+import tempfile
+from collections.abc import Iterator
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import keras_resnet
+from apps import command_line
+from keras_resnet.layers.shortcuts import SHORTCUTS
+from keras_resnet.layers.units import UNITS
+from keras_resnet.serving import limits
+from keras_resnet.training import data
+from keras_resnet.training import loop
+from keras_resnet.training import recipes
+from tests import programs
+from tests import reference
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for folder in (ROOT, ROOT / "docs")
+    for path in sorted(folder.glob("*.md"))
+}
+README = PAGES["README.md"]
+
+# What a command line may start with, beside our programs and make.
+OTHER_COMMANDS = ("curl", "docker", "saved_model_cli", "tensorboard")
+
+
+def examples(page: str, language: str) -> list[str]:
+    """The fenced examples of a page in a language, such as "python no-run"."""
+    pattern = rf"(?ms)^```{re.escape(language)}\n(.*?)^```$"
+    return re.findall(pattern, PAGES[page])
+
+
+def command_lines() -> Iterator[str]:
+    """Every command line of every page."""
+    for page, text in PAGES.items():
+        for example in examples(page, "sh"):
+            yield from example.replace("\\\n", " ").splitlines()
+        yield from re.findall(r"`((?:python -m apps\.|make )[^`]*)`", text)
+
+
+def table(page: str, title: str) -> list[list[str]]:
+    """The rows of the table whose first column has a title."""
+    pattern = rf"(?m)^\| {title} \|.*\n\|[-| ]+\|\n((?:\|.*\n)+)"
+    (rows,) = re.findall(pattern, PAGES[page])
+    return [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in rows.splitlines()
+    ]
+
+
+def plain(text: str) -> str:
+    """Text on one line."""
+    return " ".join(text.split())
+
+
+class ExamplesTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        directory = self.enter_context(tempfile.TemporaryDirectory())
+        # Python 3.10 has no contextlib.chdir.
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(directory)
+
+    @parameterized.parameters(
+        *((page,) for page in PAGES if examples(page, "python"))
+    )
+    def test_examples_of_a_page_run_one_after_the_other(self, page):
+        names: dict = {}
+        for example in examples(page, "python"):
+            exec(compile(example, page, "exec"), names)
+
+    @parameterized.parameters(
+        *((e,) for page in PAGES for e in examples(page, "python no-run"))
+    )
+    def test_an_example_that_is_not_run_has_names_and_arguments_that_exist(
+        self, example
+    ):
+        calls = [
+            node
+            for node in ast.walk(ast.parse(example))
+            if isinstance(node, ast.Call)
+            and ast.unparse(node.func).startswith("keras_resnet.")
+        ]
+        self.assertNotEmpty(calls)
+        for call in calls:
+            function = eval(ast.unparse(call.func))
+            keywords = [keyword.arg for keyword in call.keywords]
+            inspect.signature(function).bind(
+                *call.args, **dict.fromkeys(keywords)
+            )
+
+    @parameterized.parameters(*PAGES)
+    def test_no_example_is_of_a_kind_that_is_not_looked_at(self, page):
+        kinds = re.findall(r"(?m)^```(.+)$", PAGES[page])
+        self.assertContainsSubset(kinds, ["python", "python no-run", "sh"])
+
+
+class CommandsTest(parameterized.TestCase):
+    @parameterized.parameters(*sorted(set(command_lines())))
+    def test_a_command_line_is_understood(self, line):
+        words = shlex.split(line, comments=True)
+        command, *arguments = words
+        if command == "make":
+            makefile = (ROOT / "Makefile").read_text()
+            targets = [word for word in arguments if "=" not in word]
+            self.assertNotEmpty(targets)
+            for target in targets:
+                self.assertRegex(makefile, rf"(?m)^{target}:")
+        elif command == "python":
+            self.assertEqual(arguments[0], "-m")
+            self.parse(arguments[1].removeprefix("apps."), arguments[2:])
+        elif command.startswith("keras-resnet-"):
+            self.parse(command.removeprefix("keras-resnet-"), arguments)
+        else:
+            self.assertIn(command, OTHER_COMMANDS)
+
+    def parse(self, name, arguments):
+        if "--help" in arguments:
+            return
+        with contextlib.ExitStack() as stack:
+            if name == "train":  # up to its training
+                result = {"test_top1_error": 0.0, "test_images": 1}
+                trainer = mock.patch.object(
+                    loop, "train_and_evaluate", return_value=result
+                )
+                images = mock.Mock(image_shape=(32, 32, 3))
+                loader = mock.patch.object(data, "load", return_value=images)
+                stack.enter_context(trainer)
+                stack.enter_context(loader)
+            else:
+                runner = mock.patch.object(
+                    command_line, "_outcome", return_value=0
+                )
+                stack.enter_context(runner)
+            outcome = programs.run(name, *arguments)
+        self.assertEqual(outcome.code, 0, outcome.err)
+
+    def test_a_flag_that_does_not_exist_is_noticed(self):
+        for line in ("train --modle=resnet20", "evaluate --protocol=two"):
+            name, *arguments = line.split()
+            with self.assertRaises(AssertionError):
+                self.parse(name, arguments)
+
+    @parameterized.parameters("make train", "make test")
+    def test_the_readme_says_the_two_commands(self, command):
+        self.assertIn(command, README)
+
+
+class TablesTest(parameterized.TestCase):
+    def test_residual_networks_have_the_counts_of_the_papers(self):
+        expected = []
+        for depth in (*reference.IMAGENET_UNITS, *reference.CIFAR_DEPTHS):
+            net = reference.layout(f"resnet{depth}")
+            counts = reference.counts(net)
+            v2 = reference.counts(reference.layout(f"resnet{depth}v2"))
+            self.assertEqual(v2.multiply_adds, counts.multiply_adds)
+            kernels = "1x1, 3x3, 1x1" if net.bottleneck else "3x3, 3x3"
+            expected.append(
+                [
+                    f"`ResNet{depth}`, `ResNet{depth}V2`",
+                    ", ".join(map(str, net.units)),
+                    kernels,
+                    net.shortcut,
+                    f"{counts.parameters:,}",
+                    f"{v2.parameters:,}",
+                    f"{counts.multiply_adds:,}",
+                ]
+            )
+        self.assertEqual(table("README.md", "network"), expected)
+
+    def test_plain_networks_have_the_counts_of_the_papers(self):
+        expected = []
+        for depth in reference.PLAIN_DEPTHS:
+            counts = reference.counts(reference.layout(f"plainnet{depth}"))
+            expected.append(
+                [
+                    f"`PlainNet{depth}`",
+                    f"{counts.parameters:,}",
+                    f"{counts.multiply_adds:,}",
+                ]
+            )
+        self.assertEqual(table("README.md", "plain network"), expected)
+
+    def test_every_network_is_in_a_table(self):
+        cells = [row[0] for row in table("README.md", "network")]
+        cells += [row[0] for row in table("README.md", "plain network")]
+        names = re.findall(r"`(\w+)`", " ".join(cells))
+        self.assertCountEqual(map(str.lower, names), keras_resnet.MODELS)
+
+    def test_every_argument_is_described_with_its_default(self):
+        signature = inspect.signature(keras_resnet.ResNet50)
+        defaults = {
+            parameter.name: parameter.default
+            for parameter in signature.parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        rows = table("README.md", "argument")
+        self.assertCountEqual([row[0].strip("`") for row in rows], defaults)
+        for name, default, _ in rows:
+            if default != "of the network":
+                value = ast.literal_eval(default.strip("`"))
+                self.assertEqual(value, defaults[name.strip("`")], name)
+
+    @parameterized.parameters(*SHORTCUTS, *UNITS)
+    def test_every_shortcut_and_unit_is_named(self, name):
+        self.assertIn(f'`"{name}"`', README)
+
+    def test_recipes_are_those_of_the_code(self):
+        expected = [recipe_row(recipe) for recipe in recipes.RECIPES.values()]
+        self.assertEqual(table("docs/training.md", "recipe"), expected)
+
+    def test_columns_of_the_metrics_are_those_of_the_code(self):
+        rows = table("docs/training.md", "column")
+        self.assertEqual(
+            [row[0].strip("`") for row in rows], list(loop.COLUMNS)
+        )
+
+    def test_the_pixel_limit_is_that_of_the_code(self):
+        self.assertIn(
+            f"more than {limits.MAX_PIXELS:,} pixels", PAGES["docs/serving.md"]
+        )
+
+
+def recipe_row(recipe: recipes.Recipe) -> list[str]:
+    """What docs/training.md has to say of a recipe."""
+    rate = f"{recipe.learning_rate:g}"
+    if recipe.schedule == "cosine":
+        rate += ", a cosine to 0"
+    else:
+        points = " and ".join(f"{step:,}" for step in recipe.decay_at_steps)
+        rate += f", divided by 10 at {points}"
+    if recipe.warmup_learning_rate:
+        rate += f"; {recipe.warmup_learning_rate:g} for the first "
+        rate += f"{recipe.warmup_steps:,}"
+    elif recipe.warmup_steps:
+        rate += f"; linear over the first {recipe.warmup_steps:,}"
+    errors = [f"{name} {e:g}" for name, e in recipe.expected_errors.items()]
+    return [
+        f"`{recipe.name}`",
+        recipe.source,
+        f"{recipe.steps:,} of {recipe.batch_size:,}",
+        rate,
+        recipe.augmentation,
+        ", ".join(errors),
+    ]
+
+
+def departures() -> Iterator[str]:
+    """Every `# Departure:` of the code, as the README lists it."""
+    for folder in ("keras_resnet", "apps"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for comment in re.findall(
+                r"(?m)^ *# Departure: (.*\n(?: *# .*\n)*)", path.read_text()
+            ):
+                text = re.sub(r"(?m)^ *# ", "", comment)
+                link = path.relative_to(ROOT).as_posix()
+                yield plain(f"[{path.name}]({link}): {text}")
+
+
+class DeparturesTest(absltest.TestCase):
+    def test_every_departure_of_the_code_is_listed_and_no_other(self):
+        pattern = r"(?ms)^## Departures from the papers\n(.*?)^## "
+        (section,) = re.findall(pattern, README)
+        _, *listed = re.split(r"(?m)^- ", section)
+        self.assertCountEqual(map(plain, listed), departures())
+
+    def test_every_mark_is_found(self):
+        """Also one that does not stand at the start of a comment."""
+        marks = sum(
+            path.read_text().count("Departure:")
+            for folder in ("keras_resnet", "apps")
+            for path in (ROOT / folder).rglob("*.py")
+        )
+        self.assertLen(list(departures()), marks)
+        self.assertGreater(marks, 0)
+
+
+class LinksTest(parameterized.TestCase):
+    @parameterized.parameters(*PAGES)
+    def test_relative_links_lead_somewhere(self, page):
+        for link in re.findall(r"\]\(([^)]*)\)", PAGES[page]):
+            if link.startswith("https://"):
+                continue
+            file, _, heading = link.partition("#")
+            path = (ROOT / page).parent / file if file else ROOT / page
+            self.assertTrue(path.is_file(), link)
+            if heading:
+                slugs = [
+                    line.lstrip("# ").lower().replace(" ", "-")
+                    for line in path.read_text().splitlines()
+                    if line.startswith("#")
+                ]
+                self.assertIn(heading, slugs, link)
+
+
+if __name__ == "__main__":
+    absltest.main()
