@@ -351,6 +351,8 @@ def resnet(
     }
     if include_top:
         x = pools["avg"](data_format="channels_last", name="pool")(x)
+        # Departure: the dense layer starts as Keras starts it (Glorot and
+        # Bengio 2010); [1, Sec. 3.4] derives its rule for layers before a ReLU.
         x = keras.layers.Dense(
             classes,
             activation=classifier_activation,

@@ -184,7 +184,9 @@ def _homes(model: keras.Model) -> list[tuple[Any, str | list[str]]]:
     stacked: dict[int, list[str]] = {}
     for stack in _stacks(model):
         units = unit_names(stack)
-        for home, part in zip(stack.stacked, _parts(stack.pattern()), strict=True):
+        for home, part in zip(
+            stack.stacked, _parts(stack.pattern()), strict=True
+        ):
             paths = [f"{unit}/{part}" for unit in units]
             stacked[id(home)] = paths if part != "seed" else []
     homes = [(v, stacked.get(id(v), v.path)) for v in model.weights]

@@ -288,6 +288,10 @@ class ConfigTest(parameterized.TestCase):
         self.assertEqual(parse("batch_norm_momentum", "0.99"), 0.99)
         with self.assertRaisesRegex(ValueError, "did you mean 'shortcut'"):
             parse("shortcuts", "C")
+        self.assertIs(parse("remat", "true"), True)
+        self.assertIs(parse("looped", "False"), False)
+        with self.assertRaisesRegex(ValueError, "true or false.*'maybe'"):
+            parse("remat", "maybe")
         with self.assertRaisesRegex(ValueError, "must be a number.*'high'"):
             parse("survival_probability", "high")
 

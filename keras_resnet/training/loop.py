@@ -29,6 +29,7 @@ from keras_resnet import layers
 from keras_resnet import models
 from keras_resnet.training import data
 from keras_resnet.training import evaluation
+from keras_resnet.training import optimizers
 from keras_resnet.training.recipes import Recipe
 
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -119,10 +120,11 @@ def check_model_arguments(spec: models.Spec, arguments: dict) -> None:
         ValueError: As the units and shortcuts raise it.
     """
     arguments = {"unit": spec.unit, **arguments}
+    arguments.pop("looped", None)  # of the network, not of a unit
     layers.units.get(arguments.pop("unit"))(1, **arguments)
 
 
-def parse_model_argument(name: str, text: str) -> str | float:
+def parse_model_argument(name: str, text: str) -> str | float | bool | None:
     """The value of a keyword argument of `keras_resnet.resnet` from text.
 
     Raises:
@@ -143,6 +145,11 @@ def parse_model_argument(name: str, text: str) -> str | float:
             + (f" (did you mean {near[0]!r}?)" if near else "")
             + f": allowed are {', '.join(allowed)}"
         )
+    words = {"true": True, "false": False, "none": None}
+    if name in ("looped", "remat"):
+        if text.lower() in words:
+            return words[text.lower()]
+        raise ValueError(f"{name} must be true or false, received {text!r}")
     if not isinstance(allowed[name].default, float):
         return text
     try:
@@ -337,7 +344,7 @@ class _Run:
                 config, dataset.image_shape, dataset.classes
             )
             self.rates = recipe.learning_rates()
-            self.optimizer = keras.optimizers.SGD(
+            self.optimizer = optimizers.Momentum(
                 self.rates, momentum=recipe.momentum
             )
             if config.dtype == "mixed_float16":

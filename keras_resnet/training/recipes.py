@@ -263,7 +263,7 @@ _ROWS = [
     Recipe(
         # python -m apps.train --model=resnet110v2 --dataset=cifar10
         # Departure: [1, Sec. 4.2] warms ResNet-110 up until the training error
-        # is below 80%, "about 400 iterations"; [2, Sec. 4] for the first 400.
+        # is below 80%, "about 400 iterations"; here for 400, as [2, Sec. 4].
         "cifar10_warmup",
         source="[2, Sec. 4]; [1, Sec. 4.2] for 110 layers and more",
         batch_size=128,
