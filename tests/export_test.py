@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
+from tensorflow.core.protobuf import saved_model_pb2
 
 import keras_resnet
 from keras_resnet.serving import export as export_lib
@@ -412,6 +413,104 @@ class VariantTest(parameterized.TestCase):
             server.ask_encoded([large])
 
 
+class PrecisionTest(parameterized.TestCase):
+    def exported(self, precision):
+        self.model = small_network()
+        return export_lib.export(
+            self.model,
+            small_preprocessing(),
+            LABELS,
+            scratch(self),
+            precision=precision,
+        )
+
+    def test_signatures_in_bfloat16_answer_nearly_as_the_model(self):
+        server = served(self, self.exported("bfloat16"))
+        images = images_of_noise(20)
+        inputs = small_preprocessing()(images)
+        probabilities = np.asarray(self.model(inputs))
+        features = np.asarray(pooled(self.model)(inputs))
+        encoded = [tf.io.encode_png(image).numpy() for image in images]
+        for answer in (
+            server.ask("images", images=images),
+            server.ask_encoded(encoded),
+        ):
+            error = np.abs(answer["probabilities"] - probabilities)
+            self.assertBetween(error.max(), 1e-5, 0.2)
+            self.assertEqual(
+                [name.decode() for name in answer["classes"]],
+                [LABELS[i] for i in answer["probabilities"].argmax(-1)],
+            )
+        error = server.ask("features", images=images)["features"] - features
+        self.assertBetween(np.abs(error).max() / features.max(), 1e-5, 0.05)
+
+    @parameterized.parameters("float32", "bfloat16")
+    def test_graph_has_neither_variables_nor_normalizations(self, precision):
+        path = self.exported(precision)
+        with open(os.path.join(path, "saved_model.pb"), "rb") as file:
+            saved = saved_model_pb2.SavedModel.FromString(file.read())
+        graph = saved.meta_graphs[0].graph_def
+        nodes = list(graph.node)
+        for function in graph.library.function:
+            nodes.extend(function.node_def)
+        used = {node.op for node in nodes}
+        self.assertContainsSubset({"Conv2D", "BiasAdd"}, used)
+        self.assertNotIn("FusedBatchNormV3", used)
+        variables = {
+            tf.as_dtype(node.attr["dtype"].type)
+            for node in nodes
+            if node.op == "VarHandleOp"
+        }
+        # TensorFlow itself keeps the name of a file in one.
+        self.assertContainsSubset(variables, {tf.string})
+        kernels = [
+            tf.as_dtype(node.attr["dtype"].type).name
+            for node in nodes
+            if node.op == "Const"
+            and len(node.attr["value"].tensor.tensor_shape.dim) == 4
+        ]
+        self.assertEqual(kernels, [precision] * 7)
+
+    def test_agreement_is_the_share_of_equal_classes(self):
+        path = self.exported("float32")
+        images = images_of_noise(70)
+        arguments = (small_preprocessing(), images)
+        self.assertEqual(
+            export_lib.agreement(path, self.model, *arguments), 1.0
+        )
+        other = small_network()
+        other.get_layer("predictions").bias.assign([2.0, 0.0, 0.0, 0.0, 0.0])
+        classes, others = (
+            np.argmax(model(small_preprocessing()(images)), -1)
+            for model in (self.model, other)
+        )
+        share = np.mean(classes == others)
+        self.assertBetween(share, 0.01, 0.99)
+        self.assertAlmostEqual(
+            export_lib.agreement(path, other, *arguments), share
+        )
+
+    def test_looped_network_is_exported(self):
+        spec = keras_resnet.Spec(
+            name="looped",
+            units=(2, 3),
+            filters=(4, 8),
+            stem="cifar",
+            classes=len(LABELS),
+            image_size=16,
+        )
+        model = keras_resnet.resnet(spec, looped=True)
+        path = export_lib.export(
+            model, small_preprocessing(), LABELS, scratch(self)
+        )
+        images = images_of_noise()
+        np.testing.assert_allclose(
+            served(self, path).ask("images", images=images)["probabilities"],
+            model(small_preprocessing()(images)),
+            atol=1e-4,
+        )
+
+
 class RefusalTest(parameterized.TestCase):
     """What cannot be served is said, and leaves nothing behind."""
 
@@ -459,6 +558,16 @@ class RefusalTest(parameterized.TestCase):
         )
         self.assert_refused(ValueError, '"pool"', keras.Model(x, y))
 
+    def test_precision_that_is_not_known(self):
+        self.assert_refused(ValueError, "'float8'", precision="float8")
+
+    def test_network_that_cannot_be_folded(self):
+        x = keras.Input((16, 16, 3))
+        y = keras.layers.Conv2D(4, 3, name="other")(x)
+        y = keras.layers.GlobalAveragePooling2D(name="pool")(y)
+        y = keras.layers.Dense(5, activation="softmax")(y)
+        self.assert_refused(ValueError, "'other', a Conv2D", keras.Model(x, y))
+
     def test_graph_that_answers_otherwise_than_the_model(self):
         class Drifting(data.Preprocessing):
             def __call__(self, images):
@@ -495,7 +604,38 @@ class ProgramTest(parameterized.TestCase):
         )
 
     @parameterized.parameters(
+        ("digits", r"for (100\.0|99\.\d)% of 355 test images"),
+        ("no_such_set", "bfloat16: no test images to compare on: .*no_such"),
+    )
+    def test_program_compares_another_precision_on_test_images(
+        self, dataset, message
+    ):
+        spec = keras_resnet.Spec(
+            "small", (1,), (8,), stem="cifar", classes=10, image_size=8
+        )
+        digits = data.load("digits")
+        trained = types.SimpleNamespace(
+            model=keras_resnet.resnet(spec, input_shape=digits.image_shape),
+            preprocessing=digits.preprocessing,
+            labels=digits.labels,
+            config=types.SimpleNamespace(
+                model="small", dataset=dataset, data_dir=None
+            ),
+            step=1200,
+        )
+        with mock.patch.object(loop, "load_workdir", {"runs/1": trained}.get):
+            outcome = programs.run(
+                "export",
+                "--workdir=runs/1",
+                f"--export_dir={scratch(self)}",
+                "--precision=bfloat16",
+            )
+        self.assertEqual((outcome.code, outcome.err), (0, []))
+        self.assertRegex(outcome.out[2], message)
+
+    @parameterized.parameters(
         (["--export_dir=x"], "--workdir"),
+        (["--workdir=x", "--export_dir=x", "--precision=int4"], "int4"),
         (["--workdir=nowhere"], "--export_dir"),
         (["--workdir=nowhere", "--export_dir=x"], "--workdir=nowhere"),
         (["--workdir=nowhere", "--export_dir=x", "more"], "more"),

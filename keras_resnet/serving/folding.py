@@ -16,8 +16,8 @@ The order of a unit stays as `layers.units` has it; its parts are replaced:
                                      the sum, stays
 
 and the norm of a projection goes into the projection. What is left are
-convolutions, biases, sums and ReLUs over constants: TensorFlow computes them
-as one kernel, and prepares its weights once.
+convolutions, biases, sums and ReLUs over constants: TensorFlow computes one of
+each as one kernel, whose weights it prepares once.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,319 @@
+"""Folded networks answer as the networks do.
+
+Truth is the Keras model, whose normalizations have statistics of their own.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import keras_resnet
+from keras_resnet import layers
+from keras_resnet.layers import shortcuts
+from keras_resnet.layers import units
+from keras_resnet.serving import folding
+from keras_resnet.training import data
+
+CIFAR = keras_resnet.Spec("small", (1, 2), (4, 8), stem="cifar", classes=5)
+IMAGENET = keras_resnet.Spec("small", (2, 1), (4, 8), bottleneck=True)
+
+ORDERS = {
+    f"{unit}_{shortcut}": (unit, shortcut)
+    for unit in units.UNITS
+    for shortcut in shortcuts.SHORTCUTS
+}
+
+
+def network(spec=CIFAR, size=12, classes=5, activation=None, **arguments):
+    """A network with logits, all of whose weights matter."""
+    model = keras_resnet.resnet(
+        spec,
+        input_shape=(size, size, 3),
+        classes=classes,
+        classifier_activation=activation,
+        **arguments,
+    )
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        if weight.name.endswith("kernel"):
+            fan_in = np.prod(weight.shape[-4:-1])
+            weight.assign(rng.normal(0.0, fan_in**-0.5, weight.shape))
+        elif weight.name.endswith(("gamma", "variance")):
+            weight.assign(rng.uniform(0.3, 1.7, weight.shape))
+        elif weight.name.endswith(("beta", "mean", "bias")):
+            weight.assign(rng.normal(0.0, 0.4, weight.shape))
+    return model
+
+
+def images(size=12, count=3):
+    shape = (count, size, size, 3)
+    return np.random.default_rng(1).normal(size=shape).astype("float32")
+
+
+def traced(model, precision="float32"):
+    """The nodes of the graph of a folded network, and what it captures."""
+    function = tf.function(folding.fold(model, precision), autograph=False)
+    graph = function.get_concrete_function(
+        tf.TensorSpec(model.input_shape, tf.float32, name="image")
+    ).graph
+    return graph.as_graph_def(add_shapes=True).node, graph.captures
+
+
+class AnswerTest(parameterized.TestCase):
+    def assert_answers_as(self, model, function=None, size=12):
+        expected = np.asarray(model(images(size), training=False))
+        found = np.asarray((function or folding.fold(model))(images(size)))
+        self.assertGreater(np.std(expected), 1e-3)
+        error = np.max(np.abs(found - expected))
+        self.assertLess(error, 1e-4 * np.max(np.abs(expected)))
+
+    @parameterized.named_parameters((k, *v) for k, v in ORDERS.items())
+    def test_cifar_network(self, unit, shortcut):
+        self.assert_answers_as(network(unit=unit, shortcut=shortcut))
+
+    @parameterized.named_parameters((k, *v) for k, v in ORDERS.items())
+    def test_imagenet_network_of_bottlenecks(self, unit, shortcut):
+        self.assert_answers_as(
+            network(IMAGENET, 20, unit=unit, shortcut=shortcut), size=20
+        )
+
+    @parameterized.parameters(*units.UNITS)
+    def test_looped_network(self, unit):
+        self.assert_answers_as(
+            network(unit=unit, shortcut="exclusive_gating", looped=True)
+        )
+
+    @parameterized.parameters(
+        {"bottleneck_stride": "3x3"},
+        {"padding": "same"},
+        {"batch_norm_epsilon": 0.1},
+        {"shortcut": layers.OptionA(zeros="both")},
+        {"shortcut": layers.ConstantScaling(residual_scale=0.9)},
+        {"activation": "softmax"},
+    )
+    def test_network_of_other_arguments(self, **arguments):
+        self.assert_answers_as(network(IMAGENET, 20, **arguments), size=20)
+
+    @parameterized.product(
+        pooling=(None, "avg", "max"), unit=("original", "pre_activation")
+    )
+    def test_network_without_top(self, pooling, unit):
+        self.assert_answers_as(
+            network(include_top=False, pooling=pooling, unit=unit)
+        )
+
+    def test_images_of_any_size(self):
+        model = keras_resnet.resnet(CIFAR, include_top=False)
+        self.assert_answers_as(model, size=12)
+        self.assert_answers_as(model, size=17)
+
+    def test_network_with_another_head(self):
+        base = network(include_top=False)
+        x = keras.layers.GlobalAveragePooling2D()(base.output)
+        x = keras.layers.Dropout(0.5)(x)
+        x = keras.layers.Dense(4, use_bias=False)(x)
+        self.assert_answers_as(keras.Model(base.input, x))
+
+    def test_network_as_a_layer_of_another(self):
+        base = network(include_top=False)
+        x = image = keras.Input((12, 12, 3))
+        x = keras.layers.GlobalMaxPooling2D()(base(x))
+        x = keras.layers.Dense(4, activation="tanh")(x)
+        self.assert_answers_as(keras.Model(image, x))
+
+    def test_several_outputs(self):
+        model = network()
+        model = keras.Model(
+            model.input,
+            [model.get_layer("pool").output, model.output],
+        )
+        expected = model(images())
+        found = folding.fold(model)(images())
+        self.assertLen(found, 2)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+    @parameterized.parameters("original", "pre_activation")
+    def test_normalization_without_scale_and_centre(self, unit):
+        x = image = keras.Input((12, 12, 3))
+        x = layers.Convolution(4, 3)(x)
+        x = layers.BatchNormalization(scale=False, center=False)(x)
+        x = layers.units.UNITS[unit](4)(x)
+        x = layers.BatchNormalization(center=False)(x)
+        model = keras.Model(image, keras.layers.ReLU()(x))
+        for weight in model.weights:
+            if weight.name == "moving_variance":
+                weight.assign(2.0 * keras.ops.ones(weight.shape))
+        self.assert_answers_as(model)
+
+    def test_unit_alone(self):
+        unit = layers.PreActivationUnit(3)
+        unit.build((None, 12, 12, 3))
+        self.assert_answers_as(unit, folding.fold_unit(unit))
+
+    def test_weights_are_those_of_the_moment(self):
+        model = network()
+        expected = np.asarray(model(images()))
+        function = folding.fold(model)
+        model.set_weights([0.0 * weight for weight in model.get_weights()])
+        np.testing.assert_allclose(function(images()), expected, atol=1e-5)
+
+
+class GraphTest(parameterized.TestCase):
+    @parameterized.product(
+        unit=tuple(units.UNITS), precision=folding.PRECISIONS
+    )
+    def test_no_variable_is_left(self, unit, precision):
+        nodes, captures = traced(
+            network(unit=unit, shortcut="exclusive_gating"), precision
+        )
+        self.assertEmpty(captures)
+        self.assertNoCommonElements(
+            {node.op for node in nodes},
+            {"Placeholder/resource", "ReadVariableOp", "VarHandleOp"},
+        )
+
+    @parameterized.parameters(
+        ("original", 0),
+        ("relu_before_addition", 0),
+        ("relu_only_pre_activation", 0),
+        # Of each unit but the first, whose input is activated; the final one.
+        ("pre_activation", 2 + 1),
+        ("batch_norm_after_addition", 3),
+    )
+    def test_only_normalizations_of_a_sum_are_left(self, unit, count):
+        nodes, _ = traced(network(unit=unit, shortcut="C"))
+        normalizations = [n for n in nodes if n.op.startswith("FusedBatchNorm")]
+        self.assertLen(normalizations, count)
+
+    def test_every_sum_is_part_of_a_convolution(self):
+        """What TensorFlow executes on processors where oneDNN is at work."""
+        function = folding.fold(network(IMAGENET, 20))
+        metadata = tf.compat.v1.RunMetadata()
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            image = tf.compat.v1.placeholder(tf.float32, [None, 20, 20, 3])
+            session.run(
+                function(image),
+                {image: images(20)},
+                tf.compat.v1.RunOptions(output_partition_graphs=True),
+                metadata,
+            )
+        nodes = [n for graph in metadata.partition_graphs for n in graph.node]
+        if not any("Mkl" in node.op for node in nodes):
+            self.skipTest("oneDNN is not at work on this processor")
+        fused = [
+            b",".join(node.attr["fused_ops"].list.s).decode()
+            for node in nodes
+            if node.op.endswith("FusedConv2D")
+        ]
+        self.assertEqual(fused.count("BiasAdd,Add,Relu"), 3)
+        # Each is `relu(h(x) + F(x))`; only the classifier's bias is added yet.
+        self.assertEmpty([n for n in nodes if n.op in ("BiasAdd", "Relu")])
+
+
+class BFloat16Test(parameterized.TestCase):
+    @parameterized.parameters(*units.UNITS)
+    def test_convolutions_are_in_bfloat16_and_the_classifier_in_float32(
+        self, unit
+    ):
+        model = network(unit=unit, activation="softmax", shortcut="C")
+        nodes, _ = traced(model, "bfloat16")
+
+        def dtypes(*ops):
+            return {tf.as_dtype(n.attr["T"].type) for n in nodes if n.op in ops}
+
+        self.assertEqual(
+            dtypes("Conv2D", "BiasAdd", "Relu", "FusedBatchNormV3"),
+            {tf.bfloat16},
+        )
+        self.assertEqual(dtypes("Mean", "MatMul", "Softmax"), {tf.float32})
+
+    @parameterized.named_parameters((k, *v) for k, v in ORDERS.items())
+    def test_answers_are_near(self, unit, shortcut):
+        model = network(unit=unit, shortcut=shortcut)
+        expected = np.asarray(model(images()))
+        found = folding.fold(model, "bfloat16")(images())
+        self.assertEqual(found.dtype, tf.float32)
+        error = np.max(np.abs(found - expected))
+        self.assertLess(error, 0.05 * np.max(np.abs(expected)))
+
+    def test_network_of_another_policy_has_a_float32_classifier(self):
+        previous = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        try:
+            model = network()
+        finally:
+            keras.config.set_dtype_policy(previous)
+        reference = network()
+        for precision, tolerance in (("float32", 1e-5), ("bfloat16", 0.05)):
+            np.testing.assert_allclose(
+                folding.fold(model, precision)(images()),
+                reference(images()),
+                atol=tolerance,
+            )
+
+    def test_trained_network_classes_the_test_digits_alike(self):
+        dataset = data.load("digits")
+        keras.utils.set_random_seed(0)
+        model = keras_resnet.resnet(
+            "resnet20", input_shape=dataset.image_shape, looped=False
+        )
+        model.compile(
+            keras.optimizers.SGD(0.05, 0.9), "sparse_categorical_crossentropy"
+        )
+        model.fit(
+            dataset.train_batches(64, seed=0),
+            steps_per_epoch=140,
+            shuffle=False,
+            verbose=0,
+        )
+        answers = {name: [] for name in ("model", "bfloat16", "labels")}
+        function = folding.fold(model, "bfloat16")
+        for batch, labels, counted in dataset.test_batches(128):
+            is_real = counted.numpy() > 0
+            for name, value in {
+                "model": np.argmax(model(batch), -1),
+                "bfloat16": np.argmax(function(batch), -1),
+                "labels": labels.numpy(),
+            }.items():
+                answers[name].extend(value[is_real])
+        answers = {name: np.array(value) for name, value in answers.items()}
+        self.assertLen(answers["labels"], 355)
+        self.assertGreater(np.mean(answers["model"] == answers["labels"]), 0.8)
+        self.assertGreaterEqual(
+            np.mean(answers["model"] == answers["bfloat16"]), 0.995
+        )
+
+
+class RefusalTest(parameterized.TestCase):
+    def test_unknown_precision(self):
+        with self.assertRaisesRegex(ValueError, "bfloat16.*'float8'"):
+            folding.fold(network(), "float8")
+
+    def test_order_that_is_not_known(self):
+        class OwnUnit(layers.OriginalUnit):
+            pass
+
+        unit = OwnUnit(4, name="mine")
+        unit.build((None, 8, 8, 4))
+        with self.assertRaisesRegex(ValueError, "'mine', a OwnUnit"):
+            folding.fold_unit(unit)
+
+    def test_shortcut_that_is_not_known(self):
+        class OwnShortcut(layers.OptionA):
+            pass
+
+        with self.assertRaisesRegex(ValueError, "a OwnShortcut"):
+            folding.fold(network(shortcut=OwnShortcut()))
+
+    def test_layer_with_weights_of_another_kind(self):
+        x = image = keras.Input((8, 8, 3))
+        x = keras.layers.Conv2D(4, 3, name="other")(x)
+        with self.assertRaisesRegex(ValueError, "'other', a Conv2D"):
+            folding.fold(keras.Model(image, x))
+
+
+if __name__ == "__main__":
+    absltest.main()
