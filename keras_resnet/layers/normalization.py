@@ -71,8 +71,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
         # The kernel returns the sum of squares over n - 1; Keras keeps the
         # one over n, which is what normalizes the batch.
-        n = tf.cast(tf.size(inputs) // channels, "float32")
-        variance *= tf.maximum(n - 1.0, 1.0) / n
+        n = inputs.shape.num_elements()
+        if n is not None:
+            n = n // channels
+            variance *= max(n - 1, 1) / max(n, 1)
+        else:
+            n = tf.cast(tf.size(inputs) // channels, "float32")
+            variance *= tf.maximum(n - 1.0, 1.0) / n
         for moving, batch in (
             (self.moving_mean, mean),
             (self.moving_variance, variance),

@@ -231,11 +231,15 @@ def _forward(stack, x, values, training, keeps_inputs=False):
         if keeps_inputs:
             inputs = inputs.write(i, x)
         one = [array.read(i) for array in read]
+        # Nothing is differentiated by a state: without this, the loop would
+        # keep what that takes for every unit.
+        for j in stack._states:
+            one[j] = tf.stop_gradient(one[j])
         y, new = stack.run(x, one, probabilities[i], training)
         y.set_shape(x.shape)
         if training:
             written = [
-                array.write(i, state)
+                array.write(i, tf.stop_gradient(state))
                 for array, state in zip(written, new, strict=True)
             ]
         return (i + 1, y, inputs, *written)
