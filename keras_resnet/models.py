@@ -20,8 +20,19 @@ from keras_resnet.layers import units as units_lib
 from keras_resnet.layers.normalization import EPSILON
 from keras_resnet.layers.normalization import MOMENTUM
 
-# From how many identical units on a stage is a loop by default.
-LOOP_FROM = 18
+# From how many identical units on a stage is a loop by default. Seconds to the
+# end of the first step, and the time of a later one, looped against unrolled
+# (TensorFlow 2.21, two cores, float32):
+#
+#     network     identical units  batch  to the first step  a later step
+#     ResNet-56         8           128      4.0 -> 3.1         1.00 x
+#     ResNet-110       17           128      8.0 -> 3.7         1.01 x
+#     ResNet-101       22             4      7.9 -> 6.4         1.08 x
+#     302 layers       49            32     20.7 -> 3.6         1.05 x
+#
+# Up to ResNet-200 (35) the unrolled graph is the better one for a long run, and
+# its layers can be looked at one by one; after that its tracing is what hurts.
+LOOP_FROM = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,9 +240,9 @@ def resnet(
             that TensorFlow's padding was trained with.
         looped: Whether the units of a stage after its first one, which are
             alike, run as one loop (`layers.UnitStack`); None for a loop where
-            there are at least `LOOP_FROM` of them. A looped and an unrolled
-            network are the same function, and `weights.copy` moves weights
-            between the two.
+            there are at least 40 of them (ResNet-1001 and 1202), as measured
+            at `LOOP_FROM`. A looped and an unrolled network are the same
+            function, and `weights.copy` moves weights between the two.
         remat: Whether training keeps of each unit nothing but its input, and
             computes its activations again in the backward pass.
         batch_norm_momentum: Momentum of the moving statistics.
