@@ -14,10 +14,6 @@ from keras_resnet import layers
 from keras_resnet import models
 from tests import reference
 
-# Every row but those whose graph takes long to build; `large` has them.
-DEEP = ("resnet1202", "resnet1202v2", "resnet1001", "resnet1001v2")
-NAMES = [name for name in reference.NAMES if name not in DEEP]
-
 
 def count(weights):
     return sum(int(np.prod(weight.shape)) for weight in weights)
@@ -40,25 +36,23 @@ class CountsTest(parameterized.TestCase):
             self.assertEqual(spec.classes, layout.classes)
             self.assertEqual(spec.image_size, layout.image_size)
 
-    @parameterized.parameters(*NAMES)
+    # complexity_test has the multiply-adds, and options A, B and C of each.
+    @parameterized.parameters(*reference.NAMES)
     def test_parameters_equal_those_of_the_layout(self, name):
-        layout = reference.layout(name)
-        options = (layout.shortcut,)
-        if not layout.is_imagenet and layout.shortcut != "none":
-            options = "ABC" if not layout.bottleneck else "BC"
-        for shortcut in options:
-            model = keras_resnet.resnet(name, shortcut=shortcut)
-            expected = reference.counts(layout, shortcut)
-            self.assertEqual(
-                count(model.trainable_weights), expected.parameters
-            )
-            self.assertEqual(
-                count(model.non_trainable_weights), expected.moving_statistics
-            )
+        model = keras_resnet.resnet(name)
+        expected = reference.counts(reference.layout(name))
+        self.assertEqual(count(model.trainable_weights), expected.parameters)
+        self.assertEqual(
+            count(model.non_trainable_weights), expected.moving_statistics
+        )
 
-    def test_resnet1202_builds_with_the_parameters_of_the_paper(self):
-        model = keras_resnet.ResNet1202()
+    def test_resnet1202_builds_unrolled_with_the_parameters_of_the_paper(self):
+        model = keras_resnet.ResNet1202(looped=False)
         self.assertEqual(count(model.trainable_weights), 19_421_274)
+        self.assertLen(
+            [layer for layer in model.layers if isinstance(layer, layers.Unit)],
+            600,
+        )
 
     def test_convolutions_on_every_shortcut_have_the_published_count(self):
         model = keras_resnet.ResNet110(shortcut="convolution")
