@@ -1,0 +1,38 @@
+"""Layers inside tf.distribute.MirroredStrategy, on two logical processors."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import absltest
+
+
+class MirroredTest(absltest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.two_devices"],
+            cwd=pathlib.Path(__file__).parent.parent,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        cls.differences = json.loads(done.stdout.splitlines()[-1])
+
+    def test_training_changes_the_weights(self):
+        self.assertGreater(self.differences["moved"], 1e-3)
+
+    def test_batch_normalization_equals_that_of_keras(self):
+        """Law 3 of the design: weights and moving statistics."""
+        self.assertLess(self.differences["norm"], 1e-5)
+
+    def test_looped_stack_equals_the_unrolled_one(self):
+        """Law 4 of the design, the activations kept or computed again."""
+        self.assertLess(self.differences["stack"], 1e-5)
+        self.assertLess(self.differences["recomputed stack"], 1e-5)
+
+
+if __name__ == "__main__":
+    absltest.main()
