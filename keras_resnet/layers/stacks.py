@@ -225,7 +225,7 @@ def _forward(stack, x, values, training, keeps_inputs=False):
     inputs = tf.TensorArray(
         x.dtype, size=n if keeps_inputs else 0, element_shape=x.shape
     )
-    probabilities = tf.constant(stack.survival_probabilities)
+    probability = _probability(stack)
 
     def body(i, x, inputs, *written):
         if keeps_inputs:
@@ -235,7 +235,7 @@ def _forward(stack, x, values, training, keeps_inputs=False):
         # keep what that takes for every unit.
         for j in stack._states:
             one[j] = tf.stop_gradient(one[j])
-        y, new = stack.run(x, one, probabilities[i], training)
+        y, new = stack.run(x, one, probability(i), training)
         y.set_shape(x.shape)
         if training:
             written = [
@@ -272,7 +272,7 @@ def _recompute_in_tensorflow(stack, x, values):
     def run(x, *parameters):
         every = merged(parameters)
         y, states, inputs = _forward(stack, x, every, True, keeps_inputs=True)
-        probabilities = tf.constant(stack.survival_probabilities)
+        probability = _probability(stack)
 
         def gradient(dy, *_):
             def body(i, dx, *arrays):
@@ -285,7 +285,7 @@ def _recompute_in_tensorflow(stack, x, values):
                 ]
                 with tf.GradientTape() as tape:
                     tape.watch(again)
-                    y, _ = stack.run(again[0], one, probabilities[i], True)
+                    y, _ = stack.run(again[0], one, probability(i), True)
                 dx, *gradients = tape.gradient(
                     y, again, dx, unconnected_gradients="zero"
                 )
@@ -318,6 +318,15 @@ def _recompute_in_tensorflow(stack, x, values):
     ]
     y, *states = run(x, *parameters)
     return y, states
+
+
+def _probability(stack):
+    """A function from the number of a unit to its survival probability."""
+    import tensorflow as tf
+
+    if min(stack.survival_probabilities) == 1.0:
+        return lambda i: None  # nothing is dropped, nothing looked up
+    return tf.constant(stack.survival_probabilities).__getitem__
 
 
 def _array(values):
