@@ -51,7 +51,7 @@ _SET = flags.DEFINE_multi_string(
 
 
 def _config():
-    """The configuration that the flags describe."""
+    """The configuration that the flags describe, and its data set."""
     from keras_resnet import models
     from keras_resnet.training import data
     from keras_resnet.training import loop
@@ -62,10 +62,10 @@ def _config():
     if _RECIPE.value:
         with command_line.usage("recipe", _RECIPE.value):
             recipe = recipes.get_recipe(_RECIPE.value)
-    else:
-        with command_line.usage("dataset", _DATASET.value):
-            dataset = data.load(_DATASET.value, _DATA_DIR.value)
-        height = dataset.image_shape[0]
+    with command_line.usage("dataset", _DATASET.value):
+        dataset = data.load(_DATASET.value, _DATA_DIR.value)
+    height = dataset.image_shape[0]
+    if not _RECIPE.value:
         recipe = recipes.default_recipe(_DATASET.value, height, spec.depth)
     if _STEPS.value:
         recipe = recipe.with_steps(_STEPS.value)
@@ -81,8 +81,13 @@ def _config():
             else:
                 arguments[name] = loop.parse_model_argument(name, text)
                 loop.check_model_arguments(spec, arguments)
+    if recipe.image_size not in (None, height):
+        with command_line.usage("dataset", _DATASET.value):
+            dataset = data.load(
+                _DATASET.value, _DATA_DIR.value, image_size=recipe.image_size
+            )
     with command_line.usage("dtype", _DTYPE.value):
-        return loop.Config(
+        config = loop.Config(
             spec.name,
             _DATASET.value,
             recipe,
@@ -92,13 +97,14 @@ def _config():
             _DETERMINISTIC.value,
             _DATA_DIR.value,
         )
+    return config, dataset
 
 
 def main(argv):
     """Trains as the flags say."""
     from keras_resnet.training import loop
 
-    config = _config()
+    config, dataset = _config()
     name = config.dataset.replace(":", "_").replace("/", "_")
     workdir = _WORKDIR.value or f"runs/{config.model}_{name}"
     print(
@@ -110,6 +116,7 @@ def main(argv):
         result = loop.train_and_evaluate(
             config,
             workdir,
+            dataset=dataset,
             log_every=_LOG_EVERY.value,
             eval_every=_EVAL_EVERY.value,
         )

@@ -257,6 +257,7 @@ def train_and_evaluate(
     log_every: int = 100,
     eval_every: int | None = None,
     keep: int = 3,
+    dataset: data.DataSet | None = None,
 ) -> dict:
     """Trains a network and evaluates it; goes on where an earlier call stopped.
 
@@ -270,6 +271,7 @@ def train_and_evaluate(
         eval_every: Steps between two evaluations; None for a twentieth of the
             run. The last step is always evaluated.
         keep: How many checkpoints are kept.
+        dataset: That of the configuration where it is loaded already.
 
     Returns:
         The last row of `metrics.csv` as a dict, with the number of test images
@@ -285,9 +287,10 @@ def train_and_evaluate(
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     _check_workdir(config, workdir)
-    dataset = data.load(
-        config.dataset, config.data_dir, image_size=recipe.image_size
-    )
+    if dataset is None:
+        dataset = data.load(
+            config.dataset, config.data_dir, image_size=recipe.image_size
+        )
     run = _Run(config, dataset, strategy or tf.distribute.get_strategy())
     # Nothing is written before everything that can be refused has been.
     workdir.mkdir(parents=True, exist_ok=True)
@@ -475,13 +478,14 @@ def _train(run, manager, metrics, dataset, report, log_every, eval_every):
             except tf.errors.InvalidArgumentError:
                 dataset.check()  # names the image that does not decode
                 raise
-            step_is = run.completed_steps  # waits for the device
+            before, step = step, run.completed_steps  # waits for the device
             seconds = time.monotonic() - start
-            taken, step = step_is - step, step_is
-            if step - taken > first:  # the first chunk has the tracing in it
+            if before > first:  # the first chunk has the tracing in it
                 busy += seconds
-                chunk = max(1, round(taken * _CHUNK_SECONDS / seconds))
-            bar.update(taken)
+                chunk = max(
+                    1, round((step - before) / seconds * _CHUNK_SECONDS)
+                )
+            bar.update(step - before)
             sums = run.sums.numpy()
             if not math.isfinite(sums[0]):
                 raise TrainingDivergedError(
