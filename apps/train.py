@@ -2,6 +2,7 @@
 
     python -m apps.train
     python -m apps.train --model=resnet56 --dataset=cifar10
+    python -m apps.train --experiment=plainnet56  # a row of the papers' tables
 
 The same command goes on where an earlier one stopped.
 """
@@ -14,6 +15,12 @@ from absl import flags
 from . import command_line
 
 _MODEL = flags.DEFINE_string("model", "resnet20", "Name of the network.")
+_EXPERIMENT = flags.DEFINE_string(
+    "experiment",
+    None,
+    "A row of the papers' tables (keras_resnet.training.experiments), in place "
+    "of --model, --dataset and --recipe.",
+)
 _DATASET = flags.DEFINE_string(
     "dataset",
     "digits",
@@ -22,7 +29,10 @@ _DATASET = flags.DEFINE_string(
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets.")
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Default: runs/MODEL_DATASET in the current directory."
+    "workdir",
+    None,
+    "Default: runs/MODEL_DATASET or runs/EXPERIMENT_SEED in the current "
+    "directory.",
 )
 _RECIPE = flags.DEFINE_string("recipe", None, "Default: the data set's.")
 _STEPS = flags.DEFINE_integer(
@@ -48,6 +58,28 @@ _SET = flags.DEFINE_multi_string(
     "recipe.FIELD=VALUE or model.ARGUMENT=VALUE, e.g. "
     "recipe.learning_rate=0.05 or model.shortcut=C; can be repeated.",
 )
+
+
+def _set_by_experiment():
+    """Gives the flags the values that a row of the experiments stands for."""
+    from keras_resnet.training import experiments
+
+    for flag in (_MODEL, _DATASET, _RECIPE):
+        if flag.present:
+            raise command_line.UsageError(
+                "experiment",
+                _EXPERIMENT.value,
+                f"it sets --{flag.name} itself: leave that out",
+            )
+    with command_line.usage("experiment", _EXPERIMENT.value):
+        row = experiments.get_experiment(_EXPERIMENT.value)
+    flags.FLAGS.model = row.model
+    flags.FLAGS.dataset = row.dataset
+    flags.FLAGS.recipe = row.recipe
+    flags.FLAGS.set = [
+        *(f"model.{name}={value}" for name, value in row.arguments.items()),
+        *_SET.value,
+    ]
 
 
 def _config():
@@ -104,9 +136,13 @@ def main(argv):
     """Trains as the flags say."""
     from keras_resnet.training import loop
 
+    if _EXPERIMENT.value:
+        _set_by_experiment()
     config, dataset = _config()
     name = config.dataset.replace(":", "_").replace("/", "_")
     workdir = _WORKDIR.value or f"runs/{config.model}_{name}"
+    if _EXPERIMENT.value and not _WORKDIR.value:
+        workdir = f"runs/{_EXPERIMENT.value}_{config.seed}"
     print(
         f"{config.model} on {config.dataset} by the recipe {config.recipe.name}"
         f" ({config.recipe.source}): {config.recipe.steps:,} steps of "

@@ -1,0 +1,255 @@
+"""The papers' tables as rows: which network, trained how, to which error.
+
+[1] He et al. 2016, "Deep Residual Learning for Image Recognition".
+[2] He et al. 2016, "Identity Mappings in Deep Residual Networks".
+
+    python -m apps.train --experiment=resnet56 --seed=0
+
+trains a row; `apps.report` sets what came out beside what the papers print.
+"""
+
+import dataclasses
+import difflib
+import math
+
+#: Printed as "fail" in [2, Table 1]: a test error of more than 20%.
+FAIL = math.inf
+
+#: What the tables are about, in the order of the papers. The errors of a table
+#: "at n layers" are printed for deeper networks, and its rows train shallower
+#: ones: what can be compared is the order.
+TABLES: dict[str, str] = {
+    "[1, Fig. 6]": "CIFAR-10: plain networks against residual ones",
+    "[1, Table 6]": "CIFAR-10: networks by depth",
+    "[2, Table 1]": "CIFAR-10: shortcuts of ResNet-110",
+    "[2, Table 2]": "CIFAR-10: orders of the unit, ResNet-110 and 164",
+    "[2, Table 3]": "Original against pre-activation units, CIFAR-10 and 100",
+    "[1, Table 3] at 20 layers": "CIFAR-10: options A, B and C of ResNet-20 "
+    "(errors printed: of ResNet-34 on ImageNet)",
+    "[2, Table 1] at 20 layers": "CIFAR-10: shortcuts of ResNet-20 (errors "
+    "printed: of ResNet-110)",
+    "[2, Table 2] at 56 layers": "CIFAR-10: orders of the unit, ResNet-56 "
+    "(errors printed: of ResNet-110)",
+    "[1, Table 2]": "ImageNet: plain networks against residual ones, option A "
+    "(top 1, 10-crop)",
+    "[1, Table 3]": "ImageNet: networks by depth and option (top 1, 10-crop)",
+    "[2, Table 5]": "ImageNet: ResNet-200 (top 1, single crop of 320 pixels)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A network, a recipe, and what the papers print of the two.
+
+    Attributes:
+        name: The key in `EXPERIMENTS`.
+        model: A name in `keras_resnet.MODELS`.
+        dataset: A name that `training.data.load` knows.
+        recipe: A name in `RECIPES`.
+        printed: Test error in percent by the table that prints it, a key of
+            `TABLES`; `FAIL` for "fail", None for what is only drawn.
+        unit: Order of the units; None for the network's own.
+        shortcut: h(x), as `keras_resnet.resnet` takes it; None for the
+            network's own.
+        seeds: How many seeds are trained: 5, as in [2, Sec. 3], whose errors
+            are medians of 5 runs, or 1.
+
+    >>> EXPERIMENTS["resnet110"].printed["[1, Table 6]"]
+    6.43
+    """
+
+    name: str
+    model: str
+    dataset: str
+    recipe: str
+    printed: dict[str, float | None]
+    unit: str | None = None
+    shortcut: str | None = None
+    seeds: int = 1
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """What the network's builder is told beside its name."""
+        named = {"unit": self.unit, "shortcut": self.shortcut}
+        return {name: value for name, value in named.items() if value}
+
+
+# Tables of which several rows are made.
+_AT_20_LAYERS = "[2, Table 1] at 20 layers"
+_AT_56_LAYERS = "[2, Table 2] at 56 layers"
+
+_SHORTCUTS: dict[str, tuple[str, float]] = {  # [2, Table 1]
+    "scaling_half_and_one": (
+        "constant_scaling(shortcut_scale=0.5,residual_scale=1.0)",
+        FAIL,
+    ),
+    "scaling_half_and_half": (
+        "constant_scaling(shortcut_scale=0.5,residual_scale=0.5)",
+        12.35,
+    ),
+    # "fail" is printed for 0 to -5.
+    "exclusive_gating_0": ("exclusive_gating(gate_bias=0.0)", FAIL),
+    "exclusive_gating_5": ("exclusive_gating(gate_bias=-5.0)", FAIL),
+    "exclusive_gating_6": ("exclusive_gating(gate_bias=-6.0)", 8.70),
+    "exclusive_gating_7": ("exclusive_gating(gate_bias=-7.0)", 9.81),
+    "shortcut_only_gating_0": ("shortcut_only_gating(gate_bias=0.0)", 12.86),
+    "shortcut_only_gating_6": ("shortcut_only_gating(gate_bias=-6.0)", 6.91),
+    "convolution": ("convolution", 12.22),
+    "dropout": ("dropout(rate=0.5)", FAIL),
+}
+
+_UNITS: dict[str, tuple[float, float]] = {  # [2, Table 2]: 110, 164
+    "batch_norm_after_addition": (8.17, 6.50),
+    "relu_before_addition": (7.84, 6.14),
+    "relu_only_pre_activation": (6.71, 5.91),
+}
+
+
+def _rows():
+    def cifar10(name, printed, model=None, recipe="cifar10", **fields):
+        model = model or name
+        return Experiment(name, model, "cifar10", recipe, printed, **fields)
+
+    deep = {"recipe": "cifar10_warmup", "seeds": 5}
+    yield cifar10("plainnet20", {"[1, Fig. 6]": None, _AT_20_LAYERS: FAIL})
+    yield cifar10(
+        "resnet20",
+        {
+            "[1, Fig. 6]": None,
+            "[1, Table 6]": 8.75,
+            "[1, Table 3] at 20 layers": 25.03,
+            _AT_20_LAYERS: 6.61,
+        },
+        seeds=3,
+    )
+    yield cifar10("resnet32", {"[1, Table 6]": 7.51})
+    yield cifar10("resnet44", {"[1, Table 6]": 7.17})
+    yield cifar10("plainnet56", {"[1, Fig. 6]": None})
+    yield cifar10(
+        "resnet56",
+        {"[1, Fig. 6]": None, "[1, Table 6]": 6.97, _AT_56_LAYERS: 6.61},
+    )
+    yield cifar10(
+        "resnet110",
+        {
+            "[1, Table 6]": 6.43,  # the best of 5, whose mean is 6.61
+            "[2, Table 1]": 6.61,
+            "[2, Table 2]": 6.61,
+            "[2, Table 3]": 6.61,
+        },
+        **deep,
+    )
+    yield cifar10("resnet1202", {"[1, Table 6]": 7.93}, recipe=deep["recipe"])
+
+    for option, error in (("B", 24.52), ("C", 24.19)):
+        yield cifar10(
+            f"resnet20_option_{option.lower()}",
+            {"[1, Table 3] at 20 layers": error},
+            "resnet20",
+            shortcut=option,
+        )
+    # A shortcut scaled by 0, and the residual by 1.
+    yield cifar10("plainnet110", {"[2, Table 1]": FAIL}, **deep)
+    for name, (shortcut, error) in _SHORTCUTS.items():
+        yield cifar10(
+            f"resnet110_{name}",
+            {"[2, Table 1]": error},
+            "resnet110",
+            shortcut=shortcut,
+            **deep,
+        )
+        yield cifar10(
+            f"resnet20_{name}",
+            {_AT_20_LAYERS: error},
+            "resnet20",
+            shortcut=shortcut,
+            seeds=3,
+        )
+
+    for unit, (error, error_of_164) in _UNITS.items():
+        for depth, table, printed in (
+            (110, "[2, Table 2]", error),
+            (164, "[2, Table 2]", error_of_164),
+            (56, _AT_56_LAYERS, error),
+        ):
+            yield cifar10(
+                f"resnet{depth}_{unit}",
+                {table: printed},
+                f"resnet{depth}",
+                unit=unit,
+                **(deep if depth > 56 else {}),
+            )
+    yield cifar10("resnet56v2", {_AT_56_LAYERS: 6.37})
+    for name, error in (
+        ("resnet110v2", 6.37),
+        ("resnet164", 5.93),
+        ("resnet164v2", 5.46),
+    ):
+        printed = {"[2, Table 2]": error, "[2, Table 3]": error}
+        yield cifar10(name, printed, **deep)
+    yield cifar10("resnet1001", {"[2, Table 3]": 7.61}, **deep)
+    yield cifar10("resnet1001v2", {"[2, Table 3]": 4.92}, **deep)
+    for model, error in (
+        ("resnet164", 25.16),
+        ("resnet164v2", 24.33),
+        ("resnet1001", 27.82),
+        ("resnet1001v2", 22.71),
+    ):
+        yield Experiment(
+            f"{model}_cifar100",
+            model,
+            "cifar100",
+            "cifar100",
+            {"[2, Table 3]": error},
+            seeds=5,
+        )
+
+    def imagenet(name, table, error, model=None, shortcut=None):
+        return Experiment(
+            name,
+            model or name,
+            "imagenet2012",
+            "imagenet",
+            {table: error},
+            shortcut=shortcut,
+        )
+
+    yield imagenet("plainnet18", "[1, Table 2]", 27.94)
+    yield imagenet("resnet18_option_a", "[1, Table 2]", 27.88, "resnet18", "A")
+    yield imagenet("plainnet34", "[1, Table 2]", 28.54)
+    option_a = imagenet(
+        "resnet34_option_a", "[1, Table 3]", 25.03, "resnet34", "A"
+    )
+    printed = {"[1, Table 2]": 25.03, "[1, Table 3]": 25.03}
+    yield dataclasses.replace(option_a, printed=printed)
+    yield imagenet("resnet34", "[1, Table 3]", 24.52)
+    yield imagenet("resnet34_option_c", "[1, Table 3]", 24.19, "resnet34", "C")
+    yield imagenet("resnet50", "[1, Table 3]", 22.85)
+    yield imagenet("resnet101", "[1, Table 3]", 21.75)
+    yield imagenet("resnet152", "[1, Table 3]", 21.43)
+    yield Experiment(
+        "resnet200v2",
+        "resnet200v2",
+        "imagenet2012",
+        "imagenet_identity_mappings",
+        {"[2, Table 5]": 20.7},
+    )
+
+
+EXPERIMENTS: dict[str, Experiment] = {row.name: row for row in _rows()}
+
+
+def get_experiment(name: str) -> Experiment:
+    """The row of `EXPERIMENTS` with this name.
+
+    Raises:
+        ValueError: If there is none; near names are suggested.
+    """
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name]
+    near = difflib.get_close_matches(name, EXPERIMENTS, 3)
+    raise ValueError(
+        f"unknown experiment {name!r}"
+        + (f" (did you mean {' or '.join(near)}?)" if near else "")
+        + f": allowed are {', '.join(EXPERIMENTS)}"
+    )
