@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "analysis": LIGHT,
     "training": LIGHT,
     "serving": LIGHT | {"analysis", "training"},
-    "apps": LIGHT | {"analysis", "training", "serving"},
+    "results": LIGHT | {"analysis", "training"},
+    "apps": LIGHT | {"analysis", "training", "serving", "results"},
 }
 
 SOURCES = sorted(

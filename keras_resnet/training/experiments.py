@@ -11,6 +11,12 @@ trains a row; `apps.report` sets what came out beside what the papers print.
 import dataclasses
 import difflib
 import math
+from typing import Any
+
+from keras_resnet import models
+from keras_resnet.layers import shortcuts
+from keras_resnet.training import recipes
+from keras_resnet.training.loop import Config
 
 #: Printed as "fail" in [2, Table 1]: a test error of more than 20%.
 FAIL = math.inf
@@ -252,4 +258,55 @@ def get_experiment(name: str) -> Experiment:
         f"unknown experiment {name!r}"
         + (f" (did you mean {' or '.join(near)}?)" if near else "")
         + f": allowed are {', '.join(EXPERIMENTS)}"
+    )
+
+
+def of_config(config: Config) -> Experiment | None:
+    """The row that a configuration trains, at whatever length and dtype.
+
+    >>> recipe = recipes.RECIPES["cifar10"].with_steps(16_000)
+    >>> arguments = {"unit": "pre_activation"}
+    >>> of_config(Config("resnet56", "cifar10", recipe, arguments)).name
+    'resnet56v2'
+    """
+    recipe = _trained(config.recipe)
+    for row in EXPERIMENTS.values():
+        theirs = recipes.get_recipe(row.recipe).with_steps(recipe["steps"])
+        if (
+            config.dataset == row.dataset
+            and recipe == _trained(theirs)
+            and _network(config.model, config.model_arguments)
+            == _network(row.model, row.arguments)
+        ):
+            return row
+    return None
+
+
+def _trained(recipe: recipes.Recipe) -> dict[str, Any]:
+    """What of a recipe decides the result."""
+    told = ("name", "source", "expected_errors")
+    fields = dataclasses.asdict(recipe)
+    return {name: fields[name] for name in fields if name not in told}
+
+
+def _network(model: str, arguments: dict[str, Any]) -> tuple:
+    """What a network is, whatever the name and arguments that say it."""
+    spec = models.get_spec(model)
+    others = {
+        name: value
+        for name, value in arguments.items()
+        # How it is computed, which is no matter of the result.
+        if name not in ("unit", "shortcut", "looped", "remat")
+    }
+    shortcut = shortcuts.get(arguments.get("shortcut", spec.shortcut), name="h")
+    return (
+        dataclasses.replace(
+            spec,
+            name="",
+            source="",
+            unit=arguments.get("unit", spec.unit),
+            shortcut=type(shortcut).__name__,
+        ),
+        shortcut.get_config(),
+        others,
     )

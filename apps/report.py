@@ -1,0 +1,49 @@
+"""The papers' tables beside what was trained here, and pictures of the runs.
+
+    python -m apps.report --workdirs=runs --output=report
+
+writes results.md, results.html (one file, for a browser) and PNGs. It needs
+matplotlib: pip install 'keras-resnet[report]'.
+"""
+
+from absl import flags
+
+from . import command_line
+
+_WORKDIRS = flags.DEFINE_list(
+    "workdirs",
+    None,
+    "Work directories of apps.train, or directories of such; of each, "
+    "config.json and metrics.csv are read.",
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Directory for what is written.")
+
+
+def main(argv):
+    """Reports on the work directories."""
+    for flag in (_WORKDIRS, _OUTPUT):
+        if not flag.value:
+            raise command_line.UsageError(flag.name, "", "name a directory")
+    try:
+        from keras_resnet.results import page
+        from keras_resnet.results import runs
+    except ModuleNotFoundError as error:
+        raise OSError(
+            f"{error}: pip install 'keras-resnet[report]' brings it"
+        ) from error
+
+    with command_line.usage("workdirs", ",".join(_WORKDIRS.value)):
+        found = runs.find(_WORKDIRS.value)
+    finished = sum(run.is_finished for run in found)
+    print(f"{len(found)} runs, {finished} of them finished")
+    for path in page.write(found, _OUTPUT.value):
+        print(path)
+
+
+def cli():
+    """The console script."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()

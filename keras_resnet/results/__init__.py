@@ -1,0 +1,1 @@
+"""What runs came to: the papers' tables beside ours, pictures, one page."""

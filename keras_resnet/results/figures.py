@@ -1,0 +1,118 @@
+"""Pictures of runs, drawn by matplotlib: SVG for a page, PNG for elsewhere.
+
+An SVG takes its colours of text and lines from the page, so that it can be
+read on a light and on a dark one.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from keras_resnet.results.runs import Run
+
+# Colours that stand out from white and from black alike, and from each other
+# for those who do not tell red from green.
+_COLOURS = (
+    *("#1f88c9", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#8a6fd1"),
+    *("#7f7f7f", "#8c564b"),
+)
+# Those of a light page; an SVG names the page's own in their place.
+INK = "#24292e"
+_GRID = "#d0d7dd"
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "keras_resnet",  # the same picture is the same file
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": _GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def error_by_step(runs: Sequence[Run]) -> Figure:
+    """Training and test error against the step, as in [1, Fig. 6].
+
+    Args:
+        runs: The runs to draw; those of one experiment share a colour.
+
+    Returns:
+        A figure: thin lines for training, bold ones for the test.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        names = list(dict.fromkeys(map(_label, runs)))
+        worst = 0.0
+        for run in runs:
+            label = _label(run)
+            index = names.index(label)
+            colour = _COLOURS[index % len(_COLOURS)]
+            axes.plot(*run.column("train_top1_error"), color=colour, lw=0.7)
+            steps, errors = run.column("test_top1_error")
+            is_first = label not in axes.get_legend_handles_labels()[1]
+            axes.plot(
+                steps,
+                errors,
+                color=colour,
+                lw=2.2,
+                label=label if is_first else None,
+            )
+            worst = max(worst, *errors[len(errors) // 4 :], 0.0)
+        axes.set_ylim(0, max(5.0, 1.15 * worst))
+        axes.set_xlim(left=0)
+        axes.set_xlabel("step")
+        axes.set_ylabel("error, %  (thin: training, bold: test)")
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+        axes.legend(loc="upper right")
+    return figure
+
+
+def _label(run: Run) -> str:
+    return run.experiment.name if run.experiment else run.name
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element whose colours are the page's.
+
+    It is as wide as what it stands in; the page defines `--ink` and `--grid`.
+    """
+    text = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(
+            text, format="svg", transparent=True, metadata={"Date": None}
+        )
+    element = text.getvalue()
+    element = element[element.index("<svg") :]
+    head, rest = element.split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    element = f"{head}>{rest}"
+    # Names that nothing refers to would be there twice with a second picture.
+    element = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", element)
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    return element.replace(INK, "var(--ink)").replace(_GRID, "var(--grid)")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure on white; the same figure gives the same bytes."""
+    content = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(
+            content,
+            format="png",
+            dpi=150,
+            facecolor="white",
+            metadata={"Software": None},
+        )
+    return content.getvalue()

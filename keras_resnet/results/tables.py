@@ -1,0 +1,202 @@
+"""The papers' tables with our numbers beside theirs.
+
+Each error of ours is that of the last step of a run on all test images: the
+mean over n seeds and, where n > 1, the standard deviation of the seeds around
+it (n - 1 in the denominator).
+"""
+
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Iterable
+from collections.abc import Sequence
+
+from keras_resnet.results.runs import Run
+from keras_resnet.training import experiments
+from keras_resnet.training import recipes
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Text in rows and columns.
+
+    Attributes:
+        source: The paper's table that it is beside, or empty.
+        title: What it is about.
+        header: Titles of the columns.
+        rows: Cells, as many in each row.
+        notes: Sentences for below it.
+    """
+
+    source: str
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """The table without its title, in GitHub's form."""
+        lines = [
+            _line(self.header),
+            _line(["---"] * len(self.header)),
+            *map(_line, self.rows),
+        ]
+        return "\n".join(lines) + "".join(f"\n\n{note}" for note in self.notes)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The finished runs of a row that differ in their seeds alone."""
+
+    steps: int
+    dtype: str
+    errors: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """In percent."""
+        return statistics.fmean(self.errors)
+
+    def __str__(self):
+        if len(self.errors) == 1:
+            return f"{self.mean:.2f}"
+        return f"{self.mean:.2f} ± {statistics.stdev(self.errors):.2f}"
+
+
+def results(runs: Iterable[Run], experiment: str) -> list[Result]:
+    """What the finished runs of a row came to, the longest runs first.
+
+    Args:
+        runs: Any runs.
+        experiment: A name in `EXPERIMENTS`.
+
+    Returns:
+        A `Result` for each number of steps and dtype; a seed that was run
+        twice counts once, with the run that is named first.
+    """
+    by_kind: dict[tuple[int, str], dict[int, float]] = {}
+    for run in runs:
+        row = run.experiment
+        if row is None or row.name != experiment or not run.is_finished:
+            continue
+        kind = (run.config.recipe.steps, run.config.dtype)
+        by_kind.setdefault(kind, {}).setdefault(run.config.seed, run.test_error)
+    return [
+        Result(steps, dtype, tuple(errors.values()))
+        for (steps, dtype), errors in sorted(by_kind.items(), reverse=True)
+    ]
+
+
+def paper_tables(runs: Sequence[Run]) -> list[Table]:
+    """Every table of the papers, each row of it with ours or "not run"."""
+    return [
+        _paper_table(runs, source, about)
+        for source, about in experiments.TABLES.items()
+    ]
+
+
+def _paper_table(runs, source, about):
+    rows = [
+        row for row in experiments.EXPERIMENTS.values() if source in row.printed
+    ]
+    cells, found = [], {}
+    for row in rows:
+        named = (row.name, _printed(row.printed[source]))
+        ours = results(runs, row.name)
+        for result in ours:
+            count = str(len(result.errors))
+            steps = f"{result.steps:,}"
+            cells.append((*named, str(result), count, steps, result.dtype))
+            key = (result.steps, result.dtype)
+            found.setdefault(key, {})[row.name] = result.mean
+        if not ours:
+            steps = recipes.get_recipe(row.recipe).steps
+            cells.append((*named, "not run", "0", f"{steps:,}", ""))
+    notes = []
+    for (steps, dtype), errors in found.items():
+        printed = {
+            row.name: row.printed[source] for row in rows if row.name in errors
+        }
+        right, pairs = in_order(printed, errors)
+        if pairs:
+            notes.append(
+                f"Of the runs of {steps:,} steps in {dtype}, {right} of "
+                f"{pairs} pairs of rows stand in the order of the paper."
+            )
+    return Table(
+        source,
+        about,
+        ("experiment", "paper, %", "ours, %", "n", "steps", "dtype"),
+        tuple(cells),
+        tuple(notes),
+    )
+
+
+def _printed(error: float | None) -> str:
+    if error is None:
+        return "-"
+    return "fail (> 20)" if math.isinf(error) else f"{error:.2f}"
+
+
+def in_order(
+    printed: dict[str, float | None], errors: dict[str, float]
+) -> tuple[int, int]:
+    """How many pairs of rows stand in the order of the paper, of how many.
+
+    Args:
+        printed: The paper's errors by row; pairs whose errors are equal or
+            not printed do not count.
+        errors: Ours, by row.
+
+    >>> in_order({"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 5.0, "b": 4.0, "c": 6.0})
+    (2, 3)
+    """
+    known = {name: error for name, error in printed.items() if error}
+    pairs = [
+        (a, b)
+        for a, b in itertools.combinations(known, 2)
+        if known[a] != known[b]
+    ]
+    right = sum(
+        (known[a] < known[b]) == (errors[a] < errors[b]) for a, b in pairs
+    )
+    return right, len(pairs)
+
+
+def run_table(runs: Iterable[Run]) -> Table:
+    """Every run, finished or not, whether or not the papers have its like."""
+    rows = []
+    for run in runs:
+        recipe = run.config.recipe
+        experiment = run.experiment
+        _, errors = run.column("test_top1_error")
+        steps = f"{recipe.steps:,}"
+        if not run.is_finished:
+            steps = f"{run.step:,} of {steps}"
+        rows.append(
+            (
+                run.name,
+                experiment.name if experiment else f"({run.config.model})",
+                str(run.config.seed),
+                steps,
+                run.config.dtype,
+                f"{run.metrics[-1]['train_top1_error']:.2f}"
+                if run.metrics
+                else "-",
+                f"{errors[-1]:.2f}" if errors else "-",
+            )
+        )
+    return Table(
+        "",
+        "Every run",
+        (
+            *("run", "experiment", "seed", "steps", "dtype"),
+            *("training error, %", "test error, %"),
+        ),
+        tuple(rows),
+    )
