@@ -11,7 +11,11 @@ EXPORT_DIR := exports/resnet20_digits
 IMAGES := runs/test_digits
 PYTEST_FLAGS :=
 
-.PHONY: train test lint clean
+# What runs on every backend of Keras.
+ANY_BACKEND := $(addprefix tests/,$(addsuffix _test.py,backends contract \
+	layers models complexity weights))
+
+.PHONY: train test test-jax lint clean
 
 train: $(VENV)/installed
 	$(VENV)/bin/python -m apps.train --workdir=$(WORKDIR)
@@ -34,6 +38,10 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+test-jax: $(VENV)/installed-jax
+	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest $(PYTEST_FLAGS) \
+		$(ANY_BACKEND)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
@@ -63,4 +71,8 @@ $(VENV)/installed: setup.cfg pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --editable '.[dev]'
+	@touch $@
+
+$(VENV)/installed-jax: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pip install --editable '.[jax]'
 	@touch $@

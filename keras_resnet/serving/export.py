@@ -27,10 +27,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet import training
 from keras_resnet.serving import folding
 from keras_resnet.serving import limits
 from keras_resnet.serving import versions
 from keras_resnet.training import data
+
+training.require_tensorflow(__name__)
 
 # How far an answer may be from the model's, as a share of the largest one. What
 # rounding to bfloat16 does to the features, a classifier may magnify: there it

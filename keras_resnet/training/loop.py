@@ -27,10 +27,13 @@ import tqdm
 
 from keras_resnet import layers
 from keras_resnet import models
+from keras_resnet import training
 from keras_resnet.training import data
 from keras_resnet.training import evaluation
 from keras_resnet.training import optimizers
 from keras_resnet.training.recipes import Recipe
+
+training.require_tensorflow(__name__)
 
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 COLUMNS = (
