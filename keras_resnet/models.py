@@ -7,6 +7,7 @@
 import dataclasses
 import difflib
 import os
+import re
 import warnings
 from typing import Any
 
@@ -92,6 +93,29 @@ class Spec:
         """Number of weighted layers, shortcuts not counted [1, Sec. 4.1]."""
         return sum(self.units) * (3 if self.bottleneck else 2) + 2
 
+    def widened(self, width: float) -> "Spec":
+        """The network with `width` times as many filters everywhere.
+
+        Zagoruyko and Komodakis 2016, "Wide Residual Networks".
+
+        Raises:
+            ValueError: If a number of filters would not be whole.
+
+        >>> MODELS["resnet20"].widened(0.5).filters
+        (8, 16, 32)
+        """
+        filters = tuple(width * count for count in self.filters)
+        if min(filters) < 1 or any(count % 1 for count in filters):
+            raise ValueError(
+                f"width times {self.filters} filters must be whole numbers, "
+                f"received width {width:g}"
+            )
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}x{width:g}",
+            filters=tuple(map(int, filters)),
+        )
+
     @property
     def stride(self) -> int:
         """Product of all strides: the least height and width that make sense.
@@ -173,15 +197,24 @@ MODELS: dict[str, Spec] = {spec.name: spec for spec in _rows()}
 def get_spec(name: str) -> Spec:
     """The row of `MODELS` with this name, whatever its capitals.
 
+    Args:
+        name: A key of `MODELS`; `"resnet20x2"` is ResNet-20 with twice as many
+            filters (`Spec.widened`).
+
     Raises:
         ValueError: If there is none; near names are suggested.
 
     >>> get_spec("ResNet56").units
     (9, 9, 9)
+    >>> get_spec("resnet20x2").filters
+    (32, 64, 128)
     """
     spec = MODELS.get(name.lower())
     if spec is not None:
         return spec
+    wide = re.fullmatch(r"(\w+)x([\d.]+)", name.lower())
+    if wide and wide[1] in MODELS and wide[2].count(".") <= 1:
+        return MODELS[wide[1]].widened(float(wide[2]))
     near = difflib.get_close_matches(name.lower(), MODELS, 3)
     raise ValueError(
         f"unknown network {name!r}: "
@@ -218,7 +251,8 @@ def resnet(
     layer. The first unit of every stage but the first has stride 2.
 
     Args:
-        spec: A `Spec`, or the name of one in `MODELS`.
+        spec: A `Spec`, or the name of one in `MODELS` (`"resnet20x2"`: with
+            twice as many filters).
         include_top: Whether the network ends in its classifier.
         weights: None for the papers' random initialization, `"imagenet"` for
             the published weights of keras.applications (ResNet-50, 101 and

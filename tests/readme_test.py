@@ -7,6 +7,7 @@ in an `sh` example or in `code` is parsed by its program, and not run.
 
 import ast
 import contextlib
+import dataclasses
 import inspect
 import os
 import pathlib
@@ -27,6 +28,7 @@ from keras_resnet.serving import limits
 from keras_resnet.training import data
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
+from keras_resnet.training import tuning
 from tests import programs
 from tests import reference
 
@@ -232,6 +234,20 @@ class TablesTest(parameterized.TestCase):
         self.assertEqual(
             [row[0].strip("`") for row in rows], list(loop.COLUMNS)
         )
+
+    def test_the_space_of_a_search_is_that_of_the_code(self):
+        space = dataclasses.asdict(tuning.Space())
+        expected = [
+            [
+                f"`{name}`",
+                " to ".join(map(str, values))
+                if name in ("learning_rate", "weight_decay")
+                else ", ".join(map(str, values)),
+            ]
+            for name, values in space.items()
+        ]
+        rows = table("docs/tuning.md", "field of the space")
+        self.assertEqual([row[:2] for row in rows], expected)
 
     def test_the_pixel_limit_is_that_of_the_code(self):
         self.assertIn(

@@ -151,7 +151,7 @@ def table(report: dict[str, Any], by: str = "stages") -> str:
                 f"{megabytes:.2f}",
             ]
         )
-    return _columns(rows)
+    return columns(rows)
 
 
 def comparison(reports: list[dict[str, Any]]) -> str:
@@ -170,10 +170,16 @@ def comparison(reports: list[dict[str, Any]]) -> str:
         millions = report["parameters"] / 1e6
         billions = report["multiply_adds"] / 1e9
         rows.append([report["name"], f"{millions:.1f}", f"{billions:.2f}"])
-    return _columns(rows)
+    return columns(rows)
 
 
-def _columns(rows: list[list[str]]) -> str:
+def columns(rows: list[list[str]]) -> str:
+    """Rows of text as lines of equal columns, the first one to the left.
+
+    >>> print(columns([["a", "10"], ["bcd", "9"]]))
+    a    10
+    bcd   9
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

@@ -363,6 +363,10 @@ class _Split(abc.ABC):
         """(image, label) of each image in order."""
 
     @abc.abstractmethod
+    def part(self, is_held_out: bool) -> "_Split":
+        """A tenth of the images, or the other nine tenths."""
+
+    @abc.abstractmethod
     def name(self, index: int) -> str:
         """How a message names an image."""
 
@@ -390,6 +394,8 @@ class _Split(abc.ABC):
 class _RandomAccess(_Split):
     """A split whose images are found by their index."""
 
+    labels: tf.Tensor
+
     @abc.abstractmethod
     def get(self, index):
         """(image, label) of an index, or images and labels of several."""
@@ -413,6 +419,14 @@ class _RandomAccess(_Split):
             rounds=16,
         )
 
+    def tenth(self, is_held_out):
+        """The indices of every tenth image of each class, or of the others."""
+        labels = self.labels.numpy()
+        rank = np.empty(self.size, int)  # of an image in its class
+        for label in np.unique(labels):
+            rank[labels == label] = np.arange(np.sum(labels == label))
+        return np.flatnonzero((rank % 10 == 9) == is_held_out)
+
     def examples(self, seed, first, last, is_mine):
         return _map(
             tf.data.Dataset.range(first, last).filter(is_mine),
@@ -435,6 +449,10 @@ class _Memory(_RandomAccess):
     def get(self, index):
         return tf.gather(self.images, index), tf.gather(self.labels, index)
 
+    def part(self, is_held_out):
+        chosen = self.tenth(is_held_out)
+        return _Memory(self.images.numpy()[chosen], self.labels.numpy()[chosen])
+
     def name(self, index):
         return f"image {index}"
 
@@ -454,6 +472,10 @@ class _Files(_RandomAccess):
     def get(self, index):
         path = tf.gather(self.paths, index)
         return tf.io.read_file(path), tf.gather(self.labels, index)
+
+    def part(self, is_held_out):
+        chosen = self.tenth(is_held_out)
+        return _Files(self.paths.numpy()[chosen], self.labels.numpy()[chosen])
 
     def name(self, index):
         return self.paths[index].numpy().decode()
@@ -531,6 +553,14 @@ class _Records(_Split):
                 tf.cast(record[label_key], tf.int32),
             ),
         )
+
+    def part(self, is_held_out):
+        # Of a split such as "train" or "train[:80%]".
+        name, _, rest = self._split.partition("[:")
+        end = int(rest.removesuffix("%]") or 100)
+        start = end - end // 10
+        part = f"{start}%:{end}%" if is_held_out else f":{start}%"
+        return _Records(self._builder, f"{name}[{part}]", *self._keys)
 
     def name(self, index):
         return f"record {index} of {self._builder.name}/{self._split}"
@@ -677,6 +707,24 @@ class DataSet:
         steps = (0, -(-size // batch_size))
         views = self._views(self._test, steps, batch_size, share)
         return _with_options(_map(views, finished))
+
+    def with_validation(self) -> "DataSet":
+        """The set whose test images are a tenth of its training images.
+
+        For choices that the test images must not decide: [1, Sec. 4.2] splits
+        CIFAR's 50,000 training images into 45,000 and 5,000 so. Of images in
+        memory and in folders it is every tenth one of each class.
+
+        >>> validation = load("digits").with_validation()
+        >>> validation.train_size, validation.test_size
+        (1302, 140)
+        """
+
+        @functools.cache
+        def read(split):
+            return self._train.part(is_held_out=split == "test")
+
+        return DataSet(self.name, self.labels, self.preprocessing, read)
 
     def test_images(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The first test images, as the network would see them, but uint8.

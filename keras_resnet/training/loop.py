@@ -350,9 +350,7 @@ class _Run:
                 config, dataset.image_shape, dataset.classes
             )
             self.rates = recipe.learning_rates()
-            self.optimizer = optimizers.Momentum(
-                self.rates, momentum=recipe.momentum
-            )
+            self.optimizer = optimizers.of_recipe(recipe)
             if config.dtype == "mixed_float16":
                 self.optimizer = keras.optimizers.LossScaleOptimizer(
                     self.optimizer

@@ -1,7 +1,9 @@
-"""Gradient descent with momentum, one kernel a variable."""
+"""The optimizer of a recipe; momentum as one kernel a variable."""
 
 import keras
 import tensorflow as tf
+
+from keras_resnet.training.recipes import Recipe
 
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
@@ -37,3 +39,28 @@ class Momentum(keras.optimizers.SGD):
             grad=tf.cast(gradient, variable.dtype),
             momentum=tf.constant(self.momentum, variable.dtype),
         )
+
+
+def of_recipe(recipe: Recipe) -> keras.optimizers.Optimizer:
+    """A new optimizer as a recipe has it, with its learning rates.
+
+    The weight decay is not its business: it is a part of the gradient.
+
+    Args:
+        recipe: Whose `optimizer`, `momentum` and rates.
+
+    Returns:
+        A `keras.optimizers.Optimizer`.
+
+    >>> from keras_resnet.training.recipes import RECIPES
+    >>> of_recipe(RECIPES["cifar10"]).momentum
+    0.9
+    """
+    rates = recipe.learning_rates()
+    if recipe.optimizer == "adam":
+        return keras.optimizers.Adam(rates, beta_1=recipe.momentum)
+    return Momentum(
+        rates,
+        momentum=recipe.momentum,
+        nesterov=recipe.optimizer == "nesterov",
+    )

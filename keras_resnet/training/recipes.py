@@ -14,15 +14,16 @@ import keras
 from keras import ops
 
 SCHEDULES = ("step", "cosine")
+OPTIMIZERS = ("momentum", "nesterov", "adam")
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a network is trained: `v = momentum v - rate (g + decay w); w += v`.
 
-    Stochastic gradient descent with momentum; g is the gradient of the mean
-    cross entropy of a batch, and `weight_decay * w` that of the L2 penalty
-    `weight_decay / 2 * |w|^2`.
+    Stochastic gradient descent with momentum, or what `optimizer` says; g is
+    the gradient of the mean cross entropy of a batch, and `weight_decay * w`
+    that of the L2 penalty `weight_decay / 2 * |w|^2`.
 
     Attributes:
         name: The key in `RECIPES`.
@@ -36,6 +37,9 @@ class Recipe:
         warmup_learning_rate: The constant rate of the warm-up, or None for a
             linear one from 0.
         momentum: Momentum of the gradient.
+        optimizer: `"momentum"` [1, Sec. 3.4]; `"nesterov"`, which looks one
+            step ahead (fb.resnet.torch); or `"adam"` (Kingma and Ba 2015), of
+            the same gradient `g + decay w`.
         weight_decay: Factor of the L2 penalty.
         decay_norms: Whether the penalty is on the parameters of batch
             normalization and on biases too, as in the authors' code.
@@ -59,6 +63,7 @@ class Recipe:
     warmup_steps: int = 0
     warmup_learning_rate: float | None = None
     momentum: float = 0.9
+    optimizer: str = "momentum"
     weight_decay: float = 1e-4
     decay_norms: bool = True
     label_smoothing: float = 0.0
@@ -71,6 +76,11 @@ class Recipe:
             raise ValueError(
                 f"schedule must be one of {SCHEDULES}, received "
                 f"{self.schedule!r}"
+            )
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer must be one of {OPTIMIZERS}, received "
+                f"{self.optimizer!r}"
             )
         if self.batch_size < 1 or self.steps < 1:
             raise ValueError(

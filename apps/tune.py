@@ -1,0 +1,125 @@
+r"""Searches for a network and its recipe, and says how to train the best.
+
+    python -m apps.tune --trials=20 --steps=200
+    python -m apps.tune --dataset=cifar10 --workers=4 --algorithm=hyperband \
+        --set=space.depth=20,32 --set=space.shortcut=A,B
+
+Trials are compared on images that they do not train on; the test images are
+for the best one. The same command goes on where an earlier one stopped, with
+more --trials too.
+"""
+
+import dataclasses
+
+from absl import flags
+
+from . import command_line
+
+_DATASET = flags.DEFINE_string("dataset", "digits", "As for apps.train.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Default: runs/tune_DATASET in the current directory."
+)
+_ALGORITHM = flags.DEFINE_enum(
+    "algorithm",
+    "random",
+    ["random", "hyperband", "bayesian"],
+    "hyperband tries many for a short time; bayesian learns from the trials.",
+)
+_TRIALS = flags.DEFINE_integer("trials", 20, "At most.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer(
+    "workers", 1, "Processes that train at a time.", lower_bound=1
+)
+_RECIPE = flags.DEFINE_string("recipe", None, "Default: the data set's.")
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "Of a trial; default: the recipe's.", lower_bound=1
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Images in a batch.", lower_bound=1
+)
+_DTYPE = flags.DEFINE_string("dtype", "float32", "As for apps.train.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the search and the trials.")
+_SET = flags.DEFINE_multi_string(
+    "set",
+    [],
+    "space.NAME=VALUE,VALUE (depth, unit, shortcut, width, optimizer, "
+    "augmentation; learning_rate and weight_decay: lowest,highest), or "
+    "recipe.FIELD=VALUE, which is not searched; can be repeated.",
+)
+
+
+def _search():
+    """The search that the flags describe."""
+    from keras_resnet.training import data
+    from keras_resnet.training import loop
+    from keras_resnet.training import recipes
+    from keras_resnet.training import tuning
+
+    with command_line.usage("dataset", _DATASET.value):
+        dataset = data.load(_DATASET.value, _DATA_DIR.value)
+    height = dataset.image_shape[0]
+    space = tuning.default_space(height)
+    with command_line.usage("recipe", _RECIPE.value):
+        recipe = (
+            recipes.get_recipe(_RECIPE.value)
+            if _RECIPE.value
+            else recipes.default_recipe(
+                _DATASET.value, height, max(space.depth)
+            )
+        )
+    if _BATCH_SIZE.value is not None:
+        recipe = dataclasses.replace(recipe, batch_size=_BATCH_SIZE.value)
+    settings = command_line.settings(_SET.value, "space", "recipe")
+    for prefix, name, text in settings:
+        with command_line.usage("set", f"{prefix}.{name}={text}"):
+            if prefix == "space":
+                space = space.with_field(name, text)
+            else:
+                recipe = recipe.with_field(name, text)
+    with command_line.usage("dtype", _DTYPE.value):
+        config = loop.Config(
+            f"resnet{space.depth[0]}",
+            _DATASET.value,
+            recipe,
+            dtype=_DTYPE.value,
+            seed=_SEED.value,
+            data_dir=_DATA_DIR.value,
+        )
+    with command_line.usage("set", " --set=".join(_SET.value)):
+        return tuning.Search(
+            config, space, _ALGORITHM.value, _TRIALS.value, _STEPS.value
+        )
+
+
+def main(argv):
+    """Searches as the flags say."""
+    from keras_resnet.analysis import complexity
+    from keras_resnet.training import loop
+    from keras_resnet.training import tuning
+
+    search = _search()
+    name = _DATASET.value.replace(":", "_").replace("/", "_")
+    workdir = _WORKDIR.value or f"runs/tune_{name}"
+    print(f"at most {_TRIALS.value} trials, in {workdir}")
+    try:
+        trials = tuning.tune(search, workdir, _WORKERS.value)
+    except loop.WorkdirError as error:
+        raise command_line.UsageError("workdir", workdir, error) from error
+    rows = [["trial", "validation error", *trials[0].values()]]
+    for trial in trials:
+        score = trial.validation_error
+        cells = ["none" if score is None else f"{score:.2f}%"]
+        rows.append([trial.name, *cells, *map(str, trial.values().values())])
+    print(complexity.columns(rows))
+    print(f"all of them: tensorboard --logdir={workdir}/trials")
+    print("the best, at the full length of its recipe:")
+    print(tuning.train_command(trials[0].config, f"{workdir}/best"))
+
+
+def cli():
+    """The console script."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()
