@@ -4,11 +4,12 @@ Truth is the Keras model itself, called on the same pixels.
 """
 
 import base64
+import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
-import types
 from unittest import mock
 
 import keras
@@ -20,8 +21,10 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 import keras_resnet
 from keras_resnet.serving import export as export_lib
+from keras_resnet.serving import folding
+from keras_resnet.serving import limits
+from keras_resnet.serving import warmup
 from keras_resnet.training import data
-from keras_resnet.training import loop
 from tests import programs
 
 LABELS = ["red kite", "Gämse", "3", "lion", "yak"]
@@ -145,6 +148,27 @@ def images_of_noise(count=3, channels=3):
     return rng.integers(0, 256, [count, 16, 16, channels], np.uint8)
 
 
+def serialized(images):
+    """tf.train.Example, as TensorFlow Serving's Classify sends it."""
+    return np.array(
+        [
+            tf.train.Example(
+                features=tf.train.Features(
+                    feature={
+                        "image/encoded": tf.train.Feature(
+                            bytes_list=tf.train.BytesList(
+                                value=[tf.io.encode_png(image).numpy()]
+                            )
+                        )
+                    }
+                )
+            ).SerializeToString()
+            for image in images
+        ],
+        object,
+    )
+
+
 class Server:
     """The loader that knows the saved graph and nothing of Python."""
 
@@ -242,6 +266,59 @@ class SignatureTest(parameterized.TestCase):
             answer["probabilities"], np.repeat(expected, 2, 0), atol=2e-3
         )
 
+    def test_examples_get_every_label_with_its_score(self):
+        images = images_of_noise()
+        answer = self.server.ask("classify", inputs=serialized(images))
+        self.assertEqual(
+            [[c.decode() for c in row] for row in answer["classes"]],
+            [LABELS] * 3,
+        )
+        np.testing.assert_allclose(
+            answer["scores"], self.probabilities(images), atol=1e-4
+        )
+
+    def test_signatures_have_the_method_names_that_a_server_asks_for(self):
+        names = {
+            name: signature.method_name.removeprefix("tensorflow/serving/")
+            for name, signature in self.server.signatures.items()
+            if not name.startswith("__")
+        }
+        self.assertEqual(
+            names,
+            {
+                "serving_default": "predict",
+                "images": "predict",
+                "features": "predict",
+                "classify": "classify",
+            },
+        )
+
+    def test_card_says_what_the_network_is_and_how_it_was_checked(self):
+        card = export_lib.read_card(self.path)
+        self.assertEqual(card["network"]["name"], "small")
+        self.assertEqual(
+            card["network"]["parameters"],
+            sum(np.prod(w.shape) for w in self.model.trainable_weights),
+        )
+        self.assertEqual(card["checked_on"], "64 bundled digits")
+        check = card["checks"]["saved_model"]
+        self.assertEqual((check["images"], check["same_class"]), (64, 64))
+        self.assertEqual(card["max_pixels"], limits.MAX_PIXELS)
+        self.assertEqual(card["precision"], "float32")
+        self.assertEqual(
+            data.Preprocessing.from_json(
+                json.dumps(card["preprocessing"])
+            ).mean.tolist(),
+            self.preprocessing.mean.tolist(),
+        )
+        for name, digest in card["sha256"].items():
+            with open(os.path.join(self.path, name), "rb") as file:
+                content = file.read()
+            self.assertEqual(hashlib.sha256(content).hexdigest(), digest)
+        self.assertContainsSubset(
+            {"saved_model.pb", "assets/labels.txt", warmup.PATH}, card["sha256"]
+        )
+
     def test_images_of_several_formats_go_into_one_batch(self):
         batch = list(encoded_squares().values())
         answer = self.server.ask_encoded(batch)
@@ -281,6 +358,13 @@ class SignatureTest(parameterized.TestCase):
                 ),
                 "images": (images, answer),
                 "features": (images, {"features": ("float32", [-1, 16])}),
+                "classify": (
+                    {"inputs": ("string", [-1])},
+                    {
+                        "classes": ("string", [-1, 5]),
+                        "scores": ("float32", [-1, 5]),
+                    },
+                ),
             },
         )
 
@@ -301,13 +385,19 @@ class SignatureTest(parameterized.TestCase):
         encoded = [tf.io.encode_png(image).numpy() for image in images]
         np.save(os.path.join(folder, "images.npy"), images)
         np.save(os.path.join(folder, "image_bytes.npy"), np.array(encoded))
+        # An array of bytes loses the zeros at the end of its elements.
+        examples = np.array(serialized(images).tolist())
+        self.assertEqual(examples.tolist(), serialized(images).tolist())
+        np.save(os.path.join(folder, "inputs.npy"), examples)
         script = """
 import sys
 sys.modules["keras"] = sys.modules["keras_resnet"] = None  # not importable
 from tensorflow.python.tools import saved_model_cli
 directory = sys.argv.pop()
-for signature in "serving_default", "images", "features":
-    name = "image_bytes" if signature == "serving_default" else "images"
+for signature, name in (
+    ("serving_default", "image_bytes"), ("images", "images"),
+    ("features", "images"), ("classify", "inputs"),
+):
     sys.argv[1:] = [
         "run", f"--dir={directory}", "--tag_set=serve",
         f"--signature_def={signature}", f"--inputs={name}={name}.npy",
@@ -323,14 +413,15 @@ for signature in "serving_default", "images", "features":
             check=True,
             capture_output=True,
         )
-        for signature, output in (
-            ("serving_default", "probabilities"),
-            ("images", "probabilities"),
-            ("features", "features"),
+        for signature, output, expected in (
+            ("serving_default", "probabilities", self.probabilities),
+            ("images", "probabilities", self.probabilities),
+            ("features", "features", self.features),
+            ("classify", "scores", self.probabilities),
         ):
             np.testing.assert_allclose(
                 np.load(os.path.join(folder, signature, output + ".npy")),
-                getattr(self, output)(images),
+                expected(images),
                 atol=1e-4,
             )
 
@@ -471,24 +562,69 @@ class PrecisionTest(parameterized.TestCase):
         ]
         self.assertEqual(kernels, [precision] * 7)
 
-    def test_agreement_is_the_share_of_equal_classes(self):
-        path = self.exported("float32")
-        images = images_of_noise(70)
-        arguments = (small_preprocessing(), images)
-        self.assertEqual(
-            export_lib.agreement(path, self.model, *arguments), 1.0
+    def test_kernels_of_int8_are_near_those_of_the_model(self):
+        path = self.exported("int8")
+        images = images_of_noise(20)
+        inputs = small_preprocessing()(images)
+        features = np.asarray(pooled(self.model)(inputs))
+        error = served(self, path).ask("features", images=images)["features"]
+        error = np.abs(error - features).max() / features.max()
+        self.assertBetween(error, 1e-5, 0.05)
+        with open(os.path.join(path, "saved_model.pb"), "rb") as file:
+            saved = saved_model_pb2.SavedModel.FromString(file.read())
+        kernels = [
+            tf.as_dtype(node.attr["dtype"].type).name
+            for function in saved.meta_graphs[0].graph_def.library.function
+            for node in function.node_def
+            if node.op == "Const"
+            and len(node.attr["value"].tensor.tensor_shape.dim) == 4
+        ]
+        self.assertEqual(kernels, ["int8"] * 7)
+
+    def test_errors_on_images_with_labels_are_on_the_card(self):
+        views = images_of_noise(70)
+        model = small_network()
+        best = np.argmax(model(small_preprocessing()(views)), -1)
+        labels = np.where(np.arange(70) < 7, (best + 1) % 5, best)
+        path = export_lib.export(
+            model,
+            small_preprocessing(),
+            LABELS,
+            scratch(self),
+            images=export_lib.Images(views, labels, source="70 of noise"),
+            about={"recipe": {"steps": 3}, "network": {"shortcut": "A"}},
         )
-        other = small_network()
-        other.get_layer("predictions").bias.assign([2.0, 0.0, 0.0, 0.0, 0.0])
-        classes, others = (
-            np.argmax(model(small_preprocessing()(images)), -1)
-            for model in (self.model, other)
-        )
-        share = np.mean(classes == others)
-        self.assertBetween(share, 0.01, 0.99)
-        self.assertAlmostEqual(
-            export_lib.agreement(path, other, *arguments), share
-        )
+        card = export_lib.read_card(path)
+        check = card["checks"]["saved_model"]
+        self.assertEqual((check["top1_errors"], check["images"]), (7, 70))
+        self.assertAlmostEqual(check["top1_error"], 10.0)
+        self.assertEqual(card["checked_on"], "70 of noise")
+        self.assertEqual(card["recipe"], {"steps": 3})
+        self.assertEqual(card["network"]["shortcut"], "A")
+
+    @parameterized.parameters("bfloat16", "int8")
+    def test_precision_that_classes_otherwise_is_not_published(self, precision):
+        def of_the_next_class(model, precision="float32"):
+            copy = keras.models.clone_model(model)
+            copy.set_weights(model.get_weights())
+            for weight in copy.get_layer("predictions").weights:
+                weight.assign(np.roll(weight.numpy(), 1, -1))
+            return fold(copy, precision)
+
+        fold = folding.fold
+        export_dir = scratch(self)
+        with (
+            mock.patch.object(folding, "fold", of_the_next_class),
+            self.assertRaisesRegex(RuntimeError, "nothing was exported"),
+        ):
+            export_lib.export(
+                small_network(),
+                small_preprocessing(),
+                LABELS,
+                export_dir,
+                precision=precision,
+            )
+        self.assertEmpty(os.listdir(export_dir))
 
     def test_looped_network_is_exported(self):
         spec = keras_resnet.Spec(
@@ -581,69 +717,135 @@ class RefusalTest(parameterized.TestCase):
 
 
 class ProgramTest(parameterized.TestCase):
-    def test_program_exports_the_network_of_a_work_directory(self):
-        trained = types.SimpleNamespace(
-            model=small_network(),
-            preprocessing=small_preprocessing(),
-            labels=LABELS,
-            config=types.SimpleNamespace(model="small"),
-            step=1200,
-        )
-        export_dir = os.path.join(scratch(self), "exported")
-        with mock.patch.object(loop, "load_workdir", {"runs/1": trained}.get):
-            outcome = programs.run(
-                "export", "--workdir=runs/1", f"--export_dir={export_dir}"
-            )
-        self.assertEqual((outcome.code, outcome.err), (0, []))
-        self.assertIn("small after 1,200 steps", outcome.out[0])
-        self.assertEqual(outcome.out[1], f"exported {export_dir}/1")
-        self.assertIn(f"--saved_model={export_dir}", outcome.out[2])
-        server = served(self, os.path.join(export_dir, "1"))
-        self.assertLen(
-            server.ask("images", images=images_of_noise(2))["classes"], 2
-        )
-
-    @parameterized.parameters(
-        ("digits", r"for (100\.0|99\.\d)% of 355 test images"),
-        ("no_such_set", "bfloat16: no test images to compare on: .*no_such"),
-    )
-    def test_program_compares_another_precision_on_test_images(
-        self, dataset, message
-    ):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        cls.workdir = os.path.join(cls.folder, "run")
         spec = keras_resnet.Spec(
             "small", (1,), (8,), stem="cifar", classes=10, image_size=8
         )
-        digits = data.load("digits")
-        trained = types.SimpleNamespace(
-            model=keras_resnet.resnet(spec, input_shape=digits.image_shape),
-            preprocessing=digits.preprocessing,
-            labels=digits.labels,
-            config=types.SimpleNamespace(
-                model="small", dataset=dataset, data_dir=None
-            ),
-            step=1200,
+        cls.spec = mock.patch.dict(keras_resnet.MODELS, {"small": spec})
+        cls.spec.start()
+        cls.addClassCleanup(cls.spec.stop)
+        outcome = programs.run(
+            "train",
+            "--model=small",
+            f"--workdir={cls.workdir}",
+            "--steps=30",
         )
-        with mock.patch.object(loop, "load_workdir", {"runs/1": trained}.get):
-            outcome = programs.run(
-                "export",
-                "--workdir=runs/1",
-                f"--export_dir={scratch(self)}",
-                "--precision=bfloat16",
-            )
+        assert outcome.code == 0, outcome.err
+        model = keras_resnet.resnet("small", input_shape=(8, 8, 1))
+        model.save(os.path.join(cls.folder, "network.keras"))
+        model.save_weights(os.path.join(cls.folder, "some.weights.h5"))
+        keras_resnet.resnet("small").save(
+            os.path.join(cls.folder, "colour.keras")
+        )
+
+    def export(self, *arguments, source=None):
+        """The outcome, and the directory of versions."""
+        export_dir = os.path.join(scratch(self), "exported")
+        source = source or [f"--workdir={self.workdir}"]
+        source = [argument.format(self.folder) for argument in source]
+        outcome = programs.run(
+            "export", f"--export_dir={export_dir}", *source, *arguments
+        )
+        return outcome, export_dir
+
+    @parameterized.parameters("float32", "bfloat16", "int8")
+    def test_program_exports_a_work_directory_that_is_checked(self, precision):
+        outcome, export_dir = self.export(f"--precision={precision}")
         self.assertEqual((outcome.code, outcome.err), (0, []))
-        self.assertRegex(outcome.out[2], message)
+        self.assertIn("small after 30 steps, 10 labels", outcome.out[0])
+        self.assertRegex(
+            outcome.out[1],
+            "saved_model: the class of the trained network for 3[45]. of 355 "
+            "of the test images of digits",
+        )
+        self.assertEqual(outcome.out[2], f"exported {export_dir}/1")
+        self.assertIn(f"--saved_model={export_dir}", outcome.out[3])
+        server = served(self, os.path.join(export_dir, "1"))
+        images = data.load("digits").test_images(2)[0]
+        self.assertLen(server.ask("images", images=images)["classes"], 2)
+        card = export_lib.read_card(os.path.join(export_dir, "1"))
+        self.assertEqual(card["data"], "digits")
+        self.assertEqual(card["recipe"]["steps_done"], 30)
+        self.assertEqual(card["precision"], precision)
+        self.assertEqual(card["checks"]["saved_model"]["images"], 355)
+
+    @parameterized.parameters(
+        (["--model={}/network.keras", "--dataset=digits"], "network.keras, 10"),
+        (["--model={}/colour.keras"], "colour.keras, 10 labels"),
+        (["--model=small"], "small with random weights"),
+        (
+            [
+                "--model=small",
+                "--weights={}/some.weights.h5",
+                "--dataset=digits",
+                "--mean=0.5",
+            ],
+            "small with .*some.weights.h5",
+        ),
+        (
+            ["--model=small", "--set=model.shortcut=C", "--labels={}/labels"],
+            "3 labels, views of 8x8",
+        ),
+    )
+    def test_program_exports_files_and_names(self, source, title):
+        with open(os.path.join(self.folder, "labels"), "w") as file:
+            file.write("one\ntwo\nthree\n")
+        outcome, export_dir = self.export("--check_images=40", source=source)
+        self.assertEqual((outcome.code, outcome.err), (0, []))
+        self.assertRegex(outcome.out[0], title)
+        card = export_lib.read_card(os.path.join(export_dir, "1"))
+        has_digits = "--dataset=digits" in source
+        self.assertEqual(
+            card["checked_on"],
+            "40 of the test images of digits"
+            if has_digits
+            else "64 bundled digits",
+        )
+        if "--mean=0.5" in source:
+            self.assertEqual(card["preprocessing"]["mean"], [0.5])
 
     @parameterized.parameters(
         (["--export_dir=x"], "--workdir"),
+        (["--workdir=x", "--model=x", "--export_dir=x"], "--workdir=x"),
         (["--workdir=x", "--export_dir=x", "--precision=int4"], "int4"),
+        (["--workdir=x", "--export_dir=x", "--formats=tflite"], "litert"),
+        (
+            [
+                "--workdir=x",
+                "--export_dir=x",
+                "--formats=onnx",
+                "--precision=bfloat16",
+            ],
+            "--formats=onnx: onnx is written in float32",
+        ),
+        (
+            ["--workdir=x", "--export_dir=x", "--warmup_batch_sizes=1,0"],
+            "--warmup_batch_sizes=1,0: a batch size must be 1 or more",
+        ),
         (["--workdir=nowhere"], "--export_dir"),
         (["--workdir=nowhere", "--export_dir=x"], "--workdir=nowhere"),
+        (["--model=resnet21", "--export_dir=x"], "--model=resnet21"),
         (["--workdir=nowhere", "--export_dir=x", "more"], "more"),
         (["--work_dir=x"], "did you mean --workdir"),
+        (
+            [
+                "--model=resnet20",
+                "--export_dir=x",
+                "--precision=int8",
+                "--formats=litert",
+            ],
+            "--precision=int8: needs training images",
+        ),
     )
     def test_usage_error_is_one_line_and_exit_code_2(self, arguments, message):
-        code, out, err = programs.run("export", *arguments)
-        self.assertEqual((code, out), (2, []))
+        code, _, err = programs.run("export", *arguments)
+        self.assertEqual(code, 2)
         self.assertLen(err, 1)
         self.assertIn(message, err[0])
         self.assertFalse(os.path.exists("x"))

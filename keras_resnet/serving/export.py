@@ -1,6 +1,6 @@
 """A trained network as a SavedModel that TensorFlow Serving loads.
 
-EXPORT_DIR/<version>/ has three signatures, the preprocessing inside:
+EXPORT_DIR/<version>/ has four signatures, the preprocessing inside:
 
     serving_default  image_bytes: string [batch], encoded images
                      -> probabilities: float32 [batch, classes]
@@ -9,14 +9,22 @@ EXPORT_DIR/<version>/ has three signatures, the preprocessing inside:
                      -> the same
     features         images -> features: float32 [batch, channels], the
                      average over all positions that the classifier sees
+    classify         inputs: string [batch], tf.train.Example with the feature
+                     image/encoded -> classes: string [batch, classes], all
+                     labels; scores: float32 [batch, classes]
 
-and `assets/labels.txt`, one label a line in the order of `probabilities`.
+and `assets/labels.txt`, one label a line in the order of `probabilities`;
+`assets.extra/tf_serving_warmup_requests` (`serving.warmup`); on request
+`model.tflite` and `model.onnx` (`serving.formats`); `model_card.json`.
 The network is folded (`serving.folding`) and has no variables.
 """
 
 import contextlib
-import logging
+import hashlib
+import importlib.metadata
+import json
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -27,23 +35,63 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import keras_resnet
 from keras_resnet import training
+from keras_resnet.analysis import complexity
 from keras_resnet.serving import folding
+from keras_resnet.serving import formats as formats_lib
 from keras_resnet.serving import limits
 from keras_resnet.serving import versions
+from keras_resnet.serving import warmup
 from keras_resnet.training import data
 
 training.require_tensorflow(__name__)
 
-# How far an answer may be from the model's, as a share of the largest one. What
-# rounding to bfloat16 does to the features, a classifier may magnify: there it
-# shows what is no number at all, and `agreement` the rest.
-_TOLERANCE = {
-    "float32": {"features": 1e-4, "probabilities": 1e-4},
-    "bfloat16": {"features": 0.1, "probabilities": 1.0},
+CARD = "model_card.json"
+
+
+class Tolerance(NamedTuple):
+    """How far the answers of a precision may be from the model's.
+
+    Attributes:
+        features: the largest difference, as a share of the largest feature.
+        probabilities: likewise. What rounding does to the features, a
+            classifier may magnify: 1.0 shows what is no number at all.
+        tie: a class is the model's too if the model gives it as much as its
+            best one but for this.
+        share: of the images whose class must be the model's.
+    """
+
+    features: float
+    probabilities: float
+    tie: float
+    share: float
+
+
+TOLERANCES = {
+    "float32": Tolerance(1e-4, 1e-4, 1e-4, 1.0),
+    "bfloat16": Tolerance(0.1, 1.0, 0.05, 0.97),
+    "int8": Tolerance(0.25, 1.0, 0.05, 0.95),
 }
 
 _BATCH_SIZE = 32
+
+
+class Images(NamedTuple):
+    """Real images that an export is checked with.
+
+    Attributes:
+        views: as the network would see them, but uint8; [count, height, width,
+            channels].
+        labels: the number of the class of each, or None.
+        calibration: other views, whose activations int8 is made for, or None.
+        source: what they are, in words.
+    """
+
+    views: np.ndarray
+    labels: np.ndarray | None = None
+    calibration: np.ndarray | None = None
+    source: str = "given"
 
 
 def export(
@@ -54,12 +102,17 @@ def export(
     version: int | None = None,
     *,
     precision: str = "float32",
+    formats: Sequence[str] = ("saved_model",),
     max_pixels: int = limits.MAX_PIXELS,
+    images: Images | None = None,
+    warmup_batch_sizes: Sequence[int] = (1,),
+    about: dict[str, Any] | None = None,
 ) -> str:
     """EXPORT_DIR/<version>, which appears at once, whole and checked.
 
     Before it appears, its signatures are asked through the loader that reads
-    only what a server reads, and must answer as the model does.
+    only what a server reads, other formats through their own runtimes, and
+    must answer real images as the model does (`TOLERANCES`).
 
     Args:
         model: a network of `keras_resnet.resnet`, whole: one input,
@@ -69,11 +122,19 @@ def export(
         labels: one line of text for each class.
         export_dir: where the versions are; made where there is none.
         version: None: one more than the highest that stands there.
-        precision: `"float32"`, or `"bfloat16"` for kernels and activations up
-            to the pool: half the size, and faster on processors whose matrix
-            or vector units have it (AMX; AVX512_BF16 of AMD), slower on
-            others. `agreement` tells what it costs.
+        precision: `"float32"`; `"bfloat16"` for kernels and activations up to
+            the pool: half the size, and faster on processors whose matrix or
+            vector units have it (AMX; AVX512_BF16 of AMD), slower on others;
+            `"int8"` for kernels, a quarter of the size, of which TensorFlow
+            makes float32 when it loads them, and LiteRT computes in int8.
+        formats: `"litert"` and `"onnx"` beside the SavedModel, which is always
+            written; see `formats.PRECISIONS`.
         max_pixels: encoded images with more are refused before decoding.
+        images: None: the bundled digits. For int8 in LiteRT they must have a
+            `calibration`.
+        warmup_batch_sizes: of the requests that a server warms up with.
+        about: what the model card says beside what is found here, such as the
+            recipe.
 
     Returns:
         The path of the new version.
@@ -82,50 +143,71 @@ def export(
         FileExistsError: `version` stands there already.
         ValueError: the model's outputs are no probabilities, the labels, the
             preprocessing and the model do not belong together, the precision
-            is unknown, or the model cannot be folded.
-        RuntimeError: the written signatures answer otherwise than the model.
+            or a format is unknown, or the model cannot be folded.
+        RuntimeError: what was written answers otherwise than the model.
     """
+    formats_lib.check(tuple(formats), precision)
+    warmup.check(warmup_batch_sizes)
     labels = _checked_labels(labels, model)
     _check_input(model, preprocessing)
-    network = _with_features(_in_float32(model))
+    model = _in_float32(model)
+    network = _with_features(model)
     folded = folding.fold(network, precision)
-    examples = _examples(network, preprocessing)
+    images = images or bundled_images(preprocessing)
+    if "litert" in formats and precision == "int8":
+        _check_calibration(images)
+    expected = _answers(network, preprocessing, images.views)
+    _check_probabilities(expected["probabilities"])
 
     def write(directory: str) -> None:
         _write(directory, folded, preprocessing, labels, max_pixels)
-        _check_answers(directory, examples, labels, _TOLERANCE[precision])
+        examples = _examples(images.views, expected, network, preprocessing)
+        checks = {
+            "saved_model": _check_saved_model(
+                directory, examples, expected, images, labels, precision
+            )
+        }
+        for name in [n for n in formats if n in formats_lib.FILES]:
+            ask = _write_format(
+                name, directory, model, preprocessing, precision, images
+            )
+            found = _in_batches(ask, images.views)
+            checks[name] = _check_classes(
+                name, expected["probabilities"], found, images.labels, precision
+            )
+        warmup.write(
+            directory,
+            os.path.basename(os.path.abspath(export_dir)),
+            images.views[0],
+            warmup_batch_sizes,
+        )
+        card = {
+            **_card(model, preprocessing, labels, about or {}),
+            "precision": precision,
+            "max_pixels": max_pixels,
+            "checked_on": images.source,
+            "checks": checks,
+            "sha256": _sha256(directory),
+        }
+        with open(os.path.join(directory, CARD), "w", encoding="utf-8") as file:
+            json.dump(card, file, indent=1, ensure_ascii=False)
 
     return versions.publish(export_dir, write, version)
 
 
-def agreement(
-    directory: str | os.PathLike,
-    model: keras.Model,
-    preprocessing: data.Preprocessing,
-    images: np.ndarray,
-) -> float:
-    """The share of images that a version and its model class alike.
-
-    Args:
-        directory: a version; what `export` returned.
-        model: what was exported; computed in float32.
-        preprocessing: what was exported with it.
-        images: uint8, [count, height, width, channels], at least one.
-
-    Returns:
-        How often the most probable class is the same, from 0 to 1.
-    """
-    network = _in_float32(model)
-    starts = range(_BATCH_SIZE, len(images), _BATCH_SIZE)
-    batches = np.split(images, starts)
-    expected = [network(preprocessing(batch)) for batch in batches]
-    with _loaded(os.fspath(directory)) as ask:
-        found = [ask("images", {"images": b})["probabilities"] for b in batches]
-    return float(np.mean(_classes(found) == _classes(expected)))
+def read_card(directory: str | os.PathLike) -> dict[str, Any]:
+    """The model card of a version."""
+    with open(os.path.join(directory, CARD), encoding="utf-8") as file:
+        return json.load(file)
 
 
-def _classes(probabilities) -> np.ndarray:
-    return np.concatenate(probabilities).argmax(-1)
+def bundled_images(
+    preprocessing: data.Preprocessing, count: int = 64
+) -> Images:
+    """The first bundled test digits, as a network of any size sees them."""
+    digits, _ = data.load("digits").test_images(count)
+    views = np.stack([preprocessing.view(digit).numpy() for digit in digits])
+    return Images(views, source=f"{count} bundled digits")
 
 
 def _checked_labels(labels: Sequence[str], model: keras.Model) -> list[str]:
@@ -184,29 +266,71 @@ class _Example(NamedTuple):
     expected: np.ndarray
 
 
-def _examples(network, preprocessing) -> list[_Example]:
-    """Two images of noise, as the model itself sees them."""
-    images = np.random.default_rng(0).integers(
-        0, 256, [2, *preprocessing.image_shape], np.uint8
+def _answers(network, preprocessing, views) -> dict[str, np.ndarray]:
+    """What the model itself says of views."""
+    found = [
+        network(preprocessing(batch), training=False)
+        for batch in _batches(views)
+    ]
+    features, probabilities = (
+        np.concatenate(parts) for parts in zip(*found, strict=True)
     )
-    encoded = [tf.io.encode_png(image) for image in images]
-    views = tf.stack([preprocessing.decode(image) for image in encoded])
+    return {"features": features, "probabilities": probabilities}
 
-    def ask(images):
-        features, probabilities = network(preprocessing(images), training=False)
-        return np.asarray(features), np.asarray(probabilities)
 
-    features, probabilities = ask(images)
-    _check_probabilities(probabilities)
+def _batches(views: np.ndarray) -> list[np.ndarray]:
+    return np.split(views, range(_BATCH_SIZE, len(views), _BATCH_SIZE))
+
+
+def _in_batches(ask: formats_lib.Function, views: np.ndarray) -> np.ndarray:
+    return np.concatenate([ask(batch) for batch in _batches(views)])
+
+
+def _examples(views, expected, network, preprocessing) -> list[_Example]:
+    """A few views for every signature."""
+    views = views[:4]
+    encoded = [tf.io.encode_png(view).numpy() for view in views]
+    decoded = np.stack(
+        [preprocessing.decode(tf.constant(image)) for image in encoded]
+    )
+    of_decoded = _answers(network, preprocessing, decoded)["probabilities"]
+    serialized = [
+        tf.train.Example(
+            features=tf.train.Features(
+                feature={
+                    "image/encoded": tf.train.Feature(
+                        bytes_list=tf.train.BytesList(value=[image])
+                    )
+                }
+            )
+        ).SerializeToString()
+        for image in encoded
+    ]
     return [
         _Example(
             "serving_default",
-            {"image_bytes": np.array([e.numpy() for e in encoded], object)},
+            {"image_bytes": np.array(encoded, object)},
             "probabilities",
-            ask(views)[1],
+            of_decoded,
         ),
-        _Example("images", {"images": images}, "probabilities", probabilities),
-        _Example("features", {"images": images}, "features", features),
+        _Example(
+            "classify",
+            {"inputs": np.array(serialized, object)},
+            "scores",
+            of_decoded,
+        ),
+        _Example(
+            "images",
+            {"images": views},
+            "probabilities",
+            expected["probabilities"][: len(views)],
+        ),
+        _Example(
+            "features",
+            {"images": views},
+            "features",
+            expected["features"][: len(views)],
+        ),
     ]
 
 
@@ -234,10 +358,19 @@ def _with_features(model: keras.Model) -> keras.Model:
     )
 
 
+def _check_calibration(images: Images) -> None:
+    if images.calibration is None or not len(images.calibration):
+        raise ValueError(
+            "int8 in LiteRT is made for the activations of real images: give "
+            "images of the kind that the network was trained on"
+        )
+
+
 def _write(directory, folded, preprocessing, labels, max_pixels) -> None:
     view = tf.TensorSpec(preprocessing.image_shape, tf.uint8)
     encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
-    decoded = tf.TensorSpec([None, *view.shape], view.dtype, name="images")
+    serialized = tf.TensorSpec([None], tf.string, name="inputs")
+    decoded = _images_spec(preprocessing)
 
     # One graph of the network, which all signatures call.
     @tf.function(input_signature=[decoded], autograph=False)
@@ -247,27 +380,37 @@ def _write(directory, folded, preprocessing, labels, max_pixels) -> None:
     def features(images):
         return {"features": answer(images)[0]}
 
-    def classify(images):
+    def images(images):
         _, probabilities = answer(images)
         best = table.lookup(tf.argmax(probabilities, axis=-1))
         return {"probabilities": probabilities, "classes": best}
 
+    @tf.function(autograph=False)
     def decode(image_bytes):
-        return preprocessing.decode(limits.check(image_bytes, max_pixels))
-
-    def decode_and_classify(image_bytes):
-        return classify(
-            tf.map_fn(decode, image_bytes, fn_output_signature=view)
+        return limits.map_images(
+            preprocessing.decode, image_bytes, view, max_pixels
         )
+
+    def serving_default(image_bytes):
+        return images(decode(image_bytes))
+
+    def classify(inputs):
+        feature = tf.io.FixedLenFeature([], tf.string)
+        parsed = tf.io.parse_example(inputs, {"image/encoded": feature})
+        _, scores = answer(decode(parsed["image/encoded"]))
+        all_labels = table.lookup(tf.range(len(labels), dtype=tf.int64))
+        classes = tf.tile(all_labels[None], [tf.shape(scores)[0], 1])
+        return {"classes": classes, "scores": scores}
 
     with tempfile.TemporaryDirectory() as scratch:
         table = _label_table(os.path.join(scratch, "labels.txt"), labels)
         module = tf.Module()
         module.table = table  # a module saves what it has
         signatures = {
-            "serving_default": (decode_and_classify, encoded),
-            "images": (classify, decoded),
-            "features": (features, decoded),
+            serving_default: encoded,
+            images: decoded,
+            features: decoded,
+            classify: serialized,
         }
         # What is left of the Keras model are constants: TensorFlow Serving's
         # loader would not find its variables.
@@ -275,10 +418,42 @@ def _write(directory, folded, preprocessing, labels, max_pixels) -> None:
             module,
             directory,
             {
-                name: tf.function(f, input_signature=[spec], autograph=False)
-                for name, (f, spec) in signatures.items()
+                f.__name__: tf.function(f, [spec], autograph=False)
+                for f, spec in signatures.items()
             },
         )
+    # TensorFlow calls every signature "predict"; Classify wants its own name.
+    with formats_lib.without_notes():
+        names = tf.compat.v1.saved_model.signature_def_utils
+        updater = names.MethodNameUpdater(directory)
+        updater.replace_method_name("classify", "classify")
+        updater.save()
+
+
+def _images_spec(preprocessing) -> tf.TensorSpec:
+    shape = [None, *preprocessing.image_shape]
+    return tf.TensorSpec(shape, tf.uint8, name="images")
+
+
+def _write_format(
+    name, directory, model, preprocessing, precision, images
+) -> formats_lib.Function:
+    """Writes one more format; returns what asks the file."""
+    # LiteRT makes its own int8 of float32.
+    folded = folding.fold(model)
+    path = formats_lib.path(directory, name)
+
+    def answer(images):
+        return folded(preprocessing(images))
+
+    if name == "onnx":
+        formats_lib.write_onnx(path, answer, _images_spec(preprocessing))
+        return formats_lib.onnx(path)
+    calibration = images.calibration if precision == "int8" else None
+    formats_lib.write_litert(
+        path, answer, _images_spec(preprocessing), calibration
+    )
+    return formats_lib.litert(path)
 
 
 def _label_table(path: str, labels: list[str]) -> tf.lookup.StaticHashTable:
@@ -297,20 +472,119 @@ def _label_table(path: str, labels: list[str]) -> tf.lookup.StaticHashTable:
     )
 
 
-def _check_answers(directory, examples, labels, tolerance) -> None:
+def _check_saved_model(
+    directory, examples, expected, images, labels, precision
+) -> dict[str, Any]:
+    tolerance = TOLERANCES[precision]
     with _loaded(directory) as ask:
-        for signature, inputs, output, expected in examples:
+        for signature, inputs, output, wanted in examples:
             answers = ask(signature, inputs)
-            error = np.max(np.abs(answers[output] - expected))
-            is_right = error <= tolerance[output] * np.max(np.abs(expected))
-            if is_right and "classes" in answers:
+            allowed = (
+                tolerance.features
+                if output == "features"
+                else tolerance.probabilities
+            )
+            error = np.max(np.abs(answers[output] - wanted))
+            is_right = error <= allowed * np.max(np.abs(wanted))
+            if is_right and signature in ("serving_default", "images"):
                 best = [labels[i] for i in answers[output].argmax(-1)]
                 is_right = [c.decode() for c in answers["classes"]] == best
+            if is_right and signature == "classify":
+                is_right = all(
+                    [label.decode() for label in row] == labels
+                    for row in answers["classes"]
+                )
             if not is_right:
                 raise RuntimeError(
                     f"the exported signature {signature} must answer as the "
-                    f"model does: {output} {expected}; received {answers}"
+                    f"model does: {output} {wanted}; received {answers}"
                 )
+        found = _in_batches(
+            lambda views: ask("images", {"images": views})["probabilities"],
+            images.views,
+        )
+    return _check_classes(
+        "saved_model",
+        expected["probabilities"],
+        found,
+        images.labels,
+        precision,
+    )
+
+
+def _check_classes(name, expected, found, labels, precision) -> dict[str, Any]:
+    """How the classes that a format finds agree with the model's.
+
+    Raises:
+        RuntimeError: less than the precision must.
+    """
+    tolerance = TOLERANCES[precision]
+    best = found.argmax(-1)
+    same = best == expected.argmax(-1)
+    given = expected[range(len(best)), best]
+    share = np.mean(same | (given >= expected.max(-1) - tolerance.tie))
+    difference = float(np.max(np.abs(found - expected)))
+    is_close = difference <= tolerance.probabilities  # not so of nan
+    if not (is_close and share >= tolerance.share):
+        raise RuntimeError(
+            f"{name} in {precision} must answer as the model does for "
+            f"{tolerance.share:.0%} of {len(best)} images, received "
+            f"{share:.1%}, probabilities up to {difference:.2g} apart; nothing "
+            "was exported"
+        )
+    result = {
+        "images": len(best),
+        "same_class": int(np.sum(same)),
+        "largest_difference": difference,
+    }
+    if labels is not None:
+        errors = int(np.sum(best != labels))
+        result["top1_errors"] = errors
+        result["top1_error"] = 100.0 * errors / len(best)
+    return result
+
+
+def _card(model, preprocessing, labels, about) -> dict[str, Any]:
+    """What can be said of a network before it is written."""
+    counts = complexity.complexity(model, preprocessing.image_shape)
+    return {
+        **about,
+        "network": {
+            "name": model.name,
+            **about.get("network", {}),
+            "parameters": counts["parameters"],
+            "multiply_adds": counts["multiply_adds"],
+        },
+        "classes": len(labels),
+        "preprocessing": json.loads(preprocessing.to_json()),
+        "input": {
+            "formats": ["JPEG", "PNG", "GIF", "BMP", "WebP"],
+            "exif_orientation": "ignored",
+        },
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("keras", "numpy", "tensorflow")
+    return {
+        "python": platform.python_version(),
+        "keras_resnet": keras_resnet.__version__,
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _sha256(directory: str) -> dict[str, str]:
+    """Of every file of a version, by its path in there."""
+    found = {}
+    for folder, _, names in sorted(os.walk(directory)):
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            with open(path, "rb") as file:
+                content = file.read()
+            key = os.path.relpath(path, directory)
+            found[key] = hashlib.sha256(content).hexdigest()
+    return found
 
 
 @contextlib.contextmanager
@@ -320,16 +594,11 @@ def _loaded(directory: str) -> Iterator[Any]:
     It runs the saved graph in a session, as TensorFlow Serving does;
     `tf.saved_model.load` builds Python objects and forgives more.
     """
-    logger = tf.get_logger()
-    level = logger.level
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        logger.setLevel(logging.ERROR)  # the loader says it is deprecated
-        try:
+        with formats_lib.without_notes():
             signatures = tf.compat.v1.saved_model.loader.load(
                 session, ["serve"], directory
             ).signature_def
-        finally:
-            logger.setLevel(level)
 
         def ask(signature: str, inputs: dict[str, np.ndarray]):
             names = signatures[signature]

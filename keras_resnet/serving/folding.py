@@ -30,7 +30,7 @@ import tensorflow as tf
 
 from keras_resnet import layers
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
 
 Function = Callable[..., tf.Tensor]
 
@@ -42,9 +42,10 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
         model: a network of `keras_resnet.resnet`, or part of one from the
             image to any layer after `stem_norm`; several outputs may be asked
             for. Layers without weights and dense ones may follow.
-        precision: `"float32"`, or `"bfloat16"` for kernels and activations.
-            The global pooling, what follows it and the outputs are float32 in
-            either.
+        precision: `"float32"`; `"bfloat16"` for kernels and activations; or
+            `"int8"` for kernels, with a scale for each output channel, whose
+            activations are float32. The global pooling, what follows it and
+            the outputs are float32 in all.
 
     Returns:
         A function of images, `[batch, height, width, channels]`, to what
@@ -69,7 +70,7 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
         # TensorFlow does not trust the shape of what a graph is fed, and puts
         # an addition into a convolution only where it knows both shapes.
         images = tf.ensure_shape(images, model.input_shape)
-        x = tf.cast(images, precision)
+        x = tf.cast(images, _compute_dtype(precision))
         outputs = {}
         for name, function in functions:
             x = outputs[name] = function(x)
@@ -123,8 +124,8 @@ def fold_unit(unit: layers.Unit, precision: str = "float32") -> Function:
         precision: as in `fold`.
 
     Returns:
-        A function of x, `[batch, height, width, channels]` in that precision,
-        to what `unit(x, training=False)` gives.
+        A function of x, `[batch, height, width, channels]` in the dtype of the
+        activations, to what `unit(x, training=False)` gives.
 
     Raises:
         ValueError: the unit or its shortcut is of a class of its own, whose
@@ -228,14 +229,31 @@ def _gate(gate, precision) -> Function:
 
 
 def _biased(kernel, bias, strides, padding, precision) -> Function:
-    dtype = tf.as_dtype(precision).as_numpy_dtype
-    kernel = kernel.astype(dtype)
+    kernel = _stored(kernel, precision)
     if bias is None:
-        return lambda x: tf.nn.conv2d(x, kernel, strides, padding)
-    bias = bias.astype(dtype)
+        return lambda x: tf.nn.conv2d(x, kernel(), strides, padding)
+    bias = bias.astype(_compute_dtype(precision).as_numpy_dtype)
     return lambda x: tf.nn.bias_add(
-        tf.nn.conv2d(x, kernel, strides, padding), bias
+        tf.nn.conv2d(x, kernel(), strides, padding), bias
     )
+
+
+def _compute_dtype(precision: str) -> tf.DType:
+    return tf.as_dtype("float32" if precision == "int8" else precision)
+
+
+def _stored(kernel: np.ndarray, precision: str) -> Callable[[], Any]:
+    """What gives the kernel, from constants of the precision.
+
+    Of int8 the graph that is loaded makes float32 once, before it runs.
+    """
+    if precision != "int8":
+        kernel = kernel.astype(tf.as_dtype(precision).as_numpy_dtype)
+        return lambda: kernel
+    largest = np.abs(kernel).max((0, 1, 2)).clip(np.finfo("float32").tiny)
+    scale = (largest / 127.0).astype("float32")
+    steps = np.round(kernel / scale).astype("int8")
+    return lambda: tf.cast(steps, "float32") * scale
 
 
 def _standing(norm) -> Function:

@@ -12,10 +12,13 @@ their first bytes, so that such a file is an error and not an outage:
 It is all TensorFlow operations, so that it goes into the exported graph.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 MAX_PIXELS = 64 * 10**6  # above what cameras take; 192 MB as three channels
 
+_SIDE_BY_SIDE = 16  # small images that are decoded at a time
 _MAX_GIF_BLOCKS = 100_000  # of up to 255 bytes each: GIF files up to 25 MB
 
 
@@ -32,7 +35,7 @@ def check(image_bytes: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
 
     Raises:
         tf.errors.InvalidArgumentError: it has more, or is no JPEG, PNG, GIF,
-            BMP or WebP.
+            BMP or WebP, or a WebP with animation.
 
     >>> png = tf.io.encode_png(tf.zeros([20, 30, 3], tf.uint8))
     >>> bool(check(png, max_pixels=600) == png)
@@ -46,8 +49,55 @@ def check(image_bytes: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
         size <= max_pixels,
         [f"an image may have at most {max_pixels} pixels, received", size],
     )
-    with tf.control_dependencies([is_known, is_small]):
+    # TensorFlow unpacks every frame, of which no header says the number.
+    is_still = tf.debugging.Assert(
+        ~_is_animated_webp(image_bytes), ["a WebP must have no animation"]
+    )
+    with tf.control_dependencies([is_known, is_small, is_still]):
         return tf.identity(image_bytes)
+
+
+def map_images(
+    decode: Callable[[tf.Tensor], tf.Tensor],
+    image_bytes: tf.Tensor,
+    spec: tf.TensorSpec,
+    max_pixels: int = MAX_PIXELS,
+) -> tf.Tensor:
+    """`decode` of every image that `check` lets pass.
+
+    Images are decoded side by side while all of them together have no more
+    than `max_pixels`, and one after the other where they have: what is
+    unpacked at a time does not grow with the batch.
+
+    Args:
+        decode: from one encoded image to a tensor.
+        image_bytes: encoded images; string, [batch].
+        spec: of what `decode` gives.
+        max_pixels: as in `check`.
+
+    Returns:
+        [batch, ...], what `decode` gave.
+
+    Raises:
+        tf.errors.InvalidArgumentError: as `check`, for any of the images.
+    """
+
+    @tf.function(autograph=False)
+    def checked(image):
+        return decode(check(image, max_pixels))
+
+    def mapped(at_a_time):
+        return lambda: tf.map_fn(
+            checked,
+            image_bytes,
+            parallel_iterations=at_a_time,
+            fn_output_signature=spec,
+        )
+
+    sizes = tf.map_fn(pixels, image_bytes, fn_output_signature=tf.int64)
+    # One that is above the limit by itself must not overflow the sum.
+    total = tf.reduce_sum(tf.minimum(sizes, max_pixels))
+    return tf.cond(total <= max_pixels, mapped(_SIDE_BY_SIDE), mapped(1))
 
 
 def pixels(image_bytes: tf.Tensor) -> tf.Tensor:
@@ -105,6 +155,12 @@ def pixels(image_bytes: tf.Tensor) -> tf.Tensor:
     )
 
 
+def _is_animated_webp(image_bytes: tf.Tensor) -> tf.Tensor:
+    head = _bytes(image_bytes, tf.constant(0, tf.int64), 21)
+    is_extended = tf.reduce_all(head[8:16] == list(b"WEBPVP8X"))
+    return is_extended & (head[20] // 2 % 2 == 1)
+
+
 def _gif_pixels(image_bytes: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
     """Walks through the blocks: TensorFlow unpacks every frame of a GIF."""
 
@@ -128,11 +184,7 @@ def _gif_pixels(image_bytes: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
         inside = tf.where(inside, kind > 0, is_frame | is_extension)
         return [position + step, inside, total + frame]
 
-    length = (
-        tf.strings.length(image_bytes, out_type=tf.int64)
-        if 0
-        else (tf.cast(tf.strings.length(image_bytes), tf.int64))
-    )
+    length = tf.cast(tf.strings.length(image_bytes), tf.int64)
     position, _, total = tf.while_loop(
         lambda position, inside, total: position < length,
         block,

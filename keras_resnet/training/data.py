@@ -166,15 +166,13 @@ class Preprocessing:
         Returns:
             uint8 tensor `[image_size, image_size, channels]`.
         """
-        image = _with_channels(tf.convert_to_tensor(image), self.channels)
+        image = tf.convert_to_tensor(image)
         size = self.image_size
         if self.shorter_side is None:
-            view = _resize(image, [size, size])
+            view = _resize_to(image, size)
         else:
-            sides = tf.shape(image)[:2]
-            sides = self.shorter_side * sides // tf.reduce_min(sides)
-            top, left = tf.unstack((sides - size) // 2)
-            view = _resize(image, sides)[top : top + size, left : left + size]
+            view = _resized_centre(image, self.shorter_side, size)
+        view = _with_channels(view, self.channels)
         return tf.ensure_shape(view, self.image_shape)
 
     def decode(self, image_bytes):
@@ -740,6 +738,24 @@ class DataSet:
         _, images, labels = next(views.as_numpy_iterator())
         return images, labels
 
+    def sample(
+        self, count: int, training: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images drawn at random, each at most once; the same every time.
+
+        Args:
+            count: How many; fewer if there are not as many.
+            training: Whether of the training images; else of the test images.
+
+        Returns:
+            What `test_images` returns; training images are not augmented.
+        """
+        split = self._train if training else self._test
+        count = min(count, split.size)
+        views = self._views(split, (0, 1), count, (0, count), seed=0)
+        _, images, labels = next(views.as_numpy_iterator())
+        return images, labels
+
     def check(self) -> None:
         """Decodes every image, to find one that does not.
 
@@ -1179,12 +1195,31 @@ def _own_preprocessing(shape, image_size, read):
         axis = 0 if (height, width) == (size, size) else (0, 1, 2)
         mean = train.images.numpy().mean(axis, np.float64) / 255
         return Preprocessing(size, channels, None, mean)
-    mean, deviation = _PHOTO_MEAN, _PHOTO_STANDARD_DEVIATION
+    return photo_preprocessing(size, channels, resizes_whole=is_fixed)
+
+
+def photo_preprocessing(
+    image_size: int, channels: int = 3, resizes_whole: bool = False
+) -> Preprocessing:
+    """That of photos, with the mean and standard deviation of ImageNet.
+
+    Args:
+        image_size: Height and width of the network's input.
+        channels: 3 for colour, 1 for grey.
+        resizes_whole: Whether an image is resized whole; else its shorter side
+            is resized to 8/7 of `image_size` (256 to 224), and its centre
+            taken.
+    """
+    mean, deviation = map(np.array, (_PHOTO_MEAN, _PHOTO_STANDARD_DEVIATION))
     if channels == 1:
-        mean, deviation = [np.mean(mean)], [np.mean(deviation)]
-    shorter_side = round(size * _PHOTO_SHORTER_SIDE / _PHOTO_SIZE)
+        mean, deviation = (np.mean(a, keepdims=True) for a in (mean, deviation))
+    shorter_side = round(image_size * _PHOTO_SHORTER_SIDE / _PHOTO_SIZE)
     return Preprocessing(
-        size, channels, None if is_fixed else shorter_side, mean, deviation
+        image_size,
+        channels,
+        None if resizes_whole else shorter_side,
+        mean,
+        deviation,
     )
 
 
@@ -1210,16 +1245,25 @@ def _decode(image):
     flags = tf.where(has(b"VP8X", 12), head[20], tf.constant(0, tf.uint8))
     flags = tf.where(has(b"VP8L", 12), head[24], flags)
     has_alpha = tf.bitwise.bitwise_and(flags, 16) > 0
+    has_palette = has(b"BM", 0) & (head[28] == 8) & (head[29] == 0)
     kind = tf.where(is_webp, tf.where(has_alpha, 2, 1), 0)
+    decode = functools.partial(tf.io.decode_image, expand_animations=False)
     return tf.switch_case(
-        kind,
+        tf.where(has_palette, 3, kind),
         [
-            functools.partial(
-                tf.io.decode_image, image, channels, expand_animations=False
-            )
-            for channels in (0, 3, 4)
+            *(functools.partial(decode, image, c) for c in (0, 3, 4)),
+            lambda: _in_colours(decode(image), image),
         ],
     )
+
+
+def _in_colours(numbers, image):
+    """A BMP of 8 bits a pixel, of which TensorFlow gives colours by number."""
+    colours = tf.strings.substr(tf.strings.join([image, "\0" * 2048]), 14, 1200)
+    data = tf.io.decode_raw(colours, tf.uint8)
+    header_bytes = tf.cast(data[0], tf.int32)
+    table = tf.reshape(data[header_bytes:][:1024], [256, 4])
+    return tf.gather(table[:, 2::-1], tf.cast(numbers[..., 0], tf.int32))
 
 
 def _decode_window(image, choose):
@@ -1282,11 +1326,56 @@ def _with_channels(image, channels):
 
 def _resize(image, sides, antialias=True):
     """uint8; bilinear with antialiasing, as Pillow and torchvision resize."""
-    image = tf.image.resize(image, sides, antialias=antialias)
+    return _rounded(tf.image.resize(image, sides, antialias=antialias))
+
+
+def _rounded(image):
     return tf.cast(tf.round(image), tf.uint8)
 
 
-# Positions, shares and random numbers
+def _resize_to(image, size):
+    """`[size, size, c]`, in memory that a long side does not multiply.
+
+    TensorFlow resizes the height first, into floats of the whole width.
+    """
+    height, width = tf.unstack(tf.shape(image, tf.int64)[:2])
+
+    def of_transposed():
+        turned = tf.transpose(image, [1, 0, 2])
+        return tf.transpose(_resize(turned, [size, size]), [1, 0, 2])
+
+    return tf.cond(
+        width > 16 * height, of_transposed, lambda: _resize(image, [size, size])
+    )
+
+
+def _resized_centre(image, shorter_side, size):
+    """The centre, `[size, size, c]`, of the image with that shorter side.
+
+    The same as resizing and then cropping, but only what the centre is made
+    of is resized: a strip of 4 x 2,000,000 pixels would need gigabytes.
+    """
+    sides = tf.shape(image, tf.int64)[:2]
+    resized = shorter_side * sides // tf.reduce_min(sides)
+    scale = tf.cast(resized, tf.float64) / tf.cast(sides, tf.float64)
+    start = (resized - size) // 2
+    # A pixel is made of those within one pixel, of the larger of the images.
+    reach = tf.maximum(1.0 / scale, 1.0) + 1.0
+    first = tf.maximum(
+        tf.cast(tf.cast(start, tf.float64) / scale - reach, tf.int64), 0
+    )
+    last = tf.cast(tf.cast(start + size, tf.float64) / scale + reach, tf.int64)
+    window = image[first[0] : last[0], first[1] : last[1]]
+    before = tf.cast(first, tf.float64) * scale - tf.cast(start, tf.float64)
+    view = tf.raw_ops.ScaleAndTranslate(
+        images=window[None],
+        size=[size, size],
+        scale=tf.cast(scale, tf.float32),
+        translation=tf.cast(before, tf.float32),
+        kernel_type="triangle",
+        antialias=True,
+    )
+    return _rounded(view[0])
 
 
 def _key(seed, purpose, index):
