@@ -57,6 +57,17 @@ def settings(
         yield prefix, name, text
 
 
+def write_files(directory: str, files: dict[str, str]) -> None:
+    """Writes text files, each there as a whole or not at all."""
+    os.makedirs(directory, exist_ok=True)
+    for name, text in files.items():
+        path = os.path.join(directory, name)
+        beside = f"{path}.{os.getpid()}"
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(beside, path)
+
+
 def run(main: Callable[[list[str]], None], takes_arguments=False) -> None:
     """Parses the flags, calls `main` and exits with the code of the outcome.
 

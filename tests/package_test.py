@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "training": LIGHT,
     "serving": LIGHT | {"analysis", "training"},
     "results": LIGHT | {"analysis", "training"},
-    "apps": LIGHT | {"analysis", "training", "serving", "results"},
+    "benchmark": LIGHT | {"training", "serving", "results"},
+    "apps": LIGHT | {"analysis", "training", "serving", "results", "benchmark"},
 }
 
 SOURCES = sorted(

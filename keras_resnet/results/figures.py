@@ -6,7 +6,9 @@ read on a light and on a dark one.
 
 import io
 import re
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -23,7 +25,8 @@ _COLOURS = (
 INK = "#24292e"
 _GRID = "#d0d7dd"
 
-_STYLE = {
+# Any: matplotlib 3.11 wants the keys as literals, 3.10 as text.
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "keras_resnet",  # the same picture is the same file
     "font.size": 11,
@@ -79,8 +82,48 @@ def error_by_step(runs: Sequence[Run]) -> Figure:
     return figure
 
 
+def lines(
+    series: Mapping[str, Mapping[float, float]], x_label: str, y_label: str
+) -> Figure:
+    """One line for each name, through its points, on logarithmic axes.
+
+    Args:
+        series: For each name, y of each x.
+        x_label: What x is, and its unit.
+        y_label: What y is, and its unit.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (name, points) in enumerate(series.items()):
+            colour = _COLOURS[i % len(_COLOURS)]
+            x = sorted(points)
+            y = [points[number] for number in x]
+            axes.plot(x, y, color=colour, lw=2.2, marker="o", label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(sorted({x for line in series.values() for x in line}))
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.4g}")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.legend()
+    return figure
+
+
 def _label(run: Run) -> str:
     return run.experiment.name if run.experiment else run.name
+
+
+def svg_file(figure: Figure) -> str:
+    """The figure as an SVG file on white, the same bytes every time."""
+    text = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(
+            text, format="svg", facecolor="white", metadata={"Date": None}
+        )
+    return text.getvalue()
 
 
 def svg(figure: Figure) -> str:

@@ -1,0 +1,94 @@
+"""Measures our networks beside the peers that are installed, A B A B.
+
+    python -m apps.benchmark --groups=training
+    python -m apps.benchmark --data_dir=DIR --output=DIR
+
+Peers, none of them needed: keras, tf_keras, torch, onnxruntime, openvino (these
+two with torch and onnx) and pillow. Nothing else should run meanwhile.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from absl import flags
+
+from . import command_line
+
+_GROUPS = flags.DEFINE_list(
+    "groups",
+    None,
+    "Which works: training, inference, depth, memory, batches; with --data_dir "
+    "program and input too. Default: all of them.",
+)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "Turns that each contender has.", lower_bound=1
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Where TFDS keeps cifar10 (program), and a folder photos of JPEG files "
+    "(input).",
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Directory for benchmark.json, benchmark.md and plots."
+)
+
+
+def _groups(known):
+    """The names of the groups that the flags ask for."""
+    needing = ("program", "input")
+    if _GROUPS.value is None:
+        return [g for g in known if _DATA_DIR.value or g not in needing]
+    for name in _GROUPS.value:
+        with command_line.usage("groups", name):
+            if name not in known:
+                raise ValueError(f"allowed are {', '.join(known)}")
+            if name in needing and not _DATA_DIR.value:
+                raise ValueError("it needs --data_dir=DIR")
+    return _GROUPS.value
+
+
+def main(argv):
+    """Measures what the flags name, and says each table when it is there."""
+    from keras_resnet.benchmark import measure
+    from keras_resnet.benchmark import report
+    from keras_resnet.benchmark import works
+
+    measured, rows, tables = [], [], []
+    groups = _groups(works.GROUPS)
+    for group, work in ((g, w) for g in groups for w in works.GROUPS[g]):
+        results = measure.measure(work, _ROUNDS.value, _DATA_DIR.value)
+        measured.append((group, work, results))
+        rows.append(
+            {
+                "group": group,
+                "work": dataclasses.asdict(work),
+                "results": [dataclasses.asdict(result) for result in results],
+            }
+        )
+        tables.append(report.table(work, results))
+        print(tables[-1], flush=True)
+        if _OUTPUT.value:  # what is measured is kept, whatever comes
+            files = {
+                "benchmark.json": json.dumps(rows, indent=1) + "\n",
+                "benchmark.md": "\n".join(tables),
+            }
+            command_line.write_files(_OUTPUT.value, files)
+    if _OUTPUT.value:
+        plots = report.plots(measured)
+        files = {f"{name}.svg": svg for name, svg in plots.items()}
+        command_line.write_files(_OUTPUT.value, files)
+        print(
+            f"in {pathlib.Path(_OUTPUT.value)}: benchmark.json, "
+            f"benchmark.md{''.join(f', {name}' for name in files)}"
+        )
+
+
+def cli():
+    """The console script."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()

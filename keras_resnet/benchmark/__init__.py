@@ -1,0 +1,1 @@
+"""The speed and memory of our networks beside those of other packages."""

@@ -1,0 +1,409 @@
+"""Who is measured: our networks, and the peers that are installed.
+
+A contender is a function from a work to a step, a function without arguments
+that returns when its result is there. It runs in a process of its own
+(`benchmark.worker`), and imports what it needs there.
+"""
+
+import importlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+Step = Callable[[], Any]
+
+
+class Contender(NamedTuple):
+    """One way of doing a work.
+
+    Attributes:
+        package: The top-level package that has to be installed.
+        make: A function from a work (`works.Work`) and the arguments below to
+            a step and a dict of facts about it.
+        arguments: Further arguments of `make`.
+    """
+
+    package: str
+    make: Callable[..., tuple[Step, dict]]
+    arguments: dict[str, Any]
+
+    def is_installed(self) -> bool:
+        """Whether it can be measured here."""
+        return importlib.util.find_spec(self.package) is not None
+
+
+def batch(work) -> tuple[np.ndarray, np.ndarray]:
+    """Normal noise as images, `[batch, size, size, 3]`, and labels."""
+    random = np.random.default_rng(0)
+    spec = work.spec()
+    shape = (work.batch_size, spec.image_size, spec.image_size, 3)
+    labels = random.integers(0, spec.classes, work.batch_size)
+    return random.normal(size=shape).astype("float32"), labels.astype("int32")
+
+
+def _tensorflow_step(work, model, apply) -> tuple[Step, dict]:
+    """A training step in one graph, whichever Keras the model is of."""
+    import tensorflow as tf
+
+    images, labels = map(tf.constant, batch(work))
+    variables = model.trainable_variables
+
+    @tf.function(autograph=False)
+    def step(images, labels):
+        with tf.GradientTape() as tape:
+            logits = tf.cast(model(images, training=True), "float32")
+            loss = tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            )
+        apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    graph = step.get_concrete_function(images, labels).graph.as_graph_def()
+    nodes = len(graph.node)
+    nodes += sum(len(f.node_def) for f in graph.library.function)
+    return lambda: step(images, labels).numpy(), {"graph_nodes": nodes}
+
+
+def _train_keras_resnet(work, **arguments):
+    import keras
+
+    import keras_resnet
+    from keras_resnet.training import optimizers
+
+    keras.config.set_dtype_policy(work.policy)
+    model = keras_resnet.resnet(
+        work.spec(), classifier_activation=None, **arguments
+    )
+    optimizer = optimizers.Momentum(0.01, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+    return _tensorflow_step(work, model, optimizer.apply)
+
+
+def _train_keras(work):
+    """keras.applications, or the same CIFAR network of Keras' own layers."""
+    import keras
+
+    keras.config.set_dtype_policy(work.policy)
+    if work.spec().stem == "imagenet":
+        name = work.network.replace("resnet", "ResNet")
+        model = getattr(keras.applications, name)(
+            weights=None, classifier_activation=None
+        )
+    else:
+        from keras_resnet.benchmark import peers
+
+        model = peers.cifar_of_keras_layers(work.spec().units)
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+    return _tensorflow_step(work, model, optimizer.apply)
+
+
+def _train_tf_keras(work):
+    import tf_keras
+
+    tf_keras.mixed_precision.set_global_policy(work.policy)
+    name = work.network.replace("resnet", "ResNet")
+    model = getattr(tf_keras.applications, name)(
+        weights=None, classifier_activation=None
+    )
+    optimizer = tf_keras.optimizers.SGD(0.01, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+
+    def apply(gradients, variables):
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+    return _tensorflow_step(work, model, apply)
+
+
+def _torch_network(work):
+    import torch
+
+    from keras_resnet.benchmark import peers
+
+    images, labels = map(torch.from_numpy, batch(work))
+    images = images.permute(0, 3, 1, 2)
+    images = images.contiguous(memory_format=torch.channels_last)
+    model = peers.torch_network(work.spec())
+    return model.to(memory_format=torch.channels_last), images, labels.long()
+
+
+def _train_torch(work):
+    import torch
+
+    model, images, labels = _torch_network(work)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(
+            "cpu", torch.bfloat16, enabled=work.dtype == "bfloat16"
+        ):
+            logits = model(images)
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step, {}
+
+
+def _saved(function, work, directory) -> Step:
+    """A saved signature "images", asked as a server asks it."""
+    import tensorflow as tf
+
+    images = tf.constant(batch(work)[0])
+    loaded = tf.saved_model.load(directory)
+    signature = loaded.signatures[function]
+    (name,) = signature.structured_input_signature[1]
+
+    def step(loaded=loaded):  # a signature alone lets its variables go
+        (answer, *_) = signature(**{name: images}).values()
+        return answer.numpy()
+
+    return step
+
+
+def _infer_folded(work):
+    import tensorflow as tf
+
+    import keras_resnet
+    from keras_resnet.serving import folding
+
+    model = keras_resnet.resnet(work.spec())
+    network = folding.fold(model, work.dtype)
+    image = tf.TensorSpec([None, *model.input_shape[1:]], name="images")
+    with tempfile.TemporaryDirectory() as directory:
+        signature = tf.function(
+            lambda images: {"probabilities": network(images)},
+            input_signature=[image],
+            autograph=False,
+        )
+        tf.saved_model.save(tf.Module(), directory, {"images": signature})
+        return _saved("images", work, directory), {}
+
+
+def _infer_exported(work, builder="keras_resnet"):
+    import keras
+
+    import keras_resnet
+
+    keras.config.set_dtype_policy(work.policy)
+    if builder == "keras_resnet":
+        model = keras_resnet.resnet(work.spec())
+    else:
+        name = work.network.replace("resnet", "ResNet")
+        model = getattr(keras.applications, name)(weights=None)
+    with tempfile.TemporaryDirectory() as directory:
+        model.export(directory, verbose=False)
+        return _saved("serving_default", work, directory), {}
+
+
+def _infer_torch(work):
+    import torch
+
+    model, images, _ = _torch_network(work)
+    model.eval()
+
+    @torch.inference_mode()
+    def step():
+        with torch.autocast(
+            "cpu", torch.bfloat16, enabled=work.dtype == "bfloat16"
+        ):
+            return model(images).float().numpy()
+
+    return step, {}
+
+
+def _onnx_file(work, path):
+    import warnings
+
+    import torch
+
+    model, images, _ = _torch_network(work)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model.eval(),
+            images.contiguous(),
+            path,
+            input_names=["images"],
+            dynamo=False,
+        )
+    return images.contiguous().numpy()
+
+
+def _infer_onnxruntime(work):
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "network.onnx")
+        images = _onnx_file(work, path)
+        session = onnxruntime.InferenceSession(
+            path, providers=["CPUExecutionProvider"]
+        )
+    return lambda: session.run(None, {"images": images})[0], {}
+
+
+def _infer_openvino(work):
+    import openvino
+
+    core = openvino.Core()
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "network.onnx")
+        images = _onnx_file(work, path)
+        precision = {"float32": "f32", "bfloat16": "bf16"}[work.dtype]
+        network = core.compile_model(
+            path, "CPU", {"INFERENCE_PRECISION_HINT": precision}
+        )
+    return lambda: network(images)[0], {}
+
+
+def _train_program(work, data_dir):
+    """`apps.train` with its input and its metrics; it times itself."""
+    from keras_resnet.training import data
+    from keras_resnet.training import loop
+    from keras_resnet.training import recipes
+
+    dataset = data.load("cifar10", data_dir)
+    recipe = recipes.get_recipe("cifar10").with_steps(work.steps + 1)
+    config = loop.Config(
+        work.network,
+        "cifar10",
+        recipe,
+        {},
+        work.policy,
+        data_dir=data_dir,
+    )
+
+    def step():
+        with tempfile.TemporaryDirectory() as workdir:
+            result = loop.train_and_evaluate(
+                config,
+                workdir,
+                dataset=dataset,
+                report=lambda line: None,
+                log_every=20,
+                eval_every=10**6,
+            )
+        return work.batch_size / result["images_per_second"]
+
+    return step, {"times_itself": True}
+
+
+def _photos(data_dir) -> list[str]:
+    folder = os.path.join(data_dir, "photos")
+    return sorted(
+        os.path.join(folder, name)
+        for name in os.listdir(folder)
+        if name.lower().endswith((".jpg", ".jpeg"))
+    )
+
+
+def _input_keras_resnet(work, data_dir):
+    """The training view of `training.data`, batch after batch."""
+    from keras_resnet.training import data
+
+    os.sched_setaffinity(0, {0})
+    folder = tempfile.TemporaryDirectory()
+    for i, path in enumerate(_photos(data_dir)):
+        for split in ("train", "test"):
+            place = os.path.join(folder.name, split, str(i % 2))
+            os.makedirs(place, exist_ok=True)
+            os.symlink(
+                os.path.abspath(path), os.path.join(place, f"{i:04}.jpg")
+            )
+    dataset = data.load(f"folder:{folder.name}", image_size=224)
+    batches = iter(
+        dataset.train_batches(
+            work.batch_size, seed=0, augmentation="scale_aspect"
+        )
+    )
+
+    def step(folder=folder):  # which is there as long as the step
+        return next(batches)[0].numpy()
+
+    return step, {}
+
+
+def _input_pillow(work, data_dir):
+    """torchvision's way: decode the whole, crop, resize bilinearly."""
+    from PIL import Image
+
+    os.sched_setaffinity(0, {0})
+    photos = _photos(data_dir)
+    random = np.random.default_rng(0)
+
+    def view(path):
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+        area = image.width * image.height * random.uniform(0.08, 1.0)
+        aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+        width = min(round((area * aspect) ** 0.5), image.width)
+        height = min(round((area / aspect) ** 0.5), image.height)
+        left = random.integers(image.width - width + 1)
+        top = random.integers(image.height - height + 1)
+        window = image.crop((left, top, left + width, top + height))
+        window = window.resize((224, 224), Image.Resampling.BILINEAR)
+        return np.asarray(window, "float32")
+
+    def step():
+        return np.stack(
+            [view(random.choice(photos)) for _ in range(work.batch_size)]
+        )
+
+    return step, {}
+
+
+def _row(package, make, **arguments):
+    return Contender(package, make, arguments)
+
+
+CONTENDERS: dict[str, dict[str, Contender]] = {
+    "train": {
+        "keras_resnet": _row("keras_resnet", _train_keras_resnet),
+        "keras_resnet, looped": _row(
+            "keras_resnet", _train_keras_resnet, looped=True
+        ),
+        "keras_resnet, unrolled": _row(
+            "keras_resnet", _train_keras_resnet, looped=False
+        ),
+        "keras_resnet, remat": _row(
+            "keras_resnet", _train_keras_resnet, remat=True
+        ),
+        "keras": _row("keras", _train_keras),
+        "tf_keras": _row("tf_keras", _train_tf_keras),
+        "torch": _row("torch", _train_torch),
+    },
+    "infer": {
+        "keras_resnet, folded": _row("keras_resnet", _infer_folded),
+        "keras_resnet, model.export": _row("keras_resnet", _infer_exported),
+        "keras, model.export": _row("keras", _infer_exported, builder="keras"),
+        "torch": _row("torch", _infer_torch),
+        "onnxruntime": _row("onnxruntime", _infer_onnxruntime),
+        "openvino": _row("openvino", _infer_openvino),
+    },
+    "program": {
+        "apps.train": _row("keras_resnet", _train_program),
+        "bare step": _row("keras_resnet", _train_keras_resnet),
+    },
+    "input": {
+        "keras_resnet": _row("keras_resnet", _input_keras_resnet),
+        "pillow": _row("PIL", _input_pillow),
+    },
+}
+
+
+def prepare(package: str) -> None:
+    """Imports a package: what that costs is no part of what is measured."""
+    importlib.import_module(package)
+    if package in ("torch", "PIL"):
+        return
+    import tensorflow as tf
+
+    importlib.import_module("keras_resnet.training.loop")
+    tf.add(tf.constant(0.0), 1.0).numpy()  # starts the device

@@ -1,0 +1,58 @@
+"""One contender at one work, in a process of its own.
+
+    python -m keras_resnet.benchmark.worker CONTENDER WORK DATA_DIR
+
+It answers in lines of JSON: once when its first step is done, then for each
+number on its standard input, with the seconds that so many steps took. It runs
+on Linux.
+"""
+
+import json
+import resource
+import sys
+import time
+
+from keras_resnet.benchmark import contenders
+from keras_resnet.benchmark import works
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def main(name: str, fields: str, data_dir: str) -> None:
+    """Serves the parent until it closes our standard input."""
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # what libraries print is no answer
+
+    def answer(**numbers):
+        print(json.dumps(numbers), file=answers, flush=True)
+
+    work = works.Work(**json.loads(fields))
+    contender = contenders.CONTENDERS[work.kind][name]
+    contenders.prepare(contender.package)
+    arguments = dict(contender.arguments)
+    if data_dir:
+        arguments["data_dir"] = data_dir
+    before, start = _bytes(), time.perf_counter()
+    step, facts = contender.make(work, **arguments)
+    times_itself = facts.pop("times_itself", False)
+    step()
+    answer(first_step_seconds=time.perf_counter() - start, **facts)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        results = [step() for _ in range(int(line))]
+        seconds = time.perf_counter() - start
+        answer(
+            seconds=sum(results) if times_itself else seconds,
+            peak_bytes=_peak_bytes() - before,
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

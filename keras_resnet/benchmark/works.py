@@ -1,0 +1,202 @@
+"""What is measured, as rows: the same work for every contender.
+
+Images are noise where their content makes no difference, photos where they
+are decoded. A training step is forward, backward and an update by gradient
+descent with momentum, without weight decay.
+"""
+
+import dataclasses
+
+from keras_resnet import models
+
+_US = "keras_resnet"
+_KINDS = ("train", "infer", "program", "input")
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One row of what is measured.
+
+    Attributes:
+        kind: `"train"`, a training step; `"infer"`, one answer; `"program"`,
+            `apps.train` itself on CIFAR-10; `"input"`, photos decoded and
+            randomly cropped to 224 pixels on one core.
+        network: A name in `MODELS`, or `"resnetN"` with N = 6n + 2.
+        batch_size: Images in a step.
+        dtype: `"float32"` or `"bfloat16"`.
+        contenders: Names in `contenders.CONTENDERS[kind]`, ours first: the
+            ratios are to it.
+        steps: Steps that each contender takes in its turn.
+        goals: How many times as fast as a contender we want to be.
+
+    >>> Work("train", "resnet20", 8, "float32", ("keras_resnet",)).name
+    'train resnet20, float32, batch 8'
+    """
+
+    kind: str
+    network: str
+    batch_size: int
+    dtype: str
+    contenders: tuple[str, ...]
+    steps: int = 4
+    goals: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return (
+            f"{self.kind} {self.network}, {self.dtype}, batch {self.batch_size}"
+        )
+
+    @property
+    def policy(self) -> str:
+        """Keras' name for the dtype."""
+        return "float32" if self.dtype == "float32" else f"mixed_{self.dtype}"
+
+    def spec(self) -> models.Spec:
+        """The network; a depth of 6n + 2 need not be in the table."""
+        if self.network in models.MODELS:
+            return models.get_spec(self.network)
+        depth = int(self.network.removeprefix("resnet"))
+        return dataclasses.replace(
+            models.get_spec("resnet20"),
+            name=self.network,
+            units=models.cifar_units(depth),
+        )
+
+
+def _training():
+    keras = {"float32": 1.35, "bfloat16": 1.75}
+    torch = {"float32": 1.30, "bfloat16": 1.10}
+    for dtype in keras:
+        yield Work(
+            "train",
+            "resnet50",
+            16,
+            dtype,
+            (_US, "keras", "tf_keras", "torch"),
+            steps=2,
+            goals={
+                "keras": keras[dtype],
+                "tf_keras": 1.05,
+                "torch": torch[dtype],
+            },
+        )
+    keras = {"float32": 1.25, "bfloat16": 1.65}
+    torch = {"float32": 1.20, "bfloat16": 1.15}
+    for dtype in keras:
+        yield Work(
+            "train",
+            "resnet56",
+            128,
+            dtype,
+            (_US, "keras", "torch"),
+            goals={"keras": keras[dtype], "torch": torch[dtype]},
+        )
+
+
+def _inference():
+    folded, exported = "keras_resnet, folded", "keras_resnet, model.export"
+    names = (folded, exported, "keras, model.export", "torch", "onnxruntime")
+    names += ("openvino",)
+    goals = {
+        ("float32", 16): {exported: 1.2, "onnxruntime": 0.95},
+        ("float32", 1): {exported: 1.35},
+        # Against model.export in float32: another work, see the page.
+        ("bfloat16", 16): {"openvino": 0.90},
+        ("bfloat16", 1): {},
+    }
+    for (dtype, batch_size), goal in goals.items():
+        yield Work(
+            "infer",
+            "resnet50",
+            batch_size,
+            dtype,
+            tuple(
+                n for n in names if (n, dtype) != ("onnxruntime", "bfloat16")
+            ),
+            steps=max(4, 24 // batch_size),
+            goals=goal,
+        )
+
+
+def _depth():
+    for depth in (20, 56, 110, 302, 602, 1202):
+        yield Work(
+            "train",
+            f"resnet{depth}",
+            8,
+            "float32",
+            ("keras_resnet, looped", "torch"),
+            steps=max(1, 100 // depth),
+        )
+
+
+def _memory():
+    loop = "keras_resnet, looped"
+    yield Work(
+        "train",
+        "resnet1202",
+        8,
+        "float32",
+        (loop, "keras_resnet, unrolled"),
+        steps=2,
+        goals={"keras_resnet, unrolled": 0.97},
+    )
+    yield Work(
+        "train",
+        "resnet1202",
+        32,
+        "float32",
+        (loop, "keras_resnet, unrolled", "keras_resnet, remat", "torch"),
+        steps=1,
+        goals={"keras_resnet, unrolled": 0.97, "torch": 1.0},
+    )
+
+
+def _batches():
+    for batch_size in (1, 4, 16, 64, 256):
+        yield Work(
+            "train",
+            "resnet20",
+            batch_size,
+            "float32",
+            (_US, "keras", "torch"),
+            steps=max(2, 128 // batch_size),
+        )
+
+
+def _program():
+    for network in ("resnet20", "resnet56"):
+        yield Work(
+            "program",
+            network,
+            128,
+            "float32",
+            ("apps.train", "bare step"),
+            steps=40,
+            goals={"bare step": 0.90},
+        )
+
+
+def _input():
+    yield Work(
+        "input",
+        "resnet50",
+        16,
+        "float32",
+        ("keras_resnet", "pillow"),
+        steps=4,
+        goals={"pillow": 1.5},
+    )
+
+
+GROUPS: dict[str, tuple[Work, ...]] = {
+    "training": tuple(_training()),
+    "inference": tuple(_inference()),
+    "depth": tuple(_depth()),
+    "memory": tuple(_memory()),
+    "batches": tuple(_batches()),
+    "program": tuple(_program()),
+    "input": tuple(_input()),
+}

@@ -1,0 +1,136 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from keras_resnet.benchmark import contenders
+from keras_resnet.benchmark import measure
+from keras_resnet.benchmark import peers
+from keras_resnet.benchmark import report
+from keras_resnet.benchmark import works
+from tests import programs
+from tests import reference
+
+WORKS = [work for group in works.GROUPS.values() for work in group]
+SMALL = works.Work("train", "resnet8", 2, "float32", ("keras_resnet", "keras"))
+
+
+def parameters(network):
+    """Of the papers' layout."""
+    return reference.counts(reference.layout(network)).parameters
+
+
+def result(contender, **fields):
+    numbers = {
+        "seconds": 0.5,
+        "spread": 0.02,
+        "images_per_second": 16.0,
+        "ratio": 1.0,
+        "goal": None,
+        "first_step_seconds": 2.0,
+        "peak_bytes": 2**30,
+        **fields,
+    }
+    return measure.Result(contender, **numbers)
+
+
+class WorksTest(parameterized.TestCase):
+    @parameterized.parameters(*WORKS)
+    def test_contenders_and_goals_are_known(self, work):
+        known = contenders.CONTENDERS[work.kind]
+        self.assertContainsSubset(work.contenders, known)
+        self.assertContainsSubset(work.goals, work.contenders)
+        self.assertNotIn(work.contenders[0], work.goals)
+
+    def test_depth_of_a_network_that_is_no_row(self):
+        spec = dataclasses.replace(SMALL, network="resnet302").spec()
+        self.assertEqual((spec.depth, spec.units), (302, (50, 50, 50)))
+
+
+class PeersTest(parameterized.TestCase):
+    @parameterized.parameters(20, 56)
+    def test_network_of_keras_layers_has_the_parameters_of_the_paper(
+        self, depth
+    ):
+        model = peers.cifar_of_keras_layers(((depth - 2) // 6,) * 3)
+        trainable = sum(int(np.prod(v.shape)) for v in model.trainable_weights)
+        self.assertEqual(trainable, parameters(f"resnet{depth}"))
+
+    @parameterized.parameters("resnet20", "resnet34", "resnet50")
+    def test_network_of_torch_has_the_parameters_of_the_paper(self, network):
+        pytest.importorskip("torch")
+        work = dataclasses.replace(SMALL, network=network)
+        module = peers.torch_network(work.spec())
+        self.assertEqual(
+            sum(p.numel() for p in module.parameters()),
+            parameters(network),
+        )
+
+
+class MeasureTest(absltest.TestCase):
+    def test_every_contender_takes_its_turns(self):
+        ours, theirs = measure.measure(SMALL, rounds=2)
+        self.assertEqual(
+            (ours.contender, theirs.contender), ("keras_resnet", "keras")
+        )
+        self.assertEqual(ours.ratio, 1.0)
+        for each in (ours, theirs):
+            self.assertGreater(each.seconds, 0.0)
+            self.assertGreater(each.first_step_seconds, each.seconds)
+            self.assertGreater(each.peak_bytes, 0)
+            self.assertGreater(each.graph_nodes, 100)
+            self.assertAlmostEqual(each.images_per_second * each.seconds, 2.0)
+
+    def test_contender_that_fails_says_why_in_one_line(self):
+        broken = dataclasses.replace(SMALL, network="resnet21")
+        with self.assertRaisesRegex(
+            measure.ContenderError, r"keras_resnet failed: .*6n \+ 2"
+        ):
+            measure.measure(broken, rounds=1)
+
+
+class ReportTest(absltest.TestCase):
+    def test_table_has_a_row_for_each_contender(self):
+        text = report.table(
+            SMALL,
+            [
+                result("keras_resnet", graph_nodes=1234),
+                result("keras", ratio=1.43, goal=1.35),
+            ],
+        )
+        *_, ours, theirs = text.strip().splitlines()
+        self.assertIn("| keras_resnet | 16 | 500 | 2% | 1.00 x |", ours)
+        self.assertTrue(ours.endswith("| 1.00 GiB | 1,234 |"))
+        self.assertIn("| 1.43 x | 1.35 x |", theirs)
+
+    def test_plots_are_there_for_what_was_measured(self):
+        pytest.importorskip("matplotlib")
+        measured = [
+            ("depth", work, [result("keras_resnet"), result("torch")])
+            for work in works.GROUPS["depth"]
+        ]
+        found = report.plots(measured)
+        self.assertSameElements(
+            found, ["step_by_depth", "first_step_by_depth", "memory_by_depth"]
+        )
+        for svg in found.values():
+            self.assertIn("<svg", svg)
+            self.assertIn("1,202", svg)
+
+
+class ProgramTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("--groups=fast", "--groups=fast: allowed are training,"),
+        ("--groups=input", "--groups=input: it needs --data_dir=DIR"),
+    )
+    def test_usage_error_is_one_line(self, flag, message):
+        outcome = programs.run("benchmark", flag)
+        self.assertEqual(outcome.code, 2)
+        self.assertLen(outcome.err, 1)
+        self.assertIn(message, outcome.err[0])
+
+
+if __name__ == "__main__":
+    absltest.main()
