@@ -5,6 +5,7 @@ import tempfile
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -13,6 +14,7 @@ import keras_resnet
 from keras_resnet import layers
 from keras_resnet.layers import shortcuts
 from keras_resnet.layers import units
+from keras_resnet.training import optimizers
 
 N = 3
 PROBABILITIES = (0.9, 0.7, 0.5)
@@ -236,6 +238,33 @@ class LoopedNetworkTest(parameterized.TestCase):
             )
             counts.add(nodes(model))
         self.assertLen(counts, 1)
+        self.assertLess(counts.pop(), 2500)
+
+    @pytest.mark.large
+    def test_network_of_10_002_layers_trains_and_is_saved(self):
+        spec = keras_resnet.Spec(
+            "resnet10002",
+            (1667, 1667, 1666),
+            (16, 32, 64),
+            stem="cifar",
+            shortcut="A",
+            classes=10,
+            image_size=32,
+        )
+        self.assertEqual(spec.depth, 10_002)
+        model = keras_resnet.resnet(spec)
+        model.compile(
+            optimizers.Momentum(0.01, momentum=0.9),
+            "sparse_categorical_crossentropy",
+        )
+        x = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        loss = model.train_on_batch(x, np.array([0, 1]))
+        self.assertTrue(np.isfinite(loss))
+        with tempfile.TemporaryDirectory() as directory:
+            model.save(f"{directory}/deep.keras")
+            again = keras.models.load_model(f"{directory}/deep.keras")
+        for a, b in zip(model.weights, again.weights, strict=True):
+            np.testing.assert_array_equal(a, b)
 
     def test_deep_stages_are_loops_by_default(self):
         names = [layer.name for layer in keras_resnet.ResNet1202().layers]
