@@ -1,6 +1,7 @@
 """Says what is on images.
 
     python -m apps.predict --saved_model=EXPORT_DIR photo.jpg drawing.png
+    python -m apps.predict photo.jpg  # by the CIFAR-10 network of savedmodels/
 
 A table for people, or with --json one JSON object a line for programs. An
 image that cannot be used gets its own line, the others their answers, and the
@@ -8,13 +9,19 @@ exit code is then 1.
 """
 
 import json
+import pathlib
 
 from absl import flags
 
 from . import command_line
 
+# Ships with the repository, but not with the wheel.
+_SHIPPED = pathlib.Path(__file__).parents[1] / "savedmodels/resnet20_cifar10"
 _SAVED_MODEL = flags.DEFINE_string(
-    "saved_model", None, "What apps.export wrote; the newest version is asked."
+    "saved_model",
+    None,
+    "What apps.export wrote; the newest version is asked. Default: "
+    "savedmodels/resnet20_cifar10 of the repository, where that is there.",
 )
 _TOP = flags.DEFINE_integer(
     "top", 5, "How many labels an image gets, at most.", lower_bound=1
@@ -25,6 +32,8 @@ _JSON = flags.DEFINE_bool("json", False, "One JSON object a line.")
 def main(argv):
     """Asks about the files in `argv[1:]`."""
     paths = argv[1:]
+    if not _SAVED_MODEL.value and _SHIPPED.is_dir():
+        flags.FLAGS.saved_model = str(_SHIPPED)
     if not _SAVED_MODEL.value:
         raise command_line.UsageError(
             "saved_model", "", "give the directory that apps.export wrote"

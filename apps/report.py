@@ -16,6 +16,12 @@ _WORKDIRS = flags.DEFINE_list(
     "Work directories of apps.train, or directories of such; of each, "
     "config.json and metrics.csv are read.",
 )
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Where TFDS keeps cifar10: with it, the report shows what the weights that "
+    "ship get wrong.",
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Directory for what is written.")
 
 
@@ -31,12 +37,17 @@ def main(argv):
         raise OSError(
             f"{error}: pip install 'keras-resnet[report]' brings it"
         ) from error
+    from keras_resnet.training import data
 
     with command_line.usage("workdirs", ",".join(_WORKDIRS.value)):
         found = runs.find(_WORKDIRS.value)
     finished = sum(run.is_finished for run in found)
     print(f"{len(found)} runs, {finished} of them finished")
-    for path in page.write(found, _OUTPUT.value):
+    dataset = None
+    if _DATA_DIR.value:
+        with command_line.usage("data_dir", _DATA_DIR.value):
+            dataset = data.load("cifar10", _DATA_DIR.value)
+    for path in page.write(found, _OUTPUT.value, dataset):
         print(path)
 
 

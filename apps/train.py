@@ -84,13 +84,13 @@ def _set_by_experiment():
 
 def _config():
     """The configuration that the flags describe, and its data set."""
-    from keras_resnet import models
+    from keras_resnet import baselines
     from keras_resnet.training import data
     from keras_resnet.training import loop
     from keras_resnet.training import recipes
 
     with command_line.usage("model", _MODEL.value):
-        spec = models.get_spec(_MODEL.value)
+        spec = baselines.get_network(_MODEL.value)
     if _RECIPE.value:
         with command_line.usage("recipe", _RECIPE.value):
             recipe = recipes.get_recipe(_RECIPE.value)

@@ -12,7 +12,9 @@ import warnings
 from typing import Any
 
 import keras
+import numpy as np
 
+from keras_resnet import pretrained
 from keras_resnet import weights as weights_lib
 from keras_resnet.layers import BatchNormalization
 from keras_resnet.layers import Convolution
@@ -256,7 +258,9 @@ def resnet(
         include_top: Whether the network ends in its classifier.
         weights: None for the papers' random initialization, `"imagenet"` for
             the published weights of keras.applications (ResNet-50, 101 and
-            152), or the path of a file (see `keras_resnet.weights.load`).
+            152), `"cifar10"` for those that ship with this package (see
+            `keras_resnet.pretrained.card`), or the path of a file (see
+            `keras_resnet.weights.load`).
         input_tensor: A Keras tensor to use as the image, or None.
         input_shape: `(height, width, channels)`; None for the default size with
             the top and `(None, None, 3)` without.
@@ -304,6 +308,8 @@ def resnet(
         classes = spec.classes
     unit_class = units_lib.get(unit or spec.unit)
     _check_weights(spec, weights, include_top, classes)
+    if weights == "cifar10":
+        _check_own(spec, shortcut=shortcut, unit=unit)
     input_shape = _input_shape(spec, input_shape, weights, include_top)
     if pooling not in (None, "avg", "max"):
         raise ValueError(
@@ -413,35 +419,52 @@ def resnet(
     model = keras.Model(image, x, name=name or spec.name)
     if weights == "imagenet":
         weights = weights_lib.imagenet_file(spec.name, include_top)
+    elif weights == "cifar10":
+        weights = pretrained.weights_file(spec.name)
     if weights is not None:
         weights_lib.load(model, weights)
     return model
 
 
 _IMAGENET_WEIGHTS = ("resnet50", "resnet101", "resnet152")
+_PRETRAINED_CLASSES = {"imagenet": 1000, "cifar10": 10}
 
 
 def _check_weights(spec, weights, include_top, classes):
     if weights is None:
         return
-    if weights == "imagenet":
-        if spec.name not in _IMAGENET_WEIGHTS:
+    if weights in _PRETRAINED_CLASSES:
+        if weights == "cifar10":
+            pretrained.card(spec.name)  # says so if there is none
+        elif spec.name not in _IMAGENET_WEIGHTS:
             raise ValueError(
                 "`weights='imagenet'` exist for "
                 f"{', '.join(_IMAGENET_WEIGHTS)}. Received: {spec.name}"
             )
-        if include_top and classes != 1000:
+        of_file = _PRETRAINED_CLASSES[weights]
+        if include_top and classes != of_file:
             raise ValueError(
-                "If using `weights='imagenet'` with `include_top=True`, "
-                f"`classes` should be 1000.  Received classes={classes}"
+                f"If using `weights={weights!r}` with `include_top=True`, "
+                f"`classes` should be {of_file}.  Received classes={classes}"
             )
     elif not os.path.exists(weights):
         raise ValueError(
             "The `weights` argument should be either `None` (random "
-            "initialization), 'imagenet' (pre-training on ImageNet), or the "
-            "path to the weights file to be loaded.  Received: "
+            "initialization), 'imagenet' (pre-training on ImageNet), "
+            "'cifar10' (weights that ship with this package), or the path to "
+            "the weights file to be loaded.  Received: "
             f"weights={weights}"
         )
+
+
+def _check_own(spec, **arguments):
+    """Refuses what has no weights of its own and would compute otherwise."""
+    for name, value in arguments.items():
+        if value not in (None, getattr(spec, name)):
+            raise ValueError(
+                f"`weights='cifar10'` were trained with {name}="
+                f"{getattr(spec, name)!r}. Received: {name}={value!r}"
+            )
 
 
 def _input_shape(spec, input_shape, weights, include_top):
@@ -452,11 +475,11 @@ def _input_shape(spec, input_shape, weights, include_top):
     if len(input_shape) != 3:
         raise ValueError("`input_shape` must be a tuple of three integers.")
     height, width, channels = input_shape
-    if weights == "imagenet":
+    if weights in _PRETRAINED_CLASSES:
         default_shape = (spec.image_size, spec.image_size, 3)
         if include_top and tuple(input_shape) != default_shape:
             raise ValueError(
-                "When setting `include_top=True` and loading `imagenet` "
+                f"When setting `include_top=True` and loading `{weights}` "
                 f"weights, `input_shape` should be {default_shape}.  "
                 f"Received: input_shape={input_shape}"
             )
@@ -628,7 +651,9 @@ def preprocess_input(x, mode: str = "caffe", data_format=None):
     Args:
         x: Images with values in 0 to 255, `[..., height, width, 3]`.
         mode: `"caffe"` (BGR minus the ImageNet mean: what weights="imagenet"
-            want), `"tf"` (-1 to 1) or `"torch"` (standardized).
+            want), `"tf"` (-1 to 1), `"torch"` (standardized) or `"cifar10"`
+            (0 to 1 minus the mean of each pixel [1, Sec. 4.2]: what
+            weights="cifar10" want; images of 32x32 pixels, channels last).
         data_format: As in keras.applications.
 
     Returns:
@@ -638,6 +663,12 @@ def preprocess_input(x, mode: str = "caffe", data_format=None):
     >>> preprocess_input(np.full((1, 1, 3), 255.0), "tf").tolist()
     [[[1.0, 1.0, 1.0]]]
     """
+    if mode == "cifar10":
+        if keras.ops.is_tensor(x):
+            x = keras.ops.cast(x, "float32")
+        else:
+            x = np.asarray(x, "float32")
+        return x / 255.0 - pretrained.mean()
     if hasattr(x, "copy"):
         x = x.copy()
     return keras.applications.imagenet_utils.preprocess_input(

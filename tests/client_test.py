@@ -241,7 +241,7 @@ class SavedModelTest(parameterized.TestCase):
         self.assertEndsWith(missing["image"], "missing.png")
 
     @parameterized.parameters(
-        (["x.png"], "--saved_model"),
+        ([], "--saved_model=.*name images behind"),
         (["--saved_model=nowhere", "x.png"], "--saved_model=nowhere"),
         (["--saved_model=here"], "--saved_model=here"),
         (["--top=0", "x.png"], "top"),

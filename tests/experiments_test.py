@@ -7,7 +7,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from keras_resnet import models
+from keras_resnet import baselines
 from keras_resnet.training import data
 from keras_resnet.training import experiments
 from keras_resnet.training import loop
@@ -19,6 +19,12 @@ FAIL = experiments.FAIL
 # Test errors in percent as the papers print them.
 PRINTED = {
     "[1, Table 6]": {
+        "maxout": 9.38,
+        "nin": 8.81,
+        "dsn": 8.22,
+        "fitnet19": 8.39,
+        "highway19": 7.54,
+        "highway32": 8.80,
         "resnet20": 8.75,
         "resnet32": 7.51,
         "resnet44": 7.17,
@@ -136,7 +142,7 @@ class ExperimentsTest(parameterized.TestCase):
         """[1, Sec. 4.2] from 110 layers on."""
         for row in experiments.EXPERIMENTS.values():
             if row.dataset == "cifar10":
-                is_deep = models.get_spec(row.model).depth >= 110
+                is_deep = baselines.get_network(row.model).depth >= 110
                 self.assertEqual(row.recipe == "cifar10_warmup", is_deep)
 
     def test_unknown_name_is_refused_with_near_ones(self):

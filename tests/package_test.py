@@ -17,21 +17,27 @@ ROOT = pathlib.Path(__file__).parent.parent
 BUILD = (ROOT / "BUILD").read_text()
 
 # What `import keras_resnet` may load of ours.
-LIGHT = {"keras_resnet", "layers", "models", "weight_files", "weights"}
+LIGHT = {
+    *("keras_resnet", "layers", "models"),
+    *("pretrained", "weight_files", "weights"),
+}
 
 # Which rooms a room may import from, beside itself: only those below it.
 MAY_IMPORT = {
     "layers": set(),
+    "pretrained": set(),
     "weight_files": set(),
     "weights": {"layers", "weight_files"},
-    "models": {"layers", "weights"},
+    "models": {"layers", "pretrained", "weights"},
     "keras_resnet": LIGHT,
+    "baselines": {"models"},
     "analysis": LIGHT,
-    "training": LIGHT,
+    "training": LIGHT | {"baselines"},
     "serving": LIGHT | {"analysis", "training"},
     "results": LIGHT | {"analysis", "training"},
     "benchmark": LIGHT | {"training", "serving", "results"},
-    "apps": LIGHT | {"analysis", "training", "serving", "results", "benchmark"},
+    "apps": LIGHT
+    | {"analysis", "baselines", "training", "serving", "results", "benchmark"},
 }
 
 SOURCES = sorted(

@@ -140,7 +140,7 @@ class TablesTest(parameterized.TestCase):
             list(experiments.TABLES).index("[1, Table 6]")
         ]
         self.assertEqual(
-            [row[:4] for row in table.rows],
+            [row[:4] for row in table.rows if "resnet" in row[0]],
             [
                 ("resnet20", "8.75", "9.10", "1"),
                 ("resnet32", "7.51", "9.20", "1"),
@@ -225,7 +225,8 @@ class PageTest(parameterized.TestCase):
         text = (self.root / "report/results.html").read_text()
         page = _Page(text)
         self.assertEqual(page.open, [])
-        self.assertTrue(all(ref.startswith("#") for ref in page.references))
+        for reference in page.references:
+            self.assertRegex(reference, "^(#|data:)")
         self.assertNotRegex(text, r"url\((?!#)|@import|<script|<link")
         self.assertIn("ours &lt;own&gt;", text)
         self.assertIn("<svg", text)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from keras_resnet.results.runs import Run
@@ -109,6 +110,83 @@ def lines(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.legend()
+    return figure
+
+
+def confusion(
+    labels: np.ndarray, best: np.ndarray, names: Sequence[str]
+) -> Figure:
+    """How often images of each class got each answer; right ones are pale.
+
+    Args:
+        labels: The class of each image.
+        best: The answer to each image.
+        names: The classes.
+    """
+    size = len(names)
+    counts = np.zeros((size, size), int)
+    np.add.at(counts, (labels, best), 1)
+    wrong = counts * (1 - np.eye(size, dtype=int))
+    shades = np.zeros((size, size, 4))
+    shades[..., :3] = matplotlib.colors.to_rgb(_COLOURS[1])
+    shades[..., 3] = wrong / max(wrong.max(), 1) * 0.8
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(7.2, 6.4), layout="constrained")
+        axes = figure.add_subplot()
+        corners = np.arange(size + 1) - 0.5
+        axes.pcolormesh(corners, corners, shades, edgecolor=_GRID, lw=0.5)
+        for row, column in np.ndindex(size, size):
+            axes.text(
+                column,
+                row,
+                f"{counts[row, column]:,}",
+                ha="center",
+                va="center",
+                fontsize=9,
+                fontweight="bold" if row == column else "normal",
+            )
+        axes.set_xticks(range(size), names, rotation=45, ha="right")
+        axes.set_yticks(range(size), names)
+        axes.invert_yaxis()
+        axes.set_xlabel("answer")
+        axes.set_ylabel("class")
+    return figure
+
+
+def wrong_answers(
+    images: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    names: Sequence[str],
+    count: int = 24,
+) -> Figure:
+    """The images whose wrong answer was the surest.
+
+    Args:
+        images: uint8 `[images, height, width, channels]`.
+        labels: The class of each.
+        probabilities: `[images, classes]`.
+        names: The classes.
+        count: How many images, at most.
+    """
+    best = probabilities.argmax(-1)
+    sure = np.where(best != labels, probabilities.max(-1), 0.0)
+    chosen = np.argsort(-sure, kind="stable")[:count]
+    chosen = chosen[sure[chosen] > 0]
+    columns = 6
+    rows = -(-len(chosen) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 1.55 * rows + 0.1), layout="constrained")
+        for place, index in enumerate(chosen, 1):
+            axes = figure.add_subplot(rows, columns, place)
+            axes.imshow(images[index].squeeze(), cmap="gray")
+            axes.set_axis_off()
+            axes.set_title(
+                f"{names[labels[index]]}: {names[best[index]]}, "
+                f"{sure[index]:.0%}",
+                fontsize=6,
+                pad=2,
+            )
     return figure
 
 

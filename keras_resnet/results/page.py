@@ -4,21 +4,28 @@ The HTML needs no network and no other file: styles and pictures are inside.
 """
 
 import dataclasses
+import functools
 import html
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from keras_resnet import models
+from keras_resnet import pretrained
+from keras_resnet.analysis import complexity
 from keras_resnet.results import figures
 from keras_resnet.results import tables
 from keras_resnet.results.runs import Run
 from keras_resnet.results.tables import Table
+from keras_resnet.training import data
 from keras_resnet.training import experiments
 
 _TITLE = "The papers' tables, made again"
+_OTHERS = "Costs and answers"
 
 _INTRODUCTION = (
     "[1] is He et al. 2016a, Deep Residual Learning for Image Recognition; "
@@ -44,12 +51,18 @@ class Picture:
     figure: Figure
 
 
-def write(runs: Sequence[Run], output: str | os.PathLike) -> list[str]:
+def write(
+    runs: Sequence[Run],
+    output: str | os.PathLike,
+    dataset: data.DataSet | None = None,
+) -> list[str]:
     """Writes `results.md`, `results.html` and the pictures as PNG.
 
     Args:
         runs: What to report on, in the order in which they are listed.
         output: Directory for the files; made where there is none.
+        dataset: Test images to show what the weights that ship for this data
+            set get wrong, or None.
 
     Returns:
         The paths that were written.
@@ -58,7 +71,10 @@ def write(runs: Sequence[Run], output: str | os.PathLike) -> list[str]:
     output.mkdir(parents=True, exist_ok=True)
     paper_tables = tables.paper_tables(runs)
     run_table = tables.run_table(runs)
-    pictures = _pictures(runs)
+    pictures = [*_curves(runs), _cost()]
+    if dataset is not None:
+        for name in pretrained.networks(dataset.name):
+            pictures += _answers(name, dataset)
     written = []
     for picture in pictures:
         path = output / f"{picture.name}.png"
@@ -82,7 +98,7 @@ def _replace(path: Path, content: bytes) -> None:
     os.replace(beside, path)
 
 
-def _pictures(runs: Sequence[Run]) -> list[Picture]:
+def _curves(runs: Sequence[Run]) -> list[Picture]:
     """Curves for each table and length that show what no other one does."""
     pictures: list[Picture] = []
     drawn: list[set[str]] = []
@@ -111,6 +127,64 @@ def _pictures(runs: Sequence[Run]) -> list[Picture]:
     return pictures
 
 
+def _cost() -> Picture:
+    return Picture(
+        "cost_by_depth",
+        "",
+        "What a network of [1, Sec. 4.2] costs by its depth. Activations are "
+        "about what training keeps of an image, in float32.",
+        figures.lines(_costs(), "depth", "millions"),
+    )
+
+
+@functools.cache
+def _costs() -> dict[str, dict[float, float]]:
+    reports = {
+        float(depth): complexity.complexity(models.resnet(f"resnet{depth}"))
+        for depth in (20, 32, 44, 56, 110, 1202)
+    }
+    return {
+        what: {depth: report[count] / 1e6 for depth, report in reports.items()}
+        for count, what in (
+            ("parameters", "parameters"),
+            ("multiply_adds", "multiply-adds of an image"),
+            ("activation_bytes", "bytes of activations of an image"),
+        )
+    }
+
+
+def _answers(name: str, dataset: data.DataSet) -> list[Picture]:
+    """What the weights of a network that ship get wrong."""
+    model = models.resnet(name, weights=dataset.name)
+    images, labels = dataset.test_images(dataset.test_size)
+    x = [dataset.preprocessing(batch) for batch in _batches(images)]
+    probabilities = np.concatenate([model(batch) for batch in x])
+    best = probabilities.argmax(-1)
+    errors = int((best != labels).sum())
+    whose = f'{name} with weights="{dataset.name}"'
+    return [
+        Picture(
+            f"{name}_confusion",
+            "",
+            f"{whose}: {errors:,} errors on {len(labels):,} test images.",
+            figures.confusion(labels, best, dataset.labels),
+        ),
+        Picture(
+            f"{name}_wrong_answers",
+            "",
+            f"{whose}: the surest of its wrong answers (class: answer, its "
+            "probability).",
+            figures.wrong_answers(
+                images, labels, probabilities, dataset.labels
+            ),
+        ),
+    ]
+
+
+def _batches(images: np.ndarray) -> list[np.ndarray]:
+    return np.split(images, range(500, len(images), 500))
+
+
 def _markdown(
     pictures: list[Picture], paper_tables: list[Table], run_table: Table
 ) -> str:
@@ -122,6 +196,12 @@ def _markdown(
             for picture in pictures
             if picture.table == table.source
         ]
+    parts.append(f"## {_OTHERS}")
+    parts += [
+        f"![{picture.caption}]({picture.name}.png)"
+        for picture in pictures
+        if not picture.table
+    ]
     parts += [f"## {run_table.title}", run_table.markdown()]
     return "\n\n".join(parts) + "\n"
 
@@ -165,11 +245,12 @@ def _html(
     for table in paper_tables:
         parts.append(_html_table(table))
         parts += [
-            f"<figure>{figures.svg(picture.figure)}"
-            f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
+            _html_picture(picture)
             for picture in pictures
             if picture.table == table.source
         ]
+    parts.append(f"<h2>{html.escape(_OTHERS)}</h2>")
+    parts += [_html_picture(p) for p in pictures if not p.table]
     parts.append(_html_table(run_table))
     body = "\n".join(parts)
     return f"""<!DOCTYPE html>
@@ -187,6 +268,13 @@ def _html(
 </body>
 </html>
 """
+
+
+def _html_picture(picture: Picture) -> str:
+    return (
+        f"<figure>{figures.svg(picture.figure)}"
+        f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
+    )
 
 
 def _html_table(table: Table) -> str:

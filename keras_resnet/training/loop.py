@@ -25,6 +25,7 @@ import keras
 import tensorflow as tf
 import tqdm
 
+from keras_resnet import baselines
 from keras_resnet import layers
 from keras_resnet import models
 from keras_resnet import training
@@ -77,7 +78,7 @@ class Config:
     """What is trained: everything that the result depends on.
 
     Attributes:
-        model: A name in `keras_resnet.MODELS`.
+        model: A name in `keras_resnet.MODELS` or `baselines.BASELINES`.
         dataset: A name that `training.data.load` knows.
         recipe: How.
         model_arguments: Further arguments of `keras_resnet.resnet`, such as
@@ -98,12 +99,12 @@ class Config:
     data_dir: str | None = None
 
     def __post_init__(self):
-        spec = models.get_spec(self.model)
+        network = baselines.get_network(self.model)
         if self.dtype not in DTYPES:
             raise ValueError(
                 f"dtype must be one of {DTYPES}, received {self.dtype!r}"
             )
-        check_model_arguments(spec, self.model_arguments)
+        check_model_arguments(network, self.model_arguments)
 
     def to_json(self) -> dict:
         """The fields as JSON has them."""
@@ -116,13 +117,22 @@ class Config:
         return cls(**{**fields, "recipe": recipe})
 
 
-def check_model_arguments(spec: models.Spec, arguments: dict) -> None:
+def check_model_arguments(
+    network: models.Spec | baselines.Baseline, arguments: dict
+) -> None:
     """Refuses values that no network can have, before any data is read.
 
     Raises:
-        ValueError: As the units and shortcuts raise it.
+        ValueError: As the units and shortcuts raise it, or if a network that
+            is not residual is given arguments.
     """
-    arguments = {"unit": spec.unit, **arguments}
+    if isinstance(network, baselines.Baseline):
+        if arguments:
+            raise ValueError(
+                f"{network.name} takes no arguments, received {arguments}"
+            )
+        return
+    arguments = {"unit": network.unit, **arguments}
     arguments.pop("looped", None)  # of the network, not of a unit
     layers.units.get(arguments.pop("unit"))(1, **arguments)
 
@@ -184,7 +194,7 @@ def build_model(
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.dtype)
     try:
-        return models.resnet(
+        return baselines.build(
             config.model,
             input_shape=image_shape,
             classes=classes,
@@ -425,6 +435,14 @@ class _Run:
         )
 
     def _losses(self, labels, logits):
+        """Of the network, and of its companions in the same call."""
+        losses = self._cross_entropies(labels, logits)
+        for weight, companion in baselines.companion_logits(self.model):
+            companion = tf.cast(companion, "float32")
+            losses += weight * self._cross_entropies(labels, companion)
+        return losses
+
+    def _cross_entropies(self, labels, logits):
         smoothing = self.config.recipe.label_smoothing
         if not smoothing:
             return keras.ops.sparse_categorical_crossentropy(

@@ -294,6 +294,24 @@ _ROWS = [
         },
     ),
     Recipe(
+        # python -m apps.train --experiment=highway19
+        "cifar10_unnormalized",
+        source="[1, Sec. 4.2], for networks without batch normalization",
+        batch_size=128,
+        steps=64_000,
+        learning_rate=0.01,
+        decay_at_steps=(32_000, 48_000),
+        augmentation="pad_crop_flip",
+        expected_errors={  # as [1, Table 6] quotes them
+            "maxout": 9.38,
+            "nin": 8.81,
+            "dsn": 8.22,
+            "fitnet19": 8.39,
+            "highway19": 7.54,
+            "highway32": 8.80,
+        },
+    ),
+    Recipe(
         # python -m apps.train --model=resnet164v2 --dataset=cifar100
         "cifar100",
         source="[2, Sec. 4]",

@@ -1,0 +1,87 @@
+"""Trained weights that ship with the package, each with its card.
+
+`<model>_<dataset>.weights.h5` are the weights, `<model>_<dataset>.json` is the
+card: what was trained, how, and what it got wrong. `<dataset>_mean.npy` is what
+is subtracted from an image before the network sees it.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_FOLDER = Path(__file__).parent
+
+
+def networks(dataset: str = "cifar10") -> list[str]:
+    """The names of the networks that ship with weights for a data set.
+
+    >>> "resnet20" in networks()
+    True
+    """
+    ending = f"_{dataset}.json"
+    names = [path.name for path in _FOLDER.iterdir()]
+    return sorted(n.removesuffix(ending) for n in names if n.endswith(ending))
+
+
+def card(model: str, dataset: str = "cifar10") -> dict[str, Any]:
+    """What is known of the weights of a network.
+
+    Args:
+        model: One of `networks(dataset)`.
+        dataset: The data set that they were trained on.
+
+    Returns:
+        A dict of
+
+        - `model`, `dataset`, `labels` (by class), `parameters`;
+        - `recipe`, `steps` of `recipe_steps`, `seed`, `dtype`: how they were
+          trained;
+        - `test_images`, `top1_errors`, `top5_errors`: of the single view of
+          [1, Sec. 4.2], computed in float32;
+        - `sha256`: of the file of weights.
+
+    Raises:
+        ValueError: If no such weights ship.
+
+    >>> card("resnet20")["parameters"]
+    269722
+    """
+    known = networks(dataset)
+    if model not in known:
+        raise ValueError(
+            f"`weights={dataset!r}` exist for {', '.join(known) or 'nothing'}. "
+            f"Received: {model}"
+        )
+    return json.loads((_FOLDER / f"{model}_{dataset}.json").read_text())
+
+
+def weights_file(model: str, dataset: str = "cifar10") -> str:
+    """The path of the weights of a network, whose hash was checked.
+
+    Raises:
+        ValueError: If no such weights ship, or the file is not the one that
+            the card describes.
+    """
+    path = _FOLDER / f"{model}_{dataset}.weights.h5"
+    expected = card(model, dataset)["sha256"]
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{path} is not as it was shipped (its sha256 must be {expected}, "
+            f"received {found}): install the package again"
+        )
+    return str(path)
+
+
+def mean(dataset: str = "cifar10") -> np.ndarray:
+    """The mean of the training images, `[height, width, channels]`, of 0..1.
+
+    [1, Sec. 4.2] subtracts it from each pixel.
+
+    >>> mean().shape
+    (32, 32, 3)
+    """
+    return np.load(_FOLDER / f"{dataset}_mean.npy", allow_pickle=False)

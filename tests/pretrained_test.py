@@ -1,0 +1,249 @@
+"""The weights that ship: whole, as their cards say, refused where they are not.
+
+The error on all test images needs CIFAR-10, which KERAS_RESNET_DATA may name.
+"""
+
+import os
+import pathlib
+import re
+import tempfile
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import keras_resnet
+from keras_resnet import pretrained
+from keras_resnet.results import shipping
+from keras_resnet.serving import client
+from keras_resnet.training import data
+from keras_resnet.training import evaluation
+from keras_resnet.training import loop
+from keras_resnet.training import recipes
+from tests import programs
+
+ROOT = pathlib.Path(__file__).parent.parent
+NETWORKS = [(name,) for name in pretrained.networks("cifar10")]
+
+
+def cifar10(test):
+    """CIFAR-10 where it is; it is never downloaded."""
+    root = pathlib.Path(os.environ.get("KERAS_RESNET_DATA", "")) / "tfds"
+    if not (root / "cifar10").is_dir():
+        test.skipTest("KERAS_RESNET_DATA has no tfds/cifar10")
+    return data.load("cifar10", root)
+
+
+class CardsTest(parameterized.TestCase):
+    def test_resnet20_ships(self):
+        self.assertIn("resnet20", pretrained.networks())
+
+    @parameterized.parameters(*NETWORKS)
+    def test_a_file_is_small_and_of_the_network_that_its_card_names(self, name):
+        path = pathlib.Path(pretrained.weights_file(name))
+        self.assertLess(path.stat().st_size, 3e6)
+        card = pretrained.card(name)
+        model = keras_resnet.resnet(name, weights="cifar10")
+        self.assertEqual(
+            sum(int(np.prod(w.shape)) for w in model.trainable_weights),
+            card["parameters"],
+        )
+        self.assertEqual(model.output_shape, (None, len(card["labels"])))
+        self.assertEqual((card["model"], card["dataset"]), (name, "cifar10"))
+        self.assertIn(card["recipe"], recipes.RECIPES)
+        self.assertEqual(card["test_images"], 10_000)
+
+    def test_a_file_that_was_changed_is_refused(self):
+        folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+        for path in pathlib.Path(pretrained.__file__).parent.glob("resnet20*"):
+            (folder / path.name).write_bytes(path.read_bytes())
+        weights = folder / "resnet20_cifar10.weights.h5"
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content)
+        with (
+            mock.patch.object(pretrained, "_FOLDER", folder),
+            self.assertRaisesRegex(ValueError, "is not as it was shipped"),
+        ):
+            keras_resnet.ResNet20(weights="cifar10")
+
+
+class BuildersTest(parameterized.TestCase):
+    """The rules of keras.applications, for weights of ours."""
+
+    @parameterized.parameters(
+        ("ResNet18", {}, "`weights='cifar10'` exist for .*resnet20"),
+        ("ResNet20", {"classes": 100}, "`classes` should be 10"),
+        ("ResNet20", {"input_shape": (64, 64, 3)}, r"should be \(32, 32, 3\)"),
+        (
+            "ResNet20",
+            {"include_top": False, "input_shape": (32, 32, 1)},
+            "3 channels",
+        ),
+        ("ResNet20", {"classifier_activation": "relu"}, "Only `None` and"),
+        ("ResNet20", {"shortcut": "none"}, "trained with shortcut='A'"),
+        (
+            "ResNet20",
+            {"unit": "pre_activation"},
+            "trained with unit='original'",
+        ),
+    )
+    def test_what_they_do_not_fit_is_refused(self, builder, arguments, message):
+        with self.assertRaisesRegex(ValueError, message):
+            getattr(keras_resnet, builder)(weights="cifar10", **arguments)
+
+    def test_features_of_any_size_are_those_of_the_whole_network(self):
+        whole = keras_resnet.ResNet20(weights="cifar10")
+        features = keras_resnet.ResNet20(
+            weights="cifar10", include_top=False, pooling="avg"
+        )
+        x = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        kernel, bias = whole.layers[-1].get_weights()
+        logits = features(x).numpy() @ kernel + bias
+        np.testing.assert_allclose(
+            whole(x), keras.ops.softmax(logits), rtol=1e-4, atol=1e-6
+        )
+        self.assertEqual(features(np.zeros((1, 40, 48, 3))).shape, (1, 64))
+
+    def test_preprocessing_is_that_of_training(self):
+        images = np.random.default_rng(0).integers(
+            0, 256, (2, 32, 32, 3), np.uint8
+        )
+        expected = data.Preprocessing(32, 3, None, pretrained.mean())(images)
+        for given in (images, tf.constant(images)):
+            np.testing.assert_allclose(
+                keras_resnet.preprocess_input(given, "cifar10"),
+                expected,
+                atol=1e-7,
+            )
+
+
+class ErrorsTest(parameterized.TestCase):
+    @parameterized.parameters(*NETWORKS)
+    def test_card_is_right_to_the_image(self, name):
+        dataset = cifar10(self)
+        np.testing.assert_array_equal(
+            dataset.preprocessing.mean, pretrained.mean()
+        )
+        model = keras_resnet.resnet(
+            name, weights="cifar10", classifier_activation=None
+        )
+        result = evaluation.evaluate(model, dataset.test_batches(100))
+        card = pretrained.card(name)
+        self.assertEqual(result.images, card["test_images"])
+        self.assertEqual(result.top1_errors, card["top1_errors"])
+        self.assertEqual(result.top5_errors, card["top5_errors"])
+
+    def test_a_cat_is_a_cat(self):
+        """A picture of no data set: see tests/cat.txt."""
+        content = (ROOT / "tests/cat.png").read_bytes()
+        preprocessing = data.Preprocessing(32, 3, None, pretrained.mean())
+        image = preprocessing.decode(tf.constant(content))
+        views = tf.stack([image, tf.image.flip_left_right(image)])
+        model = keras_resnet.ResNet20(weights="cifar10")
+        best = np.argmax(model(preprocessing(views)), axis=-1)
+        labels = pretrained.card("resnet20")["labels"]
+        self.assertEqual([labels[i] for i in best], ["cat", "cat"])
+
+
+class SavedModelTest(parameterized.TestCase):
+    """savedmodels/resnet20_cifar10, and what its README says of it."""
+
+    directory = ROOT / "savedmodels/resnet20_cifar10"
+
+    def test_it_answers_as_the_network_does(self):
+        network = client.SavedModel(self.directory)
+        self.assertEqual(
+            list(network.labels), pretrained.card("resnet20")["labels"]
+        )
+        images = np.random.default_rng(0).integers(
+            0, 256, (4, 32, 32, 3), np.uint8
+        )
+        model = keras_resnet.ResNet20(weights="cifar10")
+        x = keras_resnet.preprocess_input(images, "cifar10")
+        np.testing.assert_allclose(
+            network.views(tf.constant(images)), model(x), atol=1e-4
+        )
+
+    def test_it_makes_the_errors_of_the_card(self):
+        dataset = cifar10(self)
+        network = client.SavedModel(self.directory)
+        images, labels = dataset.test_images(10_000)
+        best = [
+            np.argmax(network.views(tf.constant(batch)), axis=-1)
+            for batch in np.split(images, 100)
+        ]
+        errors = int(np.sum(np.concatenate(best) != labels))
+        card = pretrained.card("resnet20")
+        # Folding rounds otherwise: an image between two classes may change.
+        self.assertAlmostEqual(errors, card["top1_errors"], delta=2)
+
+    def test_the_readme_has_a_row_with_the_numbers_of_its_card(self):
+        text = (ROOT / "savedmodels/README.md").read_text()
+        (row,) = re.findall(r"(?m)^\| `resnet20_cifar10/1` \|.*$", text)
+        card = pretrained.card("resnet20")
+        error = 100 * card["top1_errors"] / card["test_images"]
+        self.assertIn(f"| {card['top1_errors']:,} of 10,000, {error:.2f}%", row)
+        self.assertIn(f"{card['parameters']:,}", row)
+        self.assertIn(
+            f"{card['steps']:,} of {card['recipe_steps']:,} steps", row
+        )
+
+    def test_prediction_asks_it_when_nothing_else_is_named(self):
+        outcome = programs.run("predict", "--top=1", f"{ROOT}/tests/cat.png")
+        self.assertEqual(outcome.code, 0, outcome.err)
+        self.assertRegex(outcome.out[-1], r"cat\.png +[\d.]+% +cat")
+
+
+class ShippingTest(parameterized.TestCase):
+    TINY = keras_resnet.Spec(
+        *("tiny", (1, 1), (8, 16)), stem="cifar", classes=10, image_size=8
+    )
+
+    def setUp(self):
+        super().setUp()
+        self.enter_context(
+            mock.patch.dict(keras_resnet.MODELS, {"tiny": self.TINY})
+        )
+        directory = self.enter_context(tempfile.TemporaryDirectory())
+        self.root = pathlib.Path(directory)
+
+    def train(self, **fields):
+        recipe = recipes.RECIPES["digits"].with_steps(4)
+        config = loop.Config("tiny", "digits", recipe, **fields)
+        loop.train_and_evaluate(config, self.root / "run")
+
+    def test_what_is_written_is_read_as_it_was_trained(self):
+        self.train()
+        dataset = data.load("digits")
+        card = shipping.ship(self.root / "run", dataset, self.root)
+        trained = loop.load_workdir(self.root / "run")
+        with mock.patch.object(pretrained, "_FOLDER", self.root):
+            self.assertEqual(pretrained.networks("digits"), ["tiny"])
+            self.assertEqual(pretrained.card("tiny", "digits"), card)
+            model = keras_resnet.resnet(
+                "tiny",
+                input_shape=(8, 8, 1),
+                weights=pretrained.weights_file("tiny", "digits"),
+            )
+            np.testing.assert_array_equal(
+                pretrained.mean("digits"), dataset.preprocessing.mean
+            )
+        x = np.random.default_rng(0).normal(size=(3, 8, 8, 1))
+        np.testing.assert_array_equal(model(x), trained.model(x))
+        self.assertEqual(card["steps"], 4)
+        images, labels = dataset.test_images(dataset.test_size)
+        best = np.argmax(trained.model(dataset.preprocessing(images)), axis=-1)
+        self.assertEqual(card["top1_errors"], np.sum(best != labels))
+
+    def test_what_a_name_cannot_say_is_refused(self):
+        self.train(model_arguments={"shortcut": "C"})
+        with self.assertRaisesRegex(ValueError, "'shortcut': 'C'"):
+            shipping.ship(self.root / "run", data.load("digits"), self.root)
+
+
+if __name__ == "__main__":
+    absltest.main()
