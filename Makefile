@@ -13,7 +13,7 @@ PYTEST_FLAGS :=
 
 # What runs on every backend of Keras.
 ANY_BACKEND := $(addprefix tests/,$(addsuffix _test.py,backends contract \
-	layers models complexity weights))
+	layers models complexity propagation weights))
 
 .PHONY: train test test-jax lint clean
 

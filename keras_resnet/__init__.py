@@ -46,6 +46,7 @@ from keras_resnet.models import ResNet1202V2
 from keras_resnet.models import Spec
 from keras_resnet.models import decode_predictions
 from keras_resnet.models import feature_extractor
+from keras_resnet.models import freeze
 from keras_resnet.models import preprocess_input
 from keras_resnet.models import resnet
 
@@ -91,6 +92,7 @@ __all__ = [
     "Spec",
     "decode_predictions",
     "feature_extractor",
+    "freeze",
     "layers",
     "models",
     "preprocess_input",

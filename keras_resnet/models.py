@@ -9,6 +9,7 @@ import difflib
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -36,6 +37,8 @@ from keras_resnet.layers.normalization import MOMENTUM
 # Up to ResNet-200 (35) the unrolled graph is the better one for a long run, and
 # its layers can be looked at one by one; after that its tracing is what hurts.
 LOOP_FROM = 40
+
+FIRST_NORMS = ("stem", "unit", "both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +243,7 @@ def resnet(
     unit=None,
     bottleneck_stride: str = "1x1",
     padding: str = "symmetric",
+    first_norm: str = "stem",
     looped: bool | None = None,
     remat: bool = False,
     batch_norm_momentum: float = MOMENTUM,
@@ -263,7 +267,9 @@ def resnet(
             `keras_resnet.weights.load`).
         input_tensor: A Keras tensor to use as the image, or None.
         input_shape: `(height, width, channels)`; None for the default size with
-            the top and `(None, None, 3)` without.
+            the top and `(None, None, 3)` without. The image, the shape and
+            features of rank 4 have the channels first where Keras is
+            configured to (`keras.config.set_image_data_format`).
         pooling: Without the top: None (the last features), `"avg"` or `"max"`.
         classes: Number of classes; None for the spec's.
         classifier_activation: Activation of the top; None gives logits.
@@ -276,6 +282,10 @@ def resnet(
         bottleneck_stride: `"1x1"` as in [1], or `"3x3"` (torchvision's v1.5).
         padding: `"symmetric"` as in the authors' code, or `"same"` for weights
             that TensorFlow's padding was trained with.
+        first_norm: Where pre-activation networks normalize first: `"stem"`,
+            before the two paths of the first unit part [2, Appendix]; for
+            weights that were trained otherwise `"unit"`, in the residual of
+            that unit alone, or `"both"`.
         looped: Whether the units of a stage after its first one, which are
             alike, run as one loop (`layers.UnitStack`); None for a loop where
             there are at least 40 of them (ResNet-1001 and 1202), as measured
@@ -319,21 +329,29 @@ def resnet(
     if include_top and weights is not None:
         _check_activation(classifier_activation)
 
+    # The layers have channels last, whatever Keras is configured to.
+    is_channels_first = keras.config.image_data_format() == "channels_first"
     if input_tensor is None:
-        image = keras.Input(shape=input_shape, name="image")
+        image = keras.Input(shape=_as_configured(input_shape), name="image")
     elif keras.backend.is_keras_tensor(input_tensor):
         image = input_tensor
     else:
         image = keras.Input(tensor=input_tensor, name="image")
 
+    activates_first = issubclass(unit_class, units_lib.PreActivationUnit)
+    _check_first_norm(first_norm, spec, unit_class)
     norm = {"momentum": batch_norm_momentum, "epsilon": batch_norm_epsilon}
     is_imagenet = spec.stem == "imagenet"
     kernel_size, stride = (7, 2) if is_imagenet else (3, 1)
+    x = image
+    if is_channels_first:
+        x = keras.layers.Permute((2, 3, 1), name="channels_last")(x)
     x = Convolution(
         spec.filters[0], kernel_size, stride, padding, name="stem_conv"
-    )(image)
-    x = BatchNormalization(**norm, name="stem_norm")(x)
-    x = keras.layers.ReLU(name="stem_relu")(x)
+    )(x)
+    if first_norm != "unit":
+        x = BatchNormalization(**norm, name="stem_norm")(x)
+        x = keras.layers.ReLU(name="stem_relu")(x)
     if is_imagenet:
         if padding == "symmetric":
             # After a ReLU a zero is as good as the -inf of a pooling layer.
@@ -348,7 +366,6 @@ def resnet(
             name="stem_pool",
         )(x)
 
-    activates_first = issubclass(unit_class, units_lib.PreActivationUnit)
     total = sum(spec.units)
 
     def survives(count):
@@ -378,10 +395,9 @@ def resnet(
                 count += n - 1
                 break
             count += 1
-            # The stem has activated the signal that the first unit gets.
             first: dict[str, Any] = {}
             if activates_first:
-                first["activated_input"] = count == 1
+                first["activated_input"] = count == 1 and first_norm == "stem"
             x = unit_class(
                 filters,
                 stride=2 if stage > 1 and i == 1 else 1,
@@ -412,6 +428,8 @@ def resnet(
         )(x)
     elif pooling is not None:
         x = pools[pooling](data_format="channels_last", name="pool")(x)
+    elif is_channels_first:
+        x = keras.layers.Permute((3, 1, 2), name="channels_first")(x)
 
     if input_tensor is not None:
         sources = keras.utils.get_source_inputs(image)
@@ -467,16 +485,25 @@ def _check_own(spec, **arguments):
             )
 
 
+def _as_configured(shape):
+    """`(height, width, channels)` in the order that Keras is configured to."""
+    if keras.config.image_data_format() == "channels_first":
+        return (shape[2], *shape[:2])
+    return tuple(shape)
+
+
 def _input_shape(spec, input_shape, weights, include_top):
-    """The rules of keras.applications for `input_shape`."""
+    """`(height, width, channels)` by the rules of keras.applications."""
     if not input_shape:
         size = spec.image_size if include_top else None
         return (size, size, 3)
     if len(input_shape) != 3:
         raise ValueError("`input_shape` must be a tuple of three integers.")
     height, width, channels = input_shape
+    if keras.config.image_data_format() == "channels_first":
+        channels, height, width = input_shape
     if weights in _PRETRAINED_CLASSES:
-        default_shape = (spec.image_size, spec.image_size, 3)
+        default_shape = _as_configured((spec.image_size, spec.image_size, 3))
         if include_top and tuple(input_shape) != default_shape:
             raise ValueError(
                 f"When setting `include_top=True` and loading `{weights}` "
@@ -505,12 +532,30 @@ def _input_shape(spec, input_shape, weights, include_top):
             "If `include_top` is True, you should specify a static "
             f"`input_shape`. Received: input_shape={input_shape}"
         )
-    return tuple(input_shape)
+    return (height, width, channels)
+
+
+def _check_first_norm(first_norm, spec, unit_class):
+    if first_norm not in FIRST_NORMS:
+        raise ValueError(
+            f"first_norm must be one of {FIRST_NORMS}, received {first_norm!r}"
+        )
+    if first_norm != "stem" and not unit_class.activates_first:
+        raise ValueError(
+            f"first_norm={first_norm!r} is for unit='pre_activation', whose "
+            f"units normalize first, received {unit_class.__name__}"
+        )
+    if first_norm == "unit" and spec.stem == "imagenet":
+        raise ValueError(
+            "first_norm='unit' is for the stem 'cifar', received 'imagenet': "
+            "its pooling wants a signal that is activated"
+        )
 
 
 def _check_activation(classifier_activation):
     allowed = [keras.activations.get(a) for a in ("softmax", None)]
-    if keras.activations.get(classifier_activation) not in allowed:
+    classifier_activation = keras.activations.get(classifier_activation)
+    if classifier_activation not in allowed:
         raise ValueError(
             "Only `None` and `softmax` activations are allowed for the "
             "`classifier_activation` argument when using pretrained weights, "
@@ -537,6 +582,7 @@ def _builder(title: str):
         unit=spec.unit,
         bottleneck_stride="1x1",
         padding="symmetric",
+        first_norm="stem",
         looped=None,
         remat=False,
         batch_norm_momentum=MOMENTUM,
@@ -557,6 +603,7 @@ def _builder(title: str):
             unit=unit,
             bottleneck_stride=bottleneck_stride,
             padding=padding,
+            first_norm=first_norm,
             looped=looped,
             remat=remat,
             batch_norm_momentum=batch_norm_momentum,
@@ -643,6 +690,49 @@ def feature_extractor(model: keras.Model) -> keras.Model:
             f"stage1_unit1 and so on, received {model.name!r}"
         )
     return keras.Model(model.input, outputs, name=f"{model.name}_features")
+
+
+def freeze(model: keras.Model, but: Sequence[str] = ()) -> None:
+    """Freezes a network but for some of its layers, to fine-tune those.
+
+    Batch normalization is in inference mode in all of it, also in what is
+    trained: it normalizes by the moving statistics, which stay as they are.
+    (Keras' `base(x, training=False)` does not: in Keras 3.15 `fit` overrides
+    it in what is not frozen.) Compile the model that is trained afterwards.
+
+    Args:
+        model: A network of this package.
+        but: What is trained: the first letters of names of layers, such as
+            `("stage4", "predictions")`.
+
+    Raises:
+        ValueError: If no layer has such a name.
+
+    >>> model = ResNet20()
+    >>> freeze(model, but=("stage3_unit3", "predictions"))
+    >>> [weight.path for weight in model.trainable_weights]
+    ['stage3_unit3/conv1/kernel', 'stage3_unit3/conv2/kernel', \
+'predictions/kernel', 'predictions/bias']
+    """
+    names = [layer.name for layer in model.layers]
+    for prefix in but:
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(
+                f"but must have first letters of names of {model.name!r}'s "
+                f"layers ({', '.join(names)}), received {prefix!r}"
+            )
+    for layer in model.layers:
+        layer.trainable = layer.name.startswith(tuple(but))
+        parts = [layer]
+        if isinstance(layer, UnitStack):
+            parts.append(layer.pattern())
+            for weight in layer.stacked:
+                if "norm" in weight.name:
+                    weight.trainable = False
+        for part in parts:
+            for inner in part._flatten_layers():
+                if isinstance(inner, keras.layers.BatchNormalization):
+                    inner.trainable = False
 
 
 def preprocess_input(x, mode: str = "caffe", data_format=None):

@@ -11,7 +11,8 @@ torchvision's bottlenecks stride on the 3x3 (`bottleneck_stride="3x3"`);
 keras.applications normalizes with `batch_norm_epsilon=1.001e-5`; much torch
 code for CIFAR pads option A on both sides
 (`shortcut=keras_resnet.layers.OptionA(zeros="both")`); networks trained with
-TensorFlow's padding need `padding="same"`.
+TensorFlow's padding need `padding="same"`; pre-activation networks whose first
+unit normalizes for its residual alone, `first_norm="unit"`.
 """
 
 import collections
@@ -562,14 +563,12 @@ def _advice(arrays: Arrays) -> str:
         arguments.append(f"input_shape=({size}, {size}, {channels})")
     shortcut = _shortcut(arrays, len(conv1), is_v2)
     arguments.append(f"shortcut={shortcut!r}")
+    if is_v2 and "stage1_unit1/norm1/gamma" in arrays:
+        where = "both" if "stem_norm/gamma" in arrays else "unit"
+        arguments.append(f"first_norm={where!r}")
     advice = f"It would fit keras_resnet.{builder}({', '.join(arguments)})"
     if shortcut == "A":
         advice += " (or 'none': neither has weights)"
-    if is_v2 and "stem_norm/gamma" not in arrays:
-        advice += (
-            ", if its first unit did not normalize for its residual alone: in "
-            "[2] the shortcut of that unit carries the normalized signal too"
-        )
     return advice
 
 

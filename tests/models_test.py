@@ -113,6 +113,17 @@ class LawsTest(parameterized.TestCase):
         names = [layer.name for layer in model.layers]
         self.assertEqual(names[-4:-2], ["final_norm", "final_relu"])
 
+    def test_the_first_norm_may_be_that_of_the_residual_alone(self):
+        """As in pytorchcv, where x_2 = x_1 + conv(BN-ReLU(...BN-ReLU(x_1)))."""
+        model = keras_resnet.ResNet20V2(first_norm="unit")
+        first = model.get_layer("stage1_unit1")
+        self.assertIs(first.input, model.get_layer("stem_conv").output)
+        first.conv2.kernel.assign(np.zeros(first.conv2.kernel.shape))
+        x = images(channels=16)
+        np.testing.assert_array_equal(first(x), x)
+        both = keras_resnet.ResNet20V2(first_norm="both")
+        self.assertEqual(count(both.trainable_weights), 269_722 + 2 * 16)
+
     def test_configured_shortcut_is_in_every_unit(self):
         model = keras_resnet.ResNet20(
             shortcut=layers.ExclusiveGating(gate_bias=-7.0)
@@ -182,6 +193,12 @@ class ArgumentsTest(parameterized.TestCase):
         ({"shortcut": "D"}, "shortcut must be one of"),
         ({"bottleneck_stride": "2x2"}, "bottleneck_stride"),
         ({"padding": "valid"}, "padding must be one of"),
+        ({"first_norm": "top"}, "first_norm must be one of"),
+        ({"first_norm": "both"}, "received OriginalUnit"),
+        (
+            {"first_norm": "unit", "unit": "pre_activation"},
+            "for the stem 'cifar'",
+        ),
     )
     def test_refuses_what_keras_applications_refuses(self, arguments, message):
         with self.assertRaisesRegex(ValueError, message):
@@ -222,6 +239,54 @@ class ArgumentsTest(parameterized.TestCase):
         model = keras_resnet.ResNet20(input_tensor=scaled)
         self.assertEqual(model.input.name, "picture")
         self.assertEqual(model(images()).shape, (2, 10))
+
+    def test_channels_come_first_where_keras_is_configured_to(self):
+        x = images(size=64)
+        for kwargs in ({"classes": 7}, {"include_top": False}):
+            last = keras_resnet.ResNet18(input_shape=(64, 64, 3), **kwargs)
+            keras.config.set_image_data_format("channels_first")
+            try:
+                first = keras_resnet.ResNet18(input_shape=(3, 64, 64), **kwargs)
+                theirs = keras.applications.ResNet50(
+                    weights=None, include_top=False
+                ).input_shape
+                ours = keras_resnet.ResNet50(include_top=False).input_shape
+                self.assertEqual(ours, theirs)
+                with self.assertRaisesRegex(ValueError, "at least 32x32"):
+                    keras_resnet.ResNet18(input_shape=(3, 64, 3))
+            finally:
+                keras.config.set_image_data_format("channels_last")
+            first.set_weights(last.get_weights())
+            y = np.array(first(np.moveaxis(x, -1, 1)))
+            expected = np.array(last(x))
+            if y.ndim == 4:
+                y = np.moveaxis(y, 1, -1)
+            np.testing.assert_allclose(y, expected, atol=1e-5)
+
+    @parameterized.parameters(
+        {"weights": "imagenet", "classes": 10},
+        {"weights": "imagenet", "input_shape": (64, 64, 3)},
+        {"input_shape": (16, 16, 3)},
+        {"input_shape": (224, 224)},
+        {
+            "weights": "imagenet",
+            "include_top": False,
+            "input_shape": (64, 64, 1),
+        },
+        {"input_shape": (None, None, 3)},
+        {"include_top": False, "input_shape": (None, 31, 3)},
+        {"weights": __file__, "classifier_activation": "sigmoid"},
+    )
+    def test_messages_are_those_of_keras_applications(self, **arguments):
+        messages = []
+        for builder in (
+            lambda **kw: keras.applications.ResNet50(**{"weights": None, **kw}),
+            keras_resnet.ResNet50,
+        ):
+            with self.assertRaises(ValueError) as context:
+                builder(**arguments)
+            messages.append(str(context.exception))
+        self.assertEqual(messages[1], messages[0])
 
     def test_own_spec_builds(self):
         spec = keras_resnet.Spec("wide", (1, 2), (8, 24), stem="cifar")

@@ -614,12 +614,22 @@ class TorchTest(WeightsTestCase):
         weights.load(model, self.path(safetensors(state)))
         self.assert_weights_equal(model, saved)
 
-    def test_a_first_unit_that_normalizes_its_residual_alone_is_refused(self):
-        model = small(unit="pre_activation", bottleneck=False)
-        with mock.patch.dict(SCHEMES["torchvision"], final_norm="final"):
-            state = self.pre_activation_state(model)
-        path = self.path(safetensors(state))
-        self.assert_refused(model, path, "for its residual alone")
+    @parameterized.product(where=("unit", "both"), bottleneck=(True, False))
+    def test_other_places_of_the_first_norm_are_an_argument(
+        self, where, bottleneck
+    ):
+        kwargs = {"unit": "pre_activation", "bottleneck": bottleneck}
+        saved, model = (small(first_norm=where, **kwargs) for _ in range(2))
+        randomized(saved, seed=1)
+        names = {"final_norm": "features.post_activ.bn"}
+        with mock.patch.dict(SCHEMES["pytorchcv"], names):
+            data = safetensors(state_dict(saved, "pytorchcv"))
+        weights.load(model, self.path(data))
+        self.assert_weights_equal(model, saved)
+        if not (bottleneck and where == "unit"):  # there it is the stem's too
+            other = small(**kwargs)
+            advice = f"first_norm={where!r}"
+            self.assert_refused(other, self.path(data), advice)
 
 
 class AdviceTest(WeightsTestCase):

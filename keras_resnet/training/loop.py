@@ -133,7 +133,8 @@ def check_model_arguments(
             )
         return
     arguments = {"unit": network.unit, **arguments}
-    arguments.pop("looped", None)  # of the network, not of a unit
+    for name in ("looped", "first_norm"):  # of the network, not of a unit
+        arguments.pop(name, None)
     layers.units.get(arguments.pop("unit"))(1, **arguments)
 
 

@@ -1,0 +1,401 @@
+"""How signals and gradients travel through a network, measured on a batch.
+
+[2] He et al. 2016, "Identity Mappings in Deep Residual Networks", Sec. 2 and 3.
+With identity shortcuts and pre-activation units `x_L = x_l + sum of F(x_i)`
+[2, Eq. 4] and `dE/dx_l = dE/dx_L (1 + d/dx_l sum of F)` [2, Eq. 5]; where a
+shortcut scales, the 1 becomes the product of the scales [2, Eq. 8], which
+vanishes with depth. Here every term of these equations is a number.
+"""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_resnet.analysis.complexity import columns
+from keras_resnet.layers import Unit
+from keras_resnet.layers import UnitStack
+from keras_resnet.layers import remat
+from keras_resnet.weights import unit_names
+
+#: The shortcuts of [2, Table 1] by its names, as the builders take them.
+TABLE_1: dict[str, str] = {
+    "identity": "A",
+    "scaling 0.5, residual 1": (
+        "constant_scaling(shortcut_scale=0.5, residual_scale=1.0)"
+    ),
+    "scaling 0.5, residual 0.5": "constant_scaling",
+    "exclusive gating, bias 0": "exclusive_gating(gate_bias=0.0)",
+    "exclusive gating, bias -6": "exclusive_gating(gate_bias=-6.0)",
+    "shortcut-only gating, bias 0": "shortcut_only_gating(gate_bias=0.0)",
+    "shortcut-only gating, bias -6": "shortcut_only_gating(gate_bias=-6.0)",
+    "1x1 convolution": "convolution",
+    "dropout 0.5": "dropout",
+    "no shortcut": "none",
+}
+
+
+def propagation(
+    model: keras.Model, images: Any, labels: Any, training: bool = True
+) -> dict[str, Any]:
+    """Measures what passes each unit, forward and backward.
+
+    Nothing of the model is changed, its moving statistics neither.
+
+    Args:
+        model: A network of this package with its classifier, looped or not.
+        images: `[batch, height, width, channels]`, as the network wants them.
+        labels: Integers, `[batch]`; E is the mean cross entropy.
+        training: Whether to normalize by the batch and drop at random.
+
+    Returns:
+        A dict of the model's `name` and
+
+        - `units`: for each unit a dict of its `name` and
+
+          - `signal`, `residual`: the norms of its input x and of F(x), for an
+            image (the root of the mean square over the batch);
+          - `scale`: |h(x)| / |x|, None where the unit changes the dimension;
+          - `gradient`: |dE/dx|, with x the unit's input;
+          - `shortcut_gradient`: the part of it that passes no residual from
+            here on: dE/dx_L times the product of the derivatives of h, gates
+            taken as factors (and, in original units, of their ReLUs);
+
+        - `last_gradient`: |dE/dx_L|, at the output of the last unit;
+        - `scale_product`: of all scales [2, Eq. 8];
+        - `shortcut_decay` and `gradient_decay`: the two gradients at the
+          first unit as shares of `last_gradient`;
+        - `identity_error`: |x_L - x_l - sum of F| / |x_L| [2, Eq. 4], from the
+          second unit of a stage to its end, of the worst stage.
+
+    Raises:
+        ValueError: If the model is no chain of this package's units.
+
+    Example:
+
+    >>> import keras_resnet
+    >>> images = np.random.default_rng(0).normal(size=(4, 32, 32, 3))
+    >>> model = keras_resnet.ResNet20V2()
+    >>> report = propagation(model, images, [0, 1, 2, 3])
+    >>> report["scale_product"], report["identity_error"] < 1e-5
+    (1.0, True)
+    """
+    steps = list(_steps(model))
+    images = ops.convert_to_tensor(images, "float32")
+    labels = ops.convert_to_tensor(labels, "int32")
+    # A zero is added to the input of each unit, and to the last one's output:
+    # the gradient of it is that of the signal.
+    probes = [
+        ops.zeros_like(x)
+        for x in _forward(steps, images, None, labels, training)[1]["signals"]
+    ]
+    gradients, record = _gradients(
+        lambda *probes: _forward(steps, images, probes, labels, training),
+        probes,
+    )
+    shortcut_gradients, _ = _gradients(
+        lambda *probes: _forward(steps, images, probes, labels, training, True),
+        probes,
+    )
+    names = [name for name, _ in steps if name is not None]
+    units: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "signal": _norm(record["signals"][i]) / math.sqrt(len(images)),
+            "residual": _norm(record["residuals"][i]) / math.sqrt(len(images)),
+            "scale": _scale(record["signals"][i], record["shortcuts"][i]),
+            "gradient": _norm(gradients[i]),
+            "shortcut_gradient": _norm(shortcut_gradients[i]),
+        }
+        for i, name in enumerate(names)
+    ]
+    last = _norm(gradients[-1])
+    scales = [unit["scale"] for unit in units if unit["scale"] is not None]
+    return {
+        "name": model.name,
+        "units": units,
+        "last_gradient": last,
+        "scale_product": math.prod(scales),
+        "shortcut_decay": units[0]["shortcut_gradient"] / last,
+        "gradient_decay": units[0]["gradient"] / last,
+        "identity_error": _identity_error(names, record),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """A report of `propagation` as text, one line a unit.
+
+    Args:
+        report: What `propagation` returned.
+
+    Returns:
+        Lines of equal columns; gradients are shares of the last one.
+    """
+    last = report["last_gradient"]
+    rows = [
+        [report["name"], "signal", "residual", "scale", "gradient"]
+        + ["through shortcuts"]
+    ]
+    for unit in report["units"]:
+        scale = unit["scale"]
+        rows.append(
+            [
+                unit["name"],
+                f"{unit['signal']:.3g}",
+                f"{unit['residual']:.3g}",
+                "" if scale is None else f"{scale:.3f}",
+                f"{unit['gradient'] / last:.3g}",
+                f"{unit['shortcut_gradient'] / last:.3g}",
+            ]
+        )
+    return columns(rows)
+
+
+def comparison(reports: dict[str, dict[str, Any]]) -> str:
+    """Reports of several networks as text, one line a network.
+
+    Args:
+        reports: What `propagation` returned, by what to call it.
+
+    Returns:
+        Lines of equal columns: the product of the scales, how much of the last
+        unit's gradient comes to the first one through shortcuts alone and in
+        all, and the error of `x_L = x_l + sum of F`.
+    """
+    rows = [["network", "scales", "through shortcuts", "gradient", "Eq. 4"]]
+    for name, report in reports.items():
+        rows.append(
+            [name]
+            + [
+                f"{report[key]:.2g}"
+                for key in (
+                    "scale_product",
+                    "shortcut_decay",
+                    "gradient_decay",
+                    "identity_error",
+                )
+            ]
+        )
+    return columns(rows)
+
+
+def plot(reports: dict[str, dict[str, Any]], path: str | os.PathLike) -> None:
+    """Draws the gradient by unit, through shortcuts alone and in all.
+
+    Needs matplotlib (`pip install keras-resnet[report]`).
+
+    Args:
+        reports: What `propagation` returned, by what to call it.
+        path: Where to write; its ending (`.svg`, `.png`) is the format.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    for i, (name, report) in enumerate(reports.items()):
+        numbers = range(1, len(report["units"]) + 1)
+        style = {"label": name, "linestyle": ("-", "--", ":")[i // 10 % 3]}
+        for axes, key in ((left, "shortcut_gradient"), (right, "gradient")):
+            shares = [u[key] / report["last_gradient"] for u in report["units"]]
+            # What is 0 has no place on a logarithmic axis.
+            axes.plot(numbers, [share or math.nan for share in shares], **style)
+    left.set(
+        title="through shortcuts alone",
+        yscale="log",
+        xlabel="unit",
+        ylabel="gradient, share of the last one",
+    )
+    right.set(title="in all", xlabel="unit")
+    left.legend(fontsize="small", frameon=False)
+    figure.savefig(path)
+
+
+Step = tuple[str | None, Any]
+
+
+def _steps(model: keras.Model) -> Iterator[Step]:
+    """The layers as (name, unit) and (None, another layer), in a chain.
+
+    A unit is a function (x, training) -> y with the shortcut that it has.
+    """
+    output: Any = None
+    found = False
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            output = layer.output
+            continue
+        if isinstance(layer, keras.Model) or layer.input is not output:
+            break
+        output = layer.output
+        if isinstance(layer, Unit):
+            found = True
+            yield layer.name, _One(layer, None)
+        elif isinstance(layer, UnitStack):
+            found = True
+            values = [weight.value for weight in layer.stacked]
+            for i, name in enumerate(unit_names(layer)):
+                one = [value[i] for value in values]
+                yield name, _One(layer.pattern(), one)
+        else:
+            yield None, layer
+    if not found or output is not model.output or len(model.output.shape) != 2:
+        raise ValueError(
+            "model must be a network of keras_resnet, a chain of its units "
+            f"that ends in a classifier, received {model.name!r}"
+        )
+
+
+class _One:
+    """A unit with its own values, or with those of one in a stack."""
+
+    def __init__(self, unit: Unit, values: Sequence | None):
+        self.unit = unit
+        self.values = values
+
+    def __call__(self, x, training):
+        if self.values is None:
+            return self.unit.forward(x, training)
+        y, _ = remat.apply(self.unit, self.values, x, training)
+        return y
+
+
+@contextlib.contextmanager
+def _called(layer, call) -> Iterator[None]:
+    """A layer that is called by another function."""
+    layer.call = call
+    try:
+        yield
+    finally:
+        del layer.call
+
+
+@contextlib.contextmanager
+def _watched(shortcut, record, is_alone) -> Iterator[None]:
+    """Notes the residual and h(x) of the calls of a shortcut.
+
+    With `is_alone`, the gradient of the residual is stopped, and that of a
+    gate: [2, Sec. 3.1] takes it as the factor that it is.
+    """
+    call = shortcut.call
+
+    def watched(x, residual, training=None):
+        record["residuals"].append(residual)
+        record["shortcuts"].append(
+            call(x, ops.zeros_like(residual), training=training)
+        )
+        if is_alone:
+            residual = ops.stop_gradient(residual)
+        return call(x, residual, training=training)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_called(shortcut, watched))
+        gate = getattr(shortcut, "gate", None)
+        if gate is not None and is_alone:
+            open_gate = gate.call
+            stack.enter_context(
+                _called(gate, lambda x: ops.stop_gradient(open_gate(x)))
+            )
+        yield
+
+
+def _forward(steps, images, probes, labels, training, is_alone=False):
+    """E, and a dict of the signals, residuals and shortcuts of all units."""
+    record: dict[str, list] = {"signals": [], "residuals": [], "shortcuts": []}
+    probes = iter(probes or [])
+
+    def probed(x):
+        record["signals"].append(x)
+        probe = next(probes, None)
+        return x if probe is None else x + ops.cast(probe, x.dtype)
+
+    x = images
+    after_units = [name for name, _ in steps].index(None, _last_unit(steps))
+    with keras.StatelessScope():  # moving statistics stay as they are
+        for i, (name, layer) in enumerate(steps):
+            if name is not None:
+                x = probed(x)
+                with _watched(layer.unit.shortcut, record, is_alone):
+                    x = layer(x, training)
+                continue
+            if i == after_units:
+                x = probed(x)
+            takes_training = layer._call_has_training_arg
+            x = layer(x, training=training) if takes_training else layer(x)
+        loss = keras.losses.SparseCategoricalCrossentropy(
+            from_logits=_gives_logits(steps[-1][1])
+        )(labels, x)
+    return loss, record
+
+
+def _last_unit(steps) -> int:
+    return max(i for i, (name, _) in enumerate(steps) if name is not None)
+
+
+def _gives_logits(classifier) -> bool:
+    return classifier.activation is not keras.activations.softmax
+
+
+def _gradients(function, inputs):
+    """The gradients of the first output of a function; its second output."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            loss, record = function(*inputs)
+        return tape.gradient(loss, inputs, unconnected_gradients="zero"), record
+    if backend == "jax":
+        import jax
+
+        places = tuple(range(len(inputs)))
+        return jax.grad(function, places, has_aux=True)(*inputs)
+    import torch
+
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    loss, record = function(*inputs)
+    gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return [
+        torch.zeros_like(x) if g is None else g
+        for g, x in zip(gradients, inputs, strict=True)
+    ], record
+
+
+def _norm(x) -> float:
+    # Products of fifty halves are not zero yet, their squares would be.
+    return float(
+        np.linalg.norm(ops.convert_to_numpy(ops.cast(x, "float32")).astype("d"))
+    )
+
+
+def _scale(x, h) -> float | None:
+    return _norm(h) / _norm(x) if x.shape == h.shape else None
+
+
+def _identity_error(names, record) -> float:
+    """|x_L - x_l - sum of F| / |x_L| of the worst stage."""
+    worst = 0.0
+    arrays = {
+        key: [
+            ops.convert_to_numpy(ops.cast(x, "float32")).astype("d")
+            for x in record[key]
+        ]
+        for key in ("signals", "residuals")
+    }
+    for stage in dict.fromkeys(name.partition("_")[0] for name in names):
+        _, *others = [
+            i for i, name in enumerate(names) if name.startswith(f"{stage}_")
+        ]
+        if not others:
+            continue
+        total = sum(arrays["residuals"][i] for i in others)
+        x_last = arrays["signals"][others[-1] + 1]
+        error = x_last - arrays["signals"][others[0]] - total
+        worst = max(worst, _norm(error) / _norm(x_last))
+    return worst
