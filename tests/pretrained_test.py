@@ -3,6 +3,7 @@
 The error on all test images needs CIFAR-10, which KERAS_RESNET_DATA may name.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -20,7 +21,6 @@ from keras_resnet import pretrained
 from keras_resnet.results import shipping
 from keras_resnet.serving import client
 from keras_resnet.training import data
-from keras_resnet.training import evaluation
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
 from tests import programs
@@ -35,6 +35,15 @@ def cifar10(test):
     if not (root / "cifar10").is_dir():
         test.skipTest("KERAS_RESNET_DATA has no tfds/cifar10")
     return data.load("cifar10", root)
+
+
+def evaluate(*arguments):
+    """What apps.evaluate says of all test images."""
+    root = pathlib.Path(os.environ["KERAS_RESNET_DATA"]) / "tfds"
+    outcome = programs.run(
+        "evaluate", *arguments, "--dataset=cifar10", f"--data_dir={root}"
+    )
+    return json.loads(outcome.out[-1])
 
 
 class CardsTest(parameterized.TestCase):
@@ -128,14 +137,11 @@ class ErrorsTest(parameterized.TestCase):
         np.testing.assert_array_equal(
             dataset.preprocessing.mean, pretrained.mean()
         )
-        model = keras_resnet.resnet(
-            name, weights="cifar10", classifier_activation=None
-        )
-        result = evaluation.evaluate(model, dataset.test_batches(100))
+        result = evaluate(f"--model={name}", "--weights=cifar10")
         card = pretrained.card(name)
-        self.assertEqual(result.images, card["test_images"])
-        self.assertEqual(result.top1_errors, card["top1_errors"])
-        self.assertEqual(result.top5_errors, card["top5_errors"])
+        for count in ("top1_errors", "top5_errors"):
+            self.assertEqual(result[count], card[count])
+        self.assertEqual(result["images"], card["test_images"])
 
     def test_a_cat_is_a_cat(self):
         """A picture of no data set: see tests/cat.txt."""
@@ -169,17 +175,13 @@ class SavedModelTest(parameterized.TestCase):
         )
 
     def test_it_makes_the_errors_of_the_card(self):
-        dataset = cifar10(self)
-        network = client.SavedModel(self.directory)
-        images, labels = dataset.test_images(10_000)
-        best = [
-            np.argmax(network.views(tf.constant(batch)), axis=-1)
-            for batch in np.split(images, 100)
-        ]
-        errors = int(np.sum(np.concatenate(best) != labels))
+        cifar10(self)
+        result = evaluate(f"--saved_model={self.directory}")
         card = pretrained.card("resnet20")
         # Folding rounds otherwise: an image between two classes may change.
-        self.assertAlmostEqual(errors, card["top1_errors"], delta=2)
+        self.assertAlmostEqual(
+            result["top1_errors"], card["top1_errors"], delta=2
+        )
 
     def test_the_readme_has_a_row_with_the_numbers_of_its_card(self):
         text = (ROOT / "savedmodels/README.md").read_text()
