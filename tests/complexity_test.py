@@ -203,10 +203,15 @@ class ClaimsTest(parameterized.TestCase):
         report = complexity.complexity(keras_resnet.ResNet152())
         lines = complexity.comparison([report]).splitlines()
         names = [line.split()[0] for line in lines]
-        self.assertEqual(names, ["network", "resnet152", "vgg16", "vgg19"])
+        self.assertEqual(
+            names, ["network", "googlenet", "resnet152", "vgg16", "vgg19"]
+        )
 
-    def test_the_vgg_nets_have_the_counts_of_their_layout(self):
-        vgg16, vgg19 = complexity.VGG
+    def test_other_nets_have_the_counts_of_their_layout(self):
+        vgg16, vgg19, googlenet = complexity.OTHERS
+        parameters, everything = reference.googlenet()
+        self.assertEqual(googlenet["parameters"], parameters)
+        self.assertEqual(googlenet["multiply_adds"], everything)
         parameters, convolutions, _ = reference.vgg(16)
         self.assertEqual(vgg16["parameters"], parameters)
         self.assertEqual(vgg16["multiply_adds"], convolutions)

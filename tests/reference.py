@@ -194,6 +194,38 @@ def vgg(depth: int) -> tuple[int, int, int]:
     return parameters, multiply_adds, multiply_adds + dense
 
 
+# Szegedy et al. 2015, Table 1: image size, input channels, then 1x1; 3x3
+# reduce, 3x3; 5x5 reduce, 5x5; pool projection.
+INCEPTIONS = (
+    (28, 192, 64, 96, 128, 16, 32, 32),
+    (28, 256, 128, 128, 192, 32, 96, 64),
+    (14, 480, 192, 96, 208, 16, 48, 64),
+    (14, 512, 160, 112, 224, 24, 64, 64),
+    (14, 512, 128, 128, 256, 24, 64, 64),
+    (14, 512, 112, 144, 288, 32, 64, 64),
+    (14, 528, 256, 160, 320, 32, 128, 128),
+    (7, 832, 256, 160, 320, 32, 128, 128),
+    (7, 832, 384, 192, 384, 48, 128, 128),
+)
+
+
+def googlenet() -> tuple[int, int]:
+    """Parameters and multiply-adds of GoogLeNet without its side branches."""
+    layers = [(112, 7, 3, 64), (56, 1, 64, 64), (56, 3, 64, 192)]
+    for size, inputs, one, reduce3, three, reduce5, five, pool in INCEPTIONS:
+        for kernel, c_in, c_out in (
+            *((1, inputs, one), (1, inputs, reduce3), (3, reduce3, three)),
+            *((1, inputs, reduce5), (5, reduce5, five), (1, inputs, pool)),
+        ):
+            layers.append((size, kernel, c_in, c_out))
+    layers.append((1, 1, 1024, 1000))
+    parameters = sum((k * k * c_in + 1) * c_out for _, k, c_in, c_out in layers)
+    multiply_adds = sum(
+        (size * k) ** 2 * c_in * c_out for size, k, c_in, c_out in layers
+    )
+    return parameters, multiply_adds
+
+
 # --- Forward passes ----------------------------------------------------------
 
 

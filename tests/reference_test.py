@@ -81,6 +81,12 @@ class ReferenceTest(parameterized.TestCase):
         net = reference.layout(name)
         self.assertEqual(reference.counts(net, shortcut).parameters, parameters)
 
+    def test_googlenet_has_the_published_totals(self):
+        """Szegedy et al. 2015: 1.5 billion; 6,998,552 in Caffe's zoo."""
+        parameters, multiply_adds = reference.googlenet()
+        self.assertEqual(parameters, 6_998_552)
+        self.assertAlmostEqual(multiply_adds / 1e9, 1.5, delta=0.1)
+
     def test_vgg_nets_have_the_published_totals(self):
         parameters, convolutions, _ = reference.vgg(16)
         self.assertEqual(parameters, 138_357_544)
