@@ -370,7 +370,7 @@ class AugmentationTest(parameterized.TestCase):
         image = tf.io.decode_image(encoded).numpy()
         top, left, height, width = window
         decoded = data._decode_window(
-            encoded, lambda *_: tf.constant(window, tf.int32)
+            encoded, lambda *_: tf.constant(window, tf.int32), 3
         )
         expected = image[top : top + height, left : left + width]
         if encode is tf.io.encode_jpeg:

@@ -337,6 +337,9 @@ def _input_pillow(work, data_dir):
     os.sched_setaffinity(0, {0})
     photos = _photos(data_dir)
     random = np.random.default_rng(0)
+    # Of ImageNet's channels, as torchvision has them.
+    mean = np.array([123.675, 116.28, 103.53], "float32")
+    standard_deviation = np.array([58.395, 57.12, 57.375], "float32")
 
     def view(path):
         with Image.open(path) as image:
@@ -349,7 +352,10 @@ def _input_pillow(work, data_dir):
         top = random.integers(image.height - height + 1)
         window = image.crop((left, top, left + width, top + height))
         window = window.resize((224, 224), Image.Resampling.BILINEAR)
-        return np.asarray(window, "float32")
+        if random.random() < 0.5:
+            window = window.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = np.asarray(window, "float32")
+        return (pixels - mean) / standard_deviation
 
     def step():
         return np.stack(

@@ -186,7 +186,7 @@ def _input():
         16,
         "float32",
         ("keras_resnet", "pillow"),
-        steps=4,
+        steps=20,
         goals={"pillow": 1.5},
     )
 
