@@ -197,7 +197,9 @@ class DepthTest(parameterized.TestCase):
                 self.assertLess(found[name]["scale_product"], 1e-10, name)
                 self.assertLess(decay, 1e-6 * identity["shortcut_decay"], name)
             elif name.endswith("bias -6"):
-                self.assertGreater(found[name]["scale_product"], 0.5, name)
+                # Less than 0.9975^52 where the signal is large.
+                self.assertGreater(found[name]["scale_product"], 0.05, name)
+                self.assertGreater(decay, 0.1 * identity["shortcut_decay"])
 
 
 if __name__ == "__main__":

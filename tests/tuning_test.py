@@ -1,13 +1,16 @@
 """The search by keras-tuner: its space, its algorithms, its processes."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
 import shlex
 import tempfile
+import unittest
 from unittest import mock
 
+import keras
 import keras_tuner
 import numpy as np
 import pytest
@@ -155,7 +158,15 @@ class SearchTest(TuningTestCase):
     def test_validation_images_are_training_images_and_no_trial_trains_on_them(
         self,
     ):
-        for name in ("digits", "synthetic"):
+        folder = self.folder()
+        for label, place in itertools.product("ab", range(30)):
+            # Of different sizes, so that they stay files.
+            image = np.full((140 + place, 150, 3), ord(label) + place)
+            os.makedirs(f"{folder}/{label}", exist_ok=True)
+            keras.utils.save_img(
+                f"{folder}/{label}/{place}.png", image, scale=False
+            )
+        for name in ("digits", "synthetic", f"folder:{folder}"):
             whole = data.load(name)
             part = whole.with_validation()
             self.assertEqual(part.train_size + part.test_size, whole.train_size)
@@ -168,6 +179,22 @@ class SearchTest(TuningTestCase):
             self.assertCountEqual(both, images(whole._train))
             labels = [y for _, y in part._test.decoded()]
             self.assertLess(np.ptp(np.bincount(labels)), 3)  # every class
+
+    @parameterized.parameters(
+        ("train", 45_000, 5_000), ("train[:80%]", 36_000, 4_000)
+    )
+    def test_records_are_split_as_the_paper_splits_cifar_10(
+        self, split, trained, held_out
+    ):
+        folder = os.environ.get("KERAS_RESNET_DATA", "")
+        if not os.path.isdir(os.path.join(folder, "tfds", "cifar10")):
+            raise unittest.SkipTest("KERAS_RESNET_DATA has no cifar10")
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder("cifar10", data_dir=f"{folder}/tfds")
+        whole = data._Records(builder, split, "image", "label")
+        self.assertEqual(whole.part(is_held_out=False).size, trained)
+        self.assertEqual(whole.part(is_held_out=True).size, held_out)
 
 
 class ProcessesTest(TuningTestCase):

@@ -18,6 +18,7 @@ from unittest import mock
 import h5py
 import keras
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -467,19 +468,65 @@ class OwnFilesTest(WeightsTestCase):
 class KerasApplicationsTest(WeightsTestCase):
     """Given the same weights, keras.applications' ResNet50 and ours agree."""
 
-    def check(self, theirs, path, **kwargs):
-        ours = keras_resnet.ResNet50(
+    def check(self, theirs, path, x=None, builder="ResNet50", **kwargs):
+        ours = getattr(keras_resnet, builder)(
             weights=path,
-            input_shape=(64, 64, 3),
+            input_shape=theirs.input_shape[1:],
             batch_norm_epsilon=1.001e-5,
             **kwargs,
         )
-        x = np.random.default_rng(1).normal(0.0, 50.0, (2, 64, 64, 3))
+        if x is None:
+            x = np.random.default_rng(1).normal(0.0, 50.0, (2, 64, 64, 3))
         expected = np.array(theirs(x))
         np.testing.assert_allclose(
             ours(x), expected, rtol=0, atol=1e-5 * abs(expected).max()
         )
         self.assertGreater(expected.std(), 0.1 * abs(expected).max())
+
+    def published(self, model):
+        """A file of a model in the layout of those that are published.
+
+        A group for each layer, and in it "conv1_conv/kernel:0" and so on.
+        """
+        path = self.path(None, "published.h5")
+        with h5py.File(path, "w") as file:
+            for layer in model.layers:
+                group = file.create_group(layer.name)
+                for weight in layer.weights:
+                    name = f"{layer.name}/{weight.name}:0"
+                    group.create_dataset(name, data=weight.numpy())
+        return path
+
+    @parameterized.product(
+        builder=("ResNet50", "ResNet101", "ResNet152"), top=(True, False)
+    )
+    @pytest.mark.large
+    def test_every_network_agrees_on_random_and_on_real_images(
+        self, builder, top
+    ):
+        kwargs = {"include_top": top}
+        kwargs |= {"classifier_activation": None} if top else {"pooling": "avg"}
+        theirs = randomized(
+            getattr(keras.applications, builder)(
+                weights=None, input_shape=(224, 224, 3), **kwargs
+            )
+        )
+        path = self.published(theirs)
+        x = np.random.default_rng(1).normal(0.0, 50.0, (2, 224, 224, 3))
+        self.check(theirs, path, x, builder, **kwargs)
+        folder = os.path.join(os.environ.get("KERAS_RESNET_DATA", ""), "photos")
+        if not os.path.isdir(folder):
+            return
+        photos = [
+            keras.utils.img_to_array(
+                keras.utils.load_img(
+                    os.path.join(folder, name), target_size=(224, 224)
+                )
+            )
+            for name in sorted(os.listdir(folder))[:4]
+        ]
+        x = keras_resnet.preprocess_input(np.stack(photos))
+        self.check(theirs, path, x, builder, **kwargs)
 
     def test_files_with_a_classifier_in_every_format_of_keras(self):
         theirs = randomized(
@@ -506,14 +553,7 @@ class KerasApplicationsTest(WeightsTestCase):
                 pooling="avg",
             )
         )
-        # A group for each layer, and in it "conv1_conv/kernel:0" and so on.
-        path = self.path(None, "resnet50_notop.h5")
-        with h5py.File(path, "w") as file:
-            for layer in theirs.layers:
-                group = file.create_group(layer.name)
-                for weight in layer.weights:
-                    name = f"{layer.name}/{weight.name}:0"
-                    group.create_dataset(name, data=weight.numpy())
+        path = self.published(theirs)
         self.check(theirs, path, include_top=False, pooling="avg")
 
     def test_the_networks_called_v2_there_are_refused(self):
