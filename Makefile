@@ -10,12 +10,15 @@ WORKDIR := runs/resnet20_digits
 EXPORT_DIR := exports/resnet20_digits
 IMAGES := runs/test_digits
 PYTEST_FLAGS :=
+# A client of TensorFlow Serving that is not ours, for the tests. What it asks
+# for by itself are versions that TensorFlow does not go with.
+SECOND_CLIENT := ovmsclient==2023.1
 
 # What runs on every backend of Keras.
 ANY_BACKEND := $(addprefix tests/,$(addsuffix _test.py,backends contract \
 	layers models complexity propagation weights))
 
-.PHONY: train test test-jax lint clean
+.PHONY: train test serving-check test-jax lint clean
 
 train: $(VENV)/installed
 	$(VENV)/bin/python -m apps.train --workdir=$(WORKDIR)
@@ -42,6 +45,10 @@ test: $(VENV)/installed-dev
 test-jax: $(VENV)/installed-jax
 	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest $(PYTEST_FLAGS) \
 		$(ANY_BACKEND)
+
+# With Docker: the real TensorFlow Serving on what make train exported.
+serving-check: $(VENV)/installed-dev
+	.ci/serving_check $(VENV)/bin/python $(EXPORT_DIR) $(IMAGES)/*.png
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
@@ -71,6 +78,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --no-deps $(SECOND_CLIENT)
 	@touch $@
 
 $(VENV)/installed-jax: $(VENV)/installed-dev

@@ -1,11 +1,13 @@
 """Says what is on images.
 
     python -m apps.predict --saved_model=EXPORT_DIR photo.jpg drawing.png
+    python -m apps.predict --server=HOST:8500 --model_name=NAME FOLDER
     python -m apps.predict photo.jpg  # by the CIFAR-10 network of savedmodels/
 
-A table for people, or with --json one JSON object a line for programs. An
-image that cannot be used gets its own line, the others their answers, and the
-exit code is then 1.
+An image is a file, a folder of files, a file: or data: URL, or - for the
+standard input. A table for people, or with --json one JSON object a line for
+programs. An image that cannot be used gets its own line, the others their
+answers, and the exit code is then 1.
 """
 
 import json
@@ -23,6 +25,27 @@ _SAVED_MODEL = flags.DEFINE_string(
     "What apps.export wrote; the newest version is asked. Default: "
     "savedmodels/resnet20_cifar10 of the repository, where that is there.",
 )
+_SERVER = flags.DEFINE_string(
+    "server",
+    None,
+    "A TensorFlow Serving program: HOST:PORT (gRPC, 8500) or http://HOST:PORT "
+    "(REST, 8501).",
+)
+_MODEL_NAME = flags.DEFINE_string(
+    "model_name", None, "What the server calls the network."
+)
+_VERSION = flags.DEFINE_string(
+    "version", None, "A number, or a label that the server knows."
+)
+_TIMEOUT = flags.DEFINE_float(
+    "timeout", 10.0, "Seconds until a question to a server is asked again."
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 32, "Images that are sent at once, at most.", lower_bound=1
+)
+_IN_FLIGHT = flags.DEFINE_integer(
+    "in_flight", 4, "Batches on the way to a server at once.", lower_bound=1
+)
 _TOP = flags.DEFINE_integer(
     "top", 5, "How many labels an image gets, at most.", lower_bound=1
 )
@@ -30,30 +53,53 @@ _JSON = flags.DEFINE_bool("json", False, "One JSON object a line.")
 
 
 def main(argv):
-    """Asks about the files in `argv[1:]`."""
-    paths = argv[1:]
-    if not _SAVED_MODEL.value and _SHIPPED.is_dir():
-        flags.FLAGS.saved_model = str(_SHIPPED)
-    if not _SAVED_MODEL.value:
-        raise command_line.UsageError(
-            "saved_model", "", "give the directory that apps.export wrote"
-        )
-    if not paths:
-        raise command_line.UsageError(
-            "saved_model", _SAVED_MODEL.value, "name images behind the flags"
-        )
-    from keras_resnet.serving import client
+    """Asks about the images in `argv[1:]`."""
+    from keras_resnet.serving import inputs
 
-    with command_line.usage("saved_model", _SAVED_MODEL.value):
-        network = client.SavedModel(_SAVED_MODEL.value)
-    answers = client.Client(network).predict_files(paths, _TOP.value)
-    show = _as_json if _JSON.value else _Table(paths)
+    if not (_SAVED_MODEL.value or _SERVER.value) and _SHIPPED.is_dir():
+        flags.FLAGS.saved_model = str(_SHIPPED)
+    client = _client()
+    names = inputs.expand(argv[1:])
+    if not names:
+        flag = _SERVER if _SERVER.value else _SAVED_MODEL
+        raise command_line.UsageError(
+            flag.name, flag.value, "name images behind the flags"
+        )
+    answers = client.predict_files(names, _TOP.value)
+    names = [inputs.shown(name) for name in names]
+    show = _as_json if _JSON.value else _Table(names)
     failed = 0
-    for path, answer in zip(paths, answers, strict=True):
-        show(path, answer)
+    for name, answer in zip(names, answers, strict=True):
+        show(name, answer)
         failed += answer.error is not None
     if failed:
-        raise ValueError(f"{failed} of {len(paths)} images got no answer")
+        raise ValueError(f"{failed} of {len(names)} images got no answer")
+
+
+def _client():
+    """Asks what the flags name: a server, or a directory in this process."""
+    from keras_resnet.serving import client
+    from keras_resnet.serving import servers
+
+    if _SERVER.value and not _SAVED_MODEL.value:
+        if not _MODEL_NAME.value:
+            raise command_line.UsageError(
+                "model_name", "", "give what the server calls the network"
+            )
+        with command_line.usage("server", _SERVER.value):
+            network = servers.connect(
+                _SERVER.value, _MODEL_NAME.value, _VERSION.value, _TIMEOUT.value
+            )
+        return client.Client(network, _BATCH_SIZE.value, _IN_FLIGHT.value)
+    if _SERVER.value or not _SAVED_MODEL.value:
+        raise command_line.UsageError(
+            "saved_model",
+            _SAVED_MODEL.value or "",
+            "give the directory that apps.export wrote, or --server",
+        )
+    with command_line.usage("saved_model", _SAVED_MODEL.value):
+        network = client.SavedModel(_SAVED_MODEL.value)
+    return client.Client(network, _BATCH_SIZE.value)
 
 
 class _Table:

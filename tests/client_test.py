@@ -1,21 +1,24 @@
 """The client's own work is tried on a network that is a few lines long."""
 
+import base64
+import io
 import json
 import os
+import sys
 import tempfile
+import threading
+import time
+from unittest import mock
 
-import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.serving import client as client_lib
-from keras_resnet.serving import export as export_lib
-from keras_resnet.training import data
+from keras_resnet.serving import servers
+from tests import colours
 from tests import programs
-
-LABELS = ["dark", "red", "green", "blue"]
 
 
 class Digits:
@@ -29,7 +32,7 @@ class Digits:
     def probabilities(self, images):
         self.asked.append(list(images))
         if not all(image.isdigit() for image in images):
-            raise client_lib.Refused("no digit")
+            raise servers.Refused("no digit")
         rows = np.full([len(images), 10], 0.05, np.float32)
         rows[range(len(images)), [int(image) for image in images]] = 0.55
         return rows
@@ -80,9 +83,39 @@ class ClientTest(parameterized.TestCase):
         # Halving 16 images finds one that is bad in 1 + 2 * 4 questions.
         self.assertLessEqual(len(network.asked), min(1 + 8 * len(bad), 31))
 
-    def test_batch_size_below_1_is_refused(self):
-        with self.assertRaisesRegex(ValueError, "1 or more, received 0"):
-            client_lib.Client(Digits(), 0)
+    def test_sizes_below_1_are_refused(self):
+        for sizes in ((0, 1), (1, 0)):
+            with self.assertRaisesRegex(ValueError, "1 or more, received 0"):
+                client_lib.Client(Digits(), *sizes)
+
+    def test_several_batches_are_on_the_way_and_come_back_in_order(self):
+        together = threading.Barrier(3, timeout=60)
+
+        class Slow(Digits):
+            def probabilities(self, images):
+                if images[0] in (b"0", b"2", b"4"):
+                    together.wait()  # until all three are being asked
+                    time.sleep(0.05 * (4 - int(images[0])))
+                return super().probabilities(images)
+
+        images = [b"%d" % i for i in range(10)]
+        answers = client_lib.Client(Slow(), 2, in_flight=3).predict(images)
+        self.assertEqual(
+            [answer.best[0][0] for answer in answers],
+            [f"label {i}" for i in range(10)],
+        )
+
+    def test_server_that_does_not_answer_ends_it(self):
+        class Gone(Digits):
+            def probabilities(self, images):
+                if images[0] == b"2":
+                    raise servers.Unanswered("UNAVAILABLE", "gone")
+                return super().probabilities(images)
+
+        images = [b"%d" % i for i in range(5)]
+        client = client_lib.Client(Gone(), 1)
+        with self.assertRaisesRegex(servers.Unanswered, "gone"):
+            client.predict(images)
 
     def test_files_are_read_a_batch_at_a_time(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -104,17 +137,6 @@ class ClientTest(parameterized.TestCase):
         )
 
 
-def colour_network():
-    """The most probable class is the strongest colour; nothing: "dark"."""
-    x = keras.Input([4, 4, 3])
-    y = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    kernel = np.eye(3, 4, 1, dtype=np.float32) * 9
-    dense = keras.layers.Dense(4, activation="softmax", name="predictions")
-    model = keras.Model(x, dense(y))
-    dense.set_weights([kernel, np.array([3, 0, 0, 0])])
-    return model
-
-
 class SavedModelTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -123,21 +145,10 @@ class SavedModelTest(parameterized.TestCase):
         cls.addClassCleanup(folder.cleanup)
         cls.folder = folder.name
         cls.export_dir = os.path.join(folder.name, "exported")
-        preprocessing = data.Preprocessing(
-            image_size=4,
-            channels=3,
-            shorter_side=None,
-            mean=np.zeros([3], np.float32),
-            standard_deviation=None,
-        )
-        cls.path = export_lib.export(
-            colour_network(), preprocessing, LABELS, cls.export_dir
-        )
+        cls.path = colours.export(cls.export_dir)
         cls.images = {}
-        for index, name in enumerate(["red", "green", "blue"]):
-            image = np.zeros([8, 8, 3], np.uint8)
-            image[..., index] = 255
-            cls.images[name] = tf.io.encode_png(image).numpy()
+        for name in ("red", "green", "blue"):
+            cls.images[name] = colours.image(name)
             cls.write(name + ".png", cls.images[name])
         cls.write("text.png", b"this is no image")
 
@@ -195,7 +206,7 @@ class SavedModelTest(parameterized.TestCase):
                 os.symlink(self.path, os.path.join(export_dir, version))
             network = client_lib.SavedModel(export_dir)
             self.assertEqual(os.path.basename(network.directory), "10")
-        self.assertEqual(network.labels, LABELS)
+        self.assertEqual(network.labels, colours.LABELS)
 
     @parameterized.parameters("nowhere", "")
     def test_directory_without_versions_is_refused(self, name):
@@ -225,6 +236,46 @@ class SavedModelTest(parameterized.TestCase):
         )
         self.assertIn("red.png", out[1])
 
+    def test_program_reads_folders_urls_and_the_standard_input(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("b/red.png", "a.PNG", "notes.txt"):
+                path = os.path.join(folder, name)
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(path, "wb") as file:
+                    file.write(self.images["red"])
+            data = base64.b64encode(self.images["blue"]).decode()
+            stdin = io.TextIOWrapper(io.BytesIO(self.images["green"]))
+            with mock.patch.object(sys, "stdin", stdin):
+                code, out, _ = self.predict(
+                    f"--saved_model={self.export_dir}",
+                    "--json",
+                    folder,
+                    f"data:image/png;base64,{data}",
+                    "-",
+                    f"file://{folder}/b/red.png#",
+                    "https://example.com/x.jpg",
+                )
+            answers = [json.loads(line) for line in out]
+        self.assertEqual(code, 1)
+        self.assertEqual(
+            [answer["image"] for answer in answers[:2]],
+            [f"{folder}/a.PNG", f"{folder}/b/red.png"],
+        )
+        self.assertLess(len(answers[2]["image"]), 70)
+        self.assertEqual(
+            [answer["predictions"][0]["label"] for answer in answers[:5]],
+            ["red", "red", "blue", "green", "red"],
+        )
+        self.assertIn("only file: and data:", answers[5]["error"])
+
+    def test_folder_without_images_is_an_error(self):
+        with tempfile.TemporaryDirectory() as folder:
+            code, _, err = self.predict(
+                f"--saved_model={self.export_dir}", folder
+            )
+        self.assertEqual(code, 1)
+        self.assertIn("has no image", err[0])
+
     def test_program_goes_on_after_a_bad_image_and_exits_with_1(self):
         code, out, err = self.predict(
             f"--saved_model={self.export_dir}",
@@ -244,6 +295,9 @@ class SavedModelTest(parameterized.TestCase):
         ([], "--saved_model=.*name images behind"),
         (["--saved_model=nowhere", "x.png"], "--saved_model=nowhere"),
         (["--saved_model=here"], "--saved_model=here"),
+        (["--saved_model=a", "--server=b:1", "x.png"], "--saved_model=a"),
+        (["--server=b:1", "x.png"], "--model_name"),
+        (["--server=b", "--model_name=n", "x.png"], "--server=b: .*HOST:PORT"),
         (["--top=0", "x.png"], "top"),
         (["--tob=3", "x.png"], "--tob .did you mean --top"),
     )

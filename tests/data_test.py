@@ -1,5 +1,6 @@
 import base64
 import dataclasses
+import io
 import os
 import pathlib
 import socket
@@ -11,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
+from PIL import Image
 
 from keras_resnet.training import data
 
@@ -146,6 +148,73 @@ class PreprocessingTest(parameterized.TestCase):
     def test_refuses_what_does_not_fit_together(self, change, message):
         with self.assertRaisesRegex(ValueError, message):
             dataclasses.replace(PHOTO, **change)
+
+    @parameterized.parameters((37, 50), (50, 37), (16, 16), (9, 90), (200, 120))
+    def test_view_is_the_centre_of_the_whole_image_resized(self, *sides):
+        """Of which only the part that is needed is resized."""
+        preprocessing = data.Preprocessing(16, 3, 20, [0.0] * 3)
+        image = noise(*sides, 3)
+        whole = [20 * side // min(sides) for side in sides]
+        top, left = ((side - 16) // 2 for side in whole)
+        expected = tf.image.resize(image, whole, antialias=True)
+        expected = expected[top : top + 16, left : left + 16]
+        view = tf.cast(preprocessing.view(image), tf.float32)
+        self.assertLess(np.abs(view - expected).max(), 0.52)
+
+    @parameterized.parameters((2, 60_000), (60_000, 2))
+    def test_view_of_a_strip_is_its_middle(self, height, width):
+        image = np.zeros([height, width, 1], np.uint8)
+        image[height // 2 - 1 : height // 2 + 1] = 200
+        image[:, width // 2 - 1 : width // 2 + 1] = 200
+        view = data.Preprocessing(8, 1, 8, [0.0]).view(image)
+        np.testing.assert_array_equal(view, np.full([8, 8, 1], 200))
+        whole = data.Preprocessing(8, 1, None, [0.0]).view(image).numpy()
+        self.assertEqual(whole.shape, (8, 8, 1))
+
+    @parameterized.parameters(
+        ("JPEG", "L", 3),
+        ("JPEG", "CMYK", 3),
+        ("PNG", "L", 0),
+        ("PNG", "LA", 0),
+        ("PNG", "RGBA", 0),
+        ("PNG", "P", 0),
+        ("PNG", "1", 0),
+        ("GIF", "P", 0),
+        ("BMP", "RGBA", 0),
+        ("WEBP", "RGBA", 3),
+    )
+    def test_every_kind_of_file_is_seen_as_pillow_sees_it(
+        self, kind, mode, tolerance
+    ):
+        image = Image.fromarray(noise(4, 5, 3)).resize((20, 16)).convert(mode)
+        file = io.BytesIO()
+        image.save(file, kind)
+        view = data.Preprocessing(16, 3, 16, [0.0] * 3).decode(
+            tf.constant(file.getvalue())
+        )
+        # Alpha is dropped, not laid on black.
+        plain = Image.open(file).convert("RGBA").convert("RGB")
+        error = np.abs(
+            tf.cast(view, tf.float32) - np.asarray(plain, np.float32)[:, 2:18]
+        )
+        self.assertLessEqual(error.mean(), tolerance)
+
+    def test_16_bits_are_cut_to_8(self):
+        deep = noise(8, 8, 1).astype(np.uint16) * 257
+        file = io.BytesIO()
+        Image.fromarray(deep[..., 0]).save(file, "PNG")
+        view = data.Preprocessing(8, 1, None, [0.0]).decode(
+            tf.constant(file.getvalue())
+        )
+        np.testing.assert_array_equal(view, deep // 257)
+
+    def test_colours_of_a_bmp_with_a_palette_are_looked_up(self):
+        """As Pillow, which wrote it, reads it."""
+        image = Image.fromarray(noise(6, 7, 3)).quantize(5)
+        file = io.BytesIO()
+        image.save(file, "BMP")
+        decoded = data._decode(tf.constant(file.getvalue()))
+        np.testing.assert_array_equal(decoded, image.convert("RGB"))
 
     def test_view_of_an_image_of_its_size_is_the_image(self):
         preprocessing = data.Preprocessing(32, 3, None, [0.0] * 3)

@@ -1,8 +1,11 @@
 """Headers are written by hand, from the formats' own descriptions."""
 
 import struct
+import threading
+import time
 from unittest import mock
 
+import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -56,9 +59,10 @@ def webp_lossless(width, height):
     return webp(b"VP8L\x20\0\0\0\x2f" + struct.pack("<I", bits))
 
 
-def webp_extended(width, height):
+def webp_extended(width, height, animated=False):
     size = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
-    return webp(b"VP8X\x0a\0\0\0\0\0\0\0" + size)
+    flags = bytes([2 * animated, 0, 0, 0])
+    return webp(b"VP8X\x0a\0\0\0" + flags + size)
 
 
 class LimitsTest(parameterized.TestCase):
@@ -73,7 +77,13 @@ class LimitsTest(parameterized.TestCase):
         ),
         ("gif", gif((60_000, 50_000)), 3_000_000_000),
         ("gif_of_3_frames", gif((30, 20), (30, 20), (30, 20), (5, 4)), 1820),
-        ("gif_with_frame_above_screen", gif((1, 1), (60, 500)), 30_001),
+        ("gif_with_frame_above_screen", gif((1, 1), (60, 500)), 60_000),
+        (
+            # TensorFlow makes one image of the widest and the highest.
+            "gif_of_a_wide_and_a_high_frame",
+            gif((1, 1), (60_000, 1), (1, 60_000)),
+            3_600_120_000,
+        ),
         ("bmp", bmp(60_000, 50_000), 3_000_000_000),
         ("bmp_from_the_top", bmp(600, -500), 300_000),
         ("webp_lossy", webp_lossy(600, 500), 300_000),
@@ -106,10 +116,41 @@ class LimitsTest(parameterized.TestCase):
         (png(8_001, 8_000), "at most 64000000 pixels, received. .64008000"),
         (gif((1, 1), *[(800, 800)] * 100), "at most 64000000 pixels"),
         (b"text", "JPEG, PNG, GIF, BMP or WebP"),
+        (webp_extended(10, 10, animated=True), "must have no animation"),
     )
     def test_image_above_the_limit_is_refused(self, image_bytes, message):
         with self.assertRaisesRegex(tf.errors.InvalidArgumentError, message):
             limits.check(image_bytes)
+
+    @parameterized.parameters(1, 2, 3, 6)
+    def test_large_images_are_decoded_one_after_the_other(self, count):
+        """Together they would have more pixels than are allowed."""
+        running, most, lock = [0], [0], threading.Lock()
+
+        def watch(image_bytes):
+            with lock:
+                running[0] += 1
+                most[0] = max(most[0], running[0])
+            time.sleep(0.05)
+            with lock:
+                running[0] -= 1
+            return image_bytes
+
+        @tf.function(autograph=False)
+        def decode(images):
+            return limits.map_images(
+                lambda image: tf.numpy_function(
+                    watch, [image], tf.string, stateful=False
+                ),
+                images,
+                tf.TensorSpec([], tf.string),
+                max_pixels=100,
+            )
+
+        images = [png(10, 5)] * count
+        np.testing.assert_array_equal(decode(tf.constant(images)), images)
+        if count > 2:
+            self.assertEqual(most[0], 1)
 
     def test_gif_of_more_blocks_than_anyone_counts_is_above_any_limit(self):
         image_bytes = gif((1, 1), (1, 1))

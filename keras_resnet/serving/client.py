@@ -1,20 +1,28 @@
 """Asks an exported network what is on images.
 
     Client(SavedModel(EXPORT_DIR)).predict([image_bytes, ...], top=5)
+    Client(servers.connect("localhost:8500", "resnet50")).predict_files(paths)
 
-The client cuts what it is asked into batches and sorts the answers out; the
-network behind it is whatever has `labels` and `probabilities`.
+The client cuts what it is asked into batches, has several of them on the way
+and sorts the answers out; the network behind it is whatever has `labels` and
+`probabilities`.
 """
 
+import collections
+import concurrent.futures
 import dataclasses
 import os
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import Any
 from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet.serving import inputs
+from keras_resnet.serving import servers
 from keras_resnet.serving import versions
 
 
@@ -31,10 +39,6 @@ class Answer:
     error: str | None = None
 
 
-class Refused(Exception):
-    """The network does not take these images, whenever it is asked."""
-
-
 class Network(Protocol):
     """Something that was exported and can be asked."""
 
@@ -44,7 +48,7 @@ class Network(Protocol):
         """Encoded images -> float32 [images, classes].
 
         Raises:
-            Refused: one of the images cannot be used, so none was.
+            servers.Refused: one of the images cannot be used, so none was.
         """
 
 
@@ -95,7 +99,8 @@ class SavedModel:
         try:
             answer = self._signature(image_bytes=tf.constant(list(images)))
         except tf.errors.InvalidArgumentError as error:
-            raise Refused(_reason(error.message)) from error
+            reason = servers.sentence(error.message)
+            raise servers.Refused(reason) from error
         return answer["probabilities"].numpy()
 
 
@@ -103,17 +108,22 @@ class Client:
     """Asks a network about any number of images.
 
     Args:
-        network: for instance a `SavedModel`.
+        network: a `SavedModel`, or what `servers.connect` gives.
         batch_size: how many images are sent at once, at most.
+        in_flight: how many batches are on the way at once, at most; a network
+            in this process keeps all processors busy with one.
     """
 
-    def __init__(self, network: Network, batch_size: int = 32):
-        if batch_size < 1:
-            raise ValueError(
-                f"batch_size must be 1 or more, received {batch_size}"
-            )
+    def __init__(self, network: Network, batch_size: int = 32, in_flight=1):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("in_flight", in_flight),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, received {value}")
         self._network = network
         self._batch_size = batch_size
+        self._in_flight = in_flight
 
     def predict(self, images: Sequence[bytes], top: int = 5) -> list[Answer]:
         """One answer an image, in the order of the images.
@@ -124,42 +134,67 @@ class Client:
         Args:
             images: encoded: JPEG, PNG, GIF, BMP or WebP.
             top: how many labels an answer has, at most.
+
+        Raises:
+            servers.Unanswered: the network is behind a server that does not
+                answer.
         """
-        answers: list[Answer] = []
-        for batch in self._batches(images):
-            answers += self._ask(batch, top)
-        return answers
+        return list(self._in_order(lambda image: image, images, top))
 
     def predict_files(
-        self, paths: Sequence[str], top: int = 5
+        self, names: Sequence[str], top: int = 5
     ) -> Iterator[Answer]:
-        """`predict` of files, of which one batch at a time is read."""
-        for batch in self._batches(paths):
-            contents = [_read(path) for path in batch]
-            answers = iter(
-                self.predict([c for c in contents if isinstance(c, bytes)], top)
-            )
-            for content in contents:
-                yield next(answers) if isinstance(content, bytes) else content
+        """`predict` of what `inputs.read` reads, a few batches at a time."""
+        return self._in_order(inputs.read, names, top)
 
-    def _batches(self, items):
-        for start in range(0, len(items), self._batch_size):
-            yield items[start : start + self._batch_size]
+    def _in_order(
+        self, read: Callable[[Any], bytes], items: Sequence[Any], top: int
+    ) -> Iterator[Answer]:
+        with concurrent.futures.ThreadPoolExecutor(self._in_flight) as pool:
+            pending: collections.deque = collections.deque()
+            try:
+                for start in range(0, len(items), self._batch_size):
+                    batch = items[start : start + self._batch_size]
+                    pending.append(
+                        pool.submit(self._read_and_ask, read, batch, top)
+                    )
+                    if len(pending) >= self._in_flight:
+                        yield from pending.popleft().result()
+                while pending:
+                    yield from pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _read_and_ask(self, read, batch, top) -> list[Answer]:
+        answers: list[Answer | None] = []
+        images = []
+        for item in batch:
+            try:
+                images.append(read(item))
+                answers.append(None)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                answers.append(Answer(error=reason))
+        asked = iter(self._ask(images, top) if images else [])
+        return [answer or next(asked) for answer in answers]
 
     def _ask(self, images: Sequence[bytes], top: int) -> list[Answer]:
         try:
             probabilities = self._network.probabilities(images)
-        except Refused as error:
+        except servers.Refused as error:
             if len(images) == 1:
                 return [Answer(error=str(error))]
             # One image spoils its batch: halve until it stands alone.
             half = len(images) // 2
             return self._ask(images[:half], top) + self._ask(images[half:], top)
-        return [Answer(self._best(row, top)) for row in probabilities]
+        labels = self._network.labels
+        return [Answer(_best(row, labels, top)) for row in probabilities]
 
-    def _best(self, row: np.ndarray, top: int):
-        order = np.argsort(-row, kind="stable")[:top]
-        return tuple((self._network.labels[i], float(row[i])) for i in order)
+
+def _best(row: np.ndarray, labels: Sequence[str], top: int):
+    order = np.argsort(-row, kind="stable")[:top]
+    return tuple((labels[i], float(row[i])) for i in order)
 
 
 def _version_directory(directory: str | os.PathLike) -> str:
@@ -179,24 +214,4 @@ def _is_ours(signature) -> bool:
         signature is not None
         and "image_bytes" in signature.structured_input_signature[1]
         and "probabilities" in signature.structured_outputs
-    )
-
-
-def _read(path: str) -> bytes | Answer:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        return Answer(error=error.strerror)
-
-
-def _reason(message: str) -> str:
-    r"""The sentence in the middle of one of TensorFlow's messages.
-
-    >>> _reason("Graph execution error:\n\nNo.\n\t [[{{node n}}]] [Op:f]")
-    'No.'
-    """
-    sentence = message.split("\n\t [[")[0].split("\n")[-1]
-    return sentence.removeprefix("assertion failed: ").translate(
-        str.maketrans("", "", "[]")
     )

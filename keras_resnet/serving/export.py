@@ -50,6 +50,10 @@ training.require_tensorflow(__name__)
 CARD = "model_card.json"
 
 
+class DisagreementError(ArithmeticError):
+    """What was written answers otherwise than the model."""
+
+
 class Tolerance(NamedTuple):
     """How far the answers of a precision may be from the model's.
 
@@ -144,7 +148,7 @@ def export(
         ValueError: the model's outputs are no probabilities, the labels, the
             preprocessing and the model do not belong together, the precision
             or a format is unknown, or the model cannot be folded.
-        RuntimeError: what was written answers otherwise than the model.
+        DisagreementError: what was written answers otherwise than the model.
     """
     formats_lib.check(tuple(formats), precision)
     warmup.check(warmup_batch_sizes)
@@ -424,9 +428,11 @@ def _write(directory, folded, preprocessing, labels, max_pixels) -> None:
         )
     # TensorFlow calls every signature "predict"; Classify wants its own name.
     with formats_lib.without_notes():
-        names = tf.compat.v1.saved_model.signature_def_utils
-        updater = names.MethodNameUpdater(directory)
-        updater.replace_method_name("classify", "classify")
+        v1 = tf.compat.v1.saved_model
+        updater = v1.signature_def_utils.MethodNameUpdater(directory)
+        updater.replace_method_name(
+            "classify", v1.signature_constants.CLASSIFY_METHOD_NAME
+        )
         updater.save()
 
 
@@ -495,7 +501,7 @@ def _check_saved_model(
                     for row in answers["classes"]
                 )
             if not is_right:
-                raise RuntimeError(
+                raise DisagreementError(
                     f"the exported signature {signature} must answer as the "
                     f"model does: {output} {wanted}; received {answers}"
                 )
@@ -516,7 +522,7 @@ def _check_classes(name, expected, found, labels, precision) -> dict[str, Any]:
     """How the classes that a format finds agree with the model's.
 
     Raises:
-        RuntimeError: less than the precision must.
+        DisagreementError: less than the precision must.
     """
     tolerance = TOLERANCES[precision]
     best = found.argmax(-1)
@@ -526,7 +532,7 @@ def _check_classes(name, expected, found, labels, precision) -> dict[str, Any]:
     difference = float(np.max(np.abs(found - expected)))
     is_close = difference <= tolerance.probabilities  # not so of nan
     if not (is_close and share >= tolerance.share):
-        raise RuntimeError(
+        raise DisagreementError(
             f"{name} in {precision} must answer as the model does for "
             f"{tolerance.share:.0%} of {len(best)} images, received "
             f"{share:.1%}, probabilities up to {difference:.2g} apart; nothing "

@@ -5,7 +5,8 @@ their first bytes, so that such a file is an error and not an outage:
 
     PNG   width and height after the signature and the word IHDR
     JPEG  in the frame header, wherever that stands: TensorFlow finds it
-    GIF   the screen and every frame, all of which TensorFlow unpacks
+    GIF   every frame, all of which TensorFlow unpacks; and once more an image
+          as wide as the widest and as high as the highest of screen and frames
     BMP   width and height of the information header; either may be negative
     WebP  VP8X: the canvas; VP8: the frame; VP8L: the frame
 
@@ -28,7 +29,7 @@ def check(image_bytes: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
 
     Args:
         image_bytes: an encoded image; string, scalar.
-        max_pixels: width x height, for GIF summed over the frames.
+        max_pixels: width x height, for GIF summed as above.
 
     Returns:
         `image_bytes`, unchanged.
@@ -107,7 +108,8 @@ def pixels(image_bytes: tf.Tensor) -> tf.Tensor:
         image_bytes: string, scalar.
 
     Returns:
-        int64, scalar: width x height, for GIF summed over screen and frames;
+        int64, scalar: width x height, for GIF summed over the frames and one
+        image that holds them all;
         -1 for what is no JPEG, PNG, GIF, BMP or WebP.
     """
     head = _bytes(image_bytes, tf.constant(0, tf.int64), 30)
@@ -162,12 +164,12 @@ def _is_animated_webp(image_bytes: tf.Tensor) -> tf.Tensor:
 
 
 def _gif_pixels(image_bytes: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
-    """Walks through the blocks: TensorFlow unpacks every frame of a GIF."""
+    """Walks through the blocks of a GIF."""
 
     def table_bytes(flags):
         return tf.where(flags >= 128, 3 * 2 ** (flags % 8 + 1), 0)
 
-    def block(position, inside, total):
+    def block(position, inside, total, width, height):
         data = _bytes(image_bytes, position, 10)
         kind = data[0]
         is_frame = ~inside & (kind == 0x2C)
@@ -180,22 +182,31 @@ def _gif_pixels(image_bytes: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
             ],
             default=lambda: length,  # the trailer, or what is no GIF
         )
-        frame = tf.where(is_frame, _number(data[5:7]) * _number(data[7:9]), 0)
+        frame_width = tf.where(is_frame, _number(data[5:7]), 0)
+        frame_height = tf.where(is_frame, _number(data[7:9]), 0)
         inside = tf.where(inside, kind > 0, is_frame | is_extension)
-        return [position + step, inside, total + frame]
+        return [
+            position + step,
+            inside,
+            total + frame_width * frame_height,
+            tf.maximum(width, frame_width),
+            tf.maximum(height, frame_height),
+        ]
 
     length = tf.cast(tf.strings.length(image_bytes), tf.int64)
-    position, _, total = tf.while_loop(
-        lambda position, inside, total: position < length,
+    position, _, total, width, height = tf.while_loop(
+        lambda position, *_: position < length,
         block,
         [
             13 + table_bytes(head[10]),
             tf.constant(False),
-            _number(head[6:8]) * _number(head[8:10]),
+            tf.constant(0, tf.int64),
+            _number(head[6:8]),
+            _number(head[8:10]),
         ],
         maximum_iterations=_MAX_GIF_BLOCKS,
     )
-    return tf.where(position < length, tf.int64.max, total)
+    return tf.where(position < length, tf.int64.max, total + width * height)
 
 
 def _bytes(image_bytes: tf.Tensor, position: tf.Tensor, count: int):

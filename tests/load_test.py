@@ -1,0 +1,115 @@
+"""The load generator counts what it sent, on functions and on a server."""
+
+import json
+import os
+import tempfile
+import threading
+
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from keras_resnet.serving import load
+from tests import colours
+from tests import programs
+from tests import tf_serving
+
+
+class HoldTest(parameterized.TestCase):
+    def test_images_are_sent_in_turn(self):
+        asked = []
+        report = load.hold(
+            asked.append,
+            [b"0", b"1", b"2"],
+            200,
+            0.02,
+            batch_size=2,
+            in_flight=1,
+        )
+        self.assertEqual(
+            asked, [[b"0", b"1"], [b"2", b"0"], [b"1", b"2"], [b"0", b"1"]]
+        )
+        self.assertEqual((report.requests, report.images), (4, 8))
+        self.assertEqual(report.errors, {})
+
+    def test_errors_are_counted_by_their_kind(self):
+        def ask(images):
+            if images == [b"2"]:
+                raise ValueError("no")
+            if images == [b"3"]:
+                error = OSError("gone")
+                error.code = "UNAVAILABLE"
+                raise error
+
+        report = load.hold(ask, [b"%d" % i for i in range(5)], 1000, 0.01)
+        self.assertEqual(report.errors, {"ValueError": 2, "UNAVAILABLE": 2})
+        self.assertEqual(report.to_json()["answers"], 6)
+
+    def test_time_runs_from_when_a_request_was_due(self):
+        gate = threading.Event()
+        timer = threading.Timer(0.2, gate.set)
+        timer.start()
+        report = load.hold(
+            lambda _: gate.wait(), [b"1"], rate=1000, seconds=0.05, in_flight=1
+        )
+        timer.join()
+        # Each would take no time; all waited for the first one.
+        self.assertLen(report.latencies, 50)
+        self.assertGreater(report.latencies.min(), 0.1)
+
+    def test_quantiles_are_those_of_the_latencies(self):
+        latencies = np.arange(1, 102) / 1000.0
+        report = load.Report(101, 101, {}, 2.0, latencies)
+        found = report.to_json()
+        self.assertAlmostEqual(found["p50_ms"], 51.0)
+        self.assertAlmostEqual(found["p99_ms"], 100.0)
+        self.assertAlmostEqual(found["images_per_second"], 50.5)
+
+    @parameterized.parameters(
+        ({"rate": 0}, "rate must be above 0, received 0"),
+        ({"seconds": -1}, "seconds must be above 0, received -1"),
+        ({"images": []}, "the number of images must be above 0"),
+    )
+    def test_numbers_that_are_not_above_0_are_refused(self, change, message):
+        arguments = {"images": [b"1"], "rate": 1, "seconds": 1, **change}
+        with self.assertRaisesRegex(ValueError, message):
+            load.hold(len, **arguments)
+
+
+class ProgramTest(parameterized.TestCase):
+    def test_program_loads_a_server(self):
+        with tempfile.TemporaryDirectory() as folder:
+            colours.export(os.path.join(folder, "exported"))
+            with open(os.path.join(folder, "red.png"), "wb") as file:
+                file.write(colours.image("red"))
+            with tf_serving.serve("m", f"{folder}/exported") as addresses:
+                for address in addresses[:2]:
+                    code, out, err = programs.run(
+                        "load",
+                        f"--server={address}",
+                        "--model_name=m",
+                        "--rate=50",
+                        "--seconds=0.2",
+                        "--timeout=60",
+                        f"{folder}/red.png",
+                    )
+                    self.assertEqual((code, err), (0, []))
+                    found = json.loads(out[-1])
+                    self.assertEqual(found["requests"], 10)
+                    self.assertEqual(found["answers"], 10)
+                    self.assertEqual(found["errors"], {})
+
+    @parameterized.parameters(
+        ([], "--server=: give it or --saved_model"),
+        (["--server=a", "--saved_model=b"], "--server=a"),
+        (["--server=a"], "--server=a: .*HOST:PORT"),
+    )
+    def test_usage_error_is_one_line_and_exit_code_2(self, arguments, message):
+        code, out, err = programs.run("load", *arguments)
+        self.assertEqual((code, out), (2, []))
+        self.assertLen(err, 1)
+        self.assertRegex(err[0], message)
+
+
+if __name__ == "__main__":
+    absltest.main()
