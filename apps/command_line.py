@@ -68,6 +68,17 @@ def write_files(directory: str, files: dict[str, str]) -> None:
         os.replace(beside, path)
 
 
+def strategy(name: str, num_devices: int | None):
+    """The strategy of --strategy and --num_devices."""
+    from keras_resnet.training import strategies
+
+    with usage("strategy", name):
+        if num_devices is None:
+            return strategies.get_strategy(name)
+    with usage("num_devices", num_devices):
+        return strategies.get_strategy(name, num_devices)
+
+
 def run(main: Callable[[list[str]], None], takes_arguments=False) -> None:
     """Parses the flags, calls `main` and exits with the code of the outcome.
 
@@ -124,6 +135,7 @@ def _outcome(main, argv) -> int:
         ValueError,
         OSError,
         ArithmeticError,
+        loop.WorkerLostError,
         tf.errors.OpError,
     )
     try:

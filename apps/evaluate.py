@@ -7,6 +7,7 @@ python -m apps.evaluate --model=resnet20 --weights=FILE --dataset=cifar10
 
 import dataclasses
 import json
+import pathlib
 
 from absl import flags
 
@@ -20,11 +21,34 @@ _DATASET = flags.DEFINE_string(
     "dataset", None, "As for apps.train; default: what --workdir trained on."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets.")
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint",
+    "last",
+    ["last", "best"],
+    "With --workdir: the last, or that of the lowest test error.",
+)
 _PROTOCOL = flags.DEFINE_enum(
-    "protocol", "single", ["single"], "single: one central view of each image."
+    "protocol",
+    "single",
+    ["single", "ten_crop", "multi_scale"],
+    "single: one central view; ten_crop and multi_scale: the softmax scores "
+    "of several views, averaged, as in the papers.",
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 100, "Images in a batch.", lower_bound=1
+    "batch_size", 100, "Images in a batch of all devices.", lower_bound=1
+)
+_NUM_DEVICES = flags.DEFINE_integer(
+    "num_devices",
+    None,
+    "Devices of this machine; without accelerators the processor is divided.",
+)
+_PER_CLASS = flags.DEFINE_bool(
+    "per_class", False, "Whether to give the errors of each class too."
+)
+_CONFUSION_MATRIX = flags.DEFINE_string(
+    "confusion_matrix",
+    None,
+    "A CSV file to write: a row a label, a column a class it was taken for.",
 )
 _MEAN = flags.DEFINE_list(
     "mean", None, "With --model: of each channel, in units of 0 to 1."
@@ -46,6 +70,9 @@ def main(argv):
             given[1].value if given else "",
             "give one of --workdir, --saved_model, and --model with --weights",
         )
+    # First of all: TensorFlow divides its devices once.
+    strategy = command_line.strategy("auto", _NUM_DEVICES.value)
+    from keras_resnet.training import checkpoints
     from keras_resnet.training import evaluation
 
     sources = {
@@ -53,25 +80,31 @@ def main(argv):
         "saved_model": _of_saved_model,
         "model": _of_model,
     }
-    predict, dataset = sources[given[0].name]()
-    result = evaluation.evaluate(
-        predict, dataset.test_batches(_BATCH_SIZE.value)
+    with strategy.scope():
+        predict, dataset = sources[given[0].name]()
+        if _PROTOCOL.value == "multi_scale":
+            predict = evaluation.any_size(predict)
+    counts_classes = _PER_CLASS.value or _CONFUSION_MATRIX.value is not None
+    result = evaluation.Evaluator(predict, strategy)(
+        dataset, _BATCH_SIZE.value, _PROTOCOL.value, counts_classes
     )
     print(
         f"test error {result.top1_error:.2f}% (top 5: {result.top5_error:.2f}%)"
         f", {result.top1_errors:,} of {result.images:,} images"
     )
-    print(
-        json.dumps(
-            {
-                "dataset": dataset.name,
-                "protocol": _PROTOCOL.value,
-                **dataclasses.asdict(result),
-                "top1_error": result.top1_error,
-                "top5_error": result.top5_error,
-            }
+    numbers = {
+        "dataset": dataset.name,
+        "protocol": _PROTOCOL.value,
+        **result.to_json(),
+    }
+    if _PER_CLASS.value:
+        numbers["classes"] = result.per_class(dataset.labels)
+    if _CONFUSION_MATRIX.value:
+        checkpoints.replace_file(
+            pathlib.Path(_CONFUSION_MATRIX.value),
+            result.confusion_csv(dataset.labels),
         )
-    )
+    print(json.dumps(numbers))
 
 
 def _load(name, data_dir=None, **arguments):
@@ -87,7 +120,11 @@ def _of_workdir():
     from keras_resnet.training import loop
 
     with command_line.usage("workdir", _WORKDIR.value):
-        trained = loop.load_workdir(_WORKDIR.value, classifier_activation=None)
+        trained = loop.load_workdir(
+            _WORKDIR.value,
+            classifier_activation=None,
+            checkpoint=_CHECKPOINT.value,
+        )
     dataset = _load(
         _DATASET.value or trained.config.dataset,
         trained.config.data_dir,
@@ -102,6 +139,12 @@ def _of_saved_model():
 
     from keras_resnet.serving import client
 
+    if _PROTOCOL.value != "single":
+        raise command_line.UsageError(
+            "protocol",
+            _PROTOCOL.value,
+            "an exported model is shown single views only; name its --workdir",
+        )
     with command_line.usage("saved_model", _SAVED_MODEL.value):
         network = client.SavedModel(_SAVED_MODEL.value)
     size = network.image_shape[0]

@@ -39,6 +39,28 @@ _STEPS = flags.DEFINE_integer(
     "steps", None, "Steps in all; the recipe keeps its shape.", lower_bound=1
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images in a batch.")
+_LINEAR_SCALING = flags.DEFINE_bool(
+    "linear_scaling",
+    False,
+    "With --batch_size: the learning rate in proportion to it, as many epochs, "
+    "the first of them as warm-up.",
+)
+_STRATEGY = flags.DEFINE_string(
+    "strategy",
+    "auto",
+    "one_device, mirrored (all devices of this machine), multi_worker (the "
+    "machines of TF_CONFIG), tpu, or auto: what there is.",
+)
+_NUM_DEVICES = flags.DEFINE_integer(
+    "num_devices",
+    None,
+    "Devices of this machine; without accelerators the processor is divided.",
+)
+_SYNC_BATCH_NORM = flags.DEFINE_bool(
+    "sync_batch_norm",
+    False,
+    "Whether to normalize by the batch of all devices, not by each one's.",
+)
 _DTYPE = flags.DEFINE_string(
     "dtype", "float32", "float32, mixed_bfloat16 or mixed_float16."
 )
@@ -51,6 +73,9 @@ _LOG_EVERY = flags.DEFINE_integer(
 )
 _EVAL_EVERY = flags.DEFINE_integer(
     "eval_every", None, "Steps between two evaluations.", lower_bound=1
+)
+_CHECKPOINT_SECONDS = flags.DEFINE_float(
+    "checkpoint_seconds", 120.0, "Time between two checkpoints.", lower_bound=0
 )
 _SET = flags.DEFINE_multi_string(
     "set",
@@ -99,11 +124,14 @@ def _config():
     height = dataset.image_shape[0]
     if not _RECIPE.value:
         recipe = recipes.default_recipe(_DATASET.value, height, spec.depth)
-    if _STEPS.value:
-        recipe = recipe.with_steps(_STEPS.value)
     if _BATCH_SIZE.value is not None:
         with command_line.usage("batch_size", _BATCH_SIZE.value):
-            recipe = dataclasses.replace(recipe, batch_size=_BATCH_SIZE.value)
+            changed = dataclasses.replace(recipe, batch_size=_BATCH_SIZE.value)
+            if _LINEAR_SCALING.value:
+                changed = recipe.scaled_to(_BATCH_SIZE.value)
+            recipe = changed
+    if _STEPS.value:
+        recipe = recipe.with_steps(_STEPS.value)
     arguments = {}
     settings = command_line.settings(_SET.value, "recipe", "model")
     for prefix, name, text in settings:
@@ -128,6 +156,7 @@ def _config():
             _SEED.value,
             _DETERMINISTIC.value,
             _DATA_DIR.value,
+            _SYNC_BATCH_NORM.value,
         )
     return config, dataset
 
@@ -136,9 +165,13 @@ def main(argv):
     """Trains as the flags say."""
     from keras_resnet.training import loop
 
+    # First of all: TensorFlow divides its devices once.
+    strategy = command_line.strategy(_STRATEGY.value, _NUM_DEVICES.value)
     if _EXPERIMENT.value:
         _set_by_experiment()
     config, dataset = _config()
+    with command_line.usage("batch_size", config.recipe.batch_size):
+        loop.check_devices(config, strategy)
     name = config.dataset.replace(":", "_").replace("/", "_")
     workdir = _WORKDIR.value or f"runs/{config.model}_{name}"
     if _EXPERIMENT.value and not _WORKDIR.value:
@@ -152,9 +185,11 @@ def main(argv):
         result = loop.train_and_evaluate(
             config,
             workdir,
+            strategy,
             dataset=dataset,
             log_every=_LOG_EVERY.value,
             eval_every=_EVAL_EVERY.value,
+            checkpoint_seconds=_CHECKPOINT_SECONDS.value,
         )
     except loop.WorkdirError as error:
         raise command_line.UsageError("workdir", workdir, error) from error

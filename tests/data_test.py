@@ -4,7 +4,6 @@ import io
 import os
 import pathlib
 import socket
-import tempfile
 import urllib.error
 from unittest import mock
 
@@ -15,6 +14,7 @@ from absl.testing import parameterized
 from PIL import Image
 
 from keras_resnet.training import data
+from tests import records
 
 PHOTO = data.Preprocessing(
     224, 3, 256, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -501,18 +501,9 @@ class AugmentationTest(parameterized.TestCase):
             data.load("digits").train_batches(8, 0, augmentation="pad_corp")
 
 
-def scratch(test):
-    """A directory that goes when the test, or the class of tests, has run."""
-    directory = tempfile.TemporaryDirectory()
-    is_class = isinstance(test, type)
-    add = test.addClassCleanup if is_class else test.addCleanup
-    add(directory.cleanup)
-    return directory.name
-
-
 def photos(test, colours=False, count=12):
     """folder:PATH of PNG files of several sizes, each unlike the others."""
-    root = pathlib.Path(scratch(test))
+    root = pathlib.Path(records.scratch(test))
     for i in range(count):
         height, width = 240 + 7 * (i % 5), 230 + 11 * (i % 3)
         image = np.full((height, width, 3), 20 * i, np.uint8)
@@ -524,46 +515,9 @@ def photos(test, colours=False, count=12):
     return f"folder:{root}"
 
 
-def tfds_set(test, shape, unlabelled=(), broken=None, /, **splits):
-    """The directory of a prepared set of TFDS in several files a split.
-
-    Every image is of one grey, its number; the labels are the numbers modulo
-    3, or -1 in the splits that are `unlabelled`. The number `broken` is a
-    file that is no image.
-    """
-    import tensorflow_datasets as tfds
-
-    directory = scratch(test)
-
-    def examples(split, count):
-        for i in range(count):
-            sides = [side or 30 + 3 * (i % 4) for side in shape[:2]]
-            image = np.full((*sides, shape[2]), i, np.uint8)
-            if i == broken:
-                image = os.path.join(directory, "broken.png")
-                pathlib.Path(image).write_bytes(b"broken")
-            label = -1 if split in unlabelled else i % 3
-            yield i, {"image": image, "label": label}
-
-    tfds.dataset_builders.store_as_tfds_dataset(
-        "tiny",
-        "1.0.0",
-        tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=shape),
-                "label": tfds.features.ClassLabel(names=["a", "b", "c"]),
-            }
-        ),
-        {split: examples(split, count) for split, count in splits.items()},
-        data_dir=directory,
-        download_config=tfds.download.DownloadConfig(num_shards=3),
-    )
-    return directory
-
-
 def of_each_kind(test):
     """Data sets in memory, of files, and of records: all ways to read."""
-    directory = tfds_set(test, (None, None, 3), train=40, test=11)
+    directory = records.tfds_set(test, (None, None, 3), train=40, test=11)
     return {
         "memory": data.load("digits"),
         "files": data.load(photos(test), image_size=32),
@@ -746,7 +700,7 @@ class TestBatchesTest(parameterized.TestCase):
 
     def test_examples_are_png_files_named_by_their_labels(self):
         digits = data.load("digits")
-        directory = os.path.join(scratch(self), "new")
+        directory = os.path.join(records.scratch(self), "new")
         paths = data.write_examples(digits, directory, 4)
         images, labels = digits.test_images(4)
         self.assertEqual(
@@ -843,7 +797,7 @@ class SyntheticTest(parameterized.TestCase):
 class FolderTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
-        self.root = pathlib.Path(scratch(self))
+        self.root = pathlib.Path(records.scratch(self))
 
     def write(self, name, image, encode=tf.io.encode_png):
         path = self.root / name
@@ -961,7 +915,7 @@ class FolderTest(parameterized.TestCase):
 
 class TfdsTest(parameterized.TestCase):
     def test_of_small_grey_images_is_held_in_memory(self):
-        directory = tfds_set(self, (12, 12, 1), train=30, test=9)
+        directory = records.tfds_set(self, (12, 12, 1), train=30, test=9)
         dataset = data.load("tiny", directory)
         self.assertEqual(dataset.labels, ["a", "b", "c"])
         self.assertEqual(dataset.image_shape, (12, 12, 1))
@@ -971,13 +925,13 @@ class TfdsTest(parameterized.TestCase):
         np.testing.assert_array_equal(labels, numbers.round() % 3)
 
     def test_of_photos_is_read_as_it_is_needed(self):
-        directory = tfds_set(self, (None, None, 3), train=9, test=4)
+        directory = records.tfds_set(self, (None, None, 3), train=9, test=4)
         dataset = data.load("tiny", directory)
         self.assertEqual(dataset.image_shape, (224, 224, 3))
         self.assertEqual((dataset.train_size, dataset.test_size), (9, 4))
 
     def test_without_test_keeps_the_last_fifth(self):
-        directory = tfds_set(self, (8, 8, 1), train=50)
+        directory = records.tfds_set(self, (8, 8, 1), train=50)
         dataset = data.load("tiny", directory)
         self.assertEqual((dataset.train_size, dataset.test_size), (40, 10))
         ((images, _),) = batches(dataset.train_batches(40, 0), 1)
@@ -988,28 +942,28 @@ class TfdsTest(parameterized.TestCase):
         )
 
     def test_is_tested_on_validation_where_test_has_no_labels(self):
-        directory = tfds_set(
+        directory = records.tfds_set(
             self, (8, 8, 1), ("test",), train=9, validation=5, test=7
         )
         self.assertEqual(data.load("tiny", directory).test_size, 5)
 
     @parameterized.parameters(((8, 8, 1),), ((None, None, 3),))
     def test_with_a_record_that_does_not_decode(self, shape):
-        directory = tfds_set(self, shape, (), 3, train=9, test=3)
+        directory = records.tfds_set(self, shape, (), 3, train=9, test=3)
         with self.assertRaisesRegex(
             ValueError, r"record \d of tiny/train does not decode"
         ):
             data.load("tiny", directory).check()
 
     def test_to_be_tested_on_does_not_read_its_training_images(self):
-        directory = tfds_set(self, (8, 8, 1), (), 8, train=9, test=3)
+        directory = records.tfds_set(self, (8, 8, 1), (), 8, train=9, test=3)
         preprocessing = data.Preprocessing(8, 1, None, [0.5])
         dataset = data.load("tiny", directory, preprocessing=preprocessing)
         images, _ = dataset.test_images(3)  # the training images are broken
         self.assertLen(images, 3)
 
     def test_without_train(self):
-        directory = tfds_set(self, (8, 8, 1), test=7)
+        directory = records.tfds_set(self, (8, 8, 1), test=7)
         with self.assertRaisesRegex(ValueError, "train; tiny has test"):
             data.load("tiny", directory)
 
@@ -1037,10 +991,10 @@ class TfdsTest(parameterized.TestCase):
 
     def test_that_is_no_image_classification_set(self):
         with self.assertRaisesRegex(ValueError, "image of 8 bits and a label"):
-            data.load("imdb_reviews", scratch(self))
+            data.load("imdb_reviews", records.scratch(self))
 
     def test_that_cannot_be_downloaded_leaves_nothing_behind(self):
-        directory = scratch(self)
+        directory = records.scratch(self)
         offline = urllib.error.URLError(socket.gaierror("no such host"))
         with (
             mock.patch("urllib.request.urlopen", side_effect=offline),
@@ -1057,7 +1011,7 @@ class TfdsTest(parameterized.TestCase):
             mock.patch("urllib.request.urlopen"),
             self.assertRaisesRegex(FileNotFoundError, "image-net.org"),
         ):
-            data.load("imagenet2012", scratch(self))
+            data.load("imagenet2012", records.scratch(self))
 
     def test_cifar10_is_the_published_one(self):
         root = pathlib.Path(os.environ.get("KERAS_RESNET_DATA", "")) / "tfds"

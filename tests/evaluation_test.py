@@ -1,11 +1,22 @@
-"""Errors are counted once for every image."""
+"""Errors are counted once for every image, whatever it is shown as."""
 
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 
+import keras_resnet
+from keras_resnet.training import data
 from keras_resnet.training import evaluation
+from tests import records
+from tests import runs
 
 
 def batches(logits, labels, size):
@@ -46,6 +57,183 @@ class EvaluationTest(parameterized.TestCase):
     def test_no_images_are_refused(self):
         with self.assertRaisesRegex(ValueError, "no test images"):
             evaluation.evaluate(lambda x: x, [])
+
+
+def dataset_of(kind, test):
+    """Test images of 8 x 8, or photos for a network of 32 x 32."""
+    if kind == "small":
+        return data.load("digits")
+    directory = records.tfds_set(test, (None, None, 3), train=8, test=11)
+    return data.load("tiny", directory, image_size=32)
+
+
+class ProtocolTest(parameterized.TestCase):
+    @parameterized.parameters("small", "photos")
+    def test_ten_crops_are_corners_and_centre_and_their_mirror_images(
+        self, kind
+    ):
+        dataset = dataset_of(kind, self)
+        views, *_ = next(iter(dataset.test_batches(3, protocol="ten_crop")))
+        size = dataset.image_shape[0]
+        self.assertEqual(views.shape, (3, 10, *dataset.image_shape))
+        if kind == "small":
+            images, *_ = next(iter(dataset.test_batches(3)))
+            margin = size // 8
+            pad = [(0, 0), (margin, margin), (margin, margin), (0, 0)]
+            whole = np.pad(images, pad)
+        else:
+            split = dataset._test
+            image, _ = next(split.decoded())
+            height, width = image.shape[:2]
+            shorter = round(size * 256 / 224)
+            sides = [
+                shorter * height // min(height, width),
+                shorter * width // min(height, width),
+            ]
+            resized = tf.image.resize(image, sides, antialias=True)
+            pixels = tf.cast(tf.round(resized), "uint8")
+            whole = dataset.preprocessing(pixels).numpy()[None]
+        high, wide = (side - size for side in whole.shape[1:3])
+        places = [
+            (0, 0),
+            (0, wide),
+            (high, 0),
+            (high, wide),
+            (high // 2, wide // 2),
+        ]
+        for i, (top, left) in enumerate(places):
+            crop = whole[:, top : top + size, left : left + size]
+            count = len(crop)
+            np.testing.assert_allclose(views[:count, i], crop, atol=1e-6)
+            np.testing.assert_allclose(
+                views[:count, i + 5], crop[:, :, ::-1], atol=1e-6
+            )
+
+    @parameterized.parameters("small", "photos")
+    def test_scales_are_those_of_the_paper(self, kind):
+        """The shorter side at 224, 256, 384, 480, 640 of 224."""
+        dataset = dataset_of(kind, self)
+        views, labels, _ = next(
+            iter(dataset.test_batches(3, protocol="multi_scale"))
+        )
+        size = dataset.image_shape[0]
+        self.assertLen(labels, 3 if kind == "small" else 1)
+        expected = [
+            round(size * scale / 224) for scale in (224, 256, 384, 480, 640)
+        ]
+        self.assertEqual([min(view.shape[1:3]) for view in views], expected)
+
+    @parameterized.product(
+        kind=["small", "photos"], protocol=data.PROTOCOLS, batch_size=[1, 4]
+    )
+    def test_scores_are_averaged_and_every_image_counts_once(
+        self, kind, protocol, batch_size
+    ):
+        """Against softmax in NumPy, image by image."""
+        dataset = dataset_of(kind, self)
+        keras.utils.set_random_seed(0)
+        model = keras_resnet.resnet(
+            runs.TINY,
+            input_shape=dataset.image_shape,
+            classes=dataset.classes,
+            classifier_activation=None,
+        )
+        model = evaluation.any_size(model)
+        result = evaluation.Evaluator(
+            lambda images: model(images, training=False)
+        )(dataset, batch_size, protocol, counts_classes=True)
+        confusion = np.zeros([dataset.classes] * 2, int)
+        loss = 0.0
+        for views, labels, counted in dataset.test_batches(1, (0, 1), protocol):
+            views = views if isinstance(views, tuple) else (views,)
+            scores = []
+            for view in views:
+                view = np.reshape(view, (-1, *view.shape[-3:]))
+                logits = np.array(model(view, training=False), "float64")
+                e = np.exp(logits - logits.max(1, keepdims=True))
+                scores.append((e / e.sum(1, keepdims=True)).mean(0))
+            score = np.mean(scores, 0)
+            self.assertEqual(counted, 1)
+            confusion[int(labels[0]), score.argmax()] += 1
+            loss -= np.log(score[int(labels[0])])
+        self.assertEqual(result.images, dataset.test_size)
+        np.testing.assert_array_equal(result.confusion, confusion)
+        errors = confusion.sum() - confusion.trace()
+        self.assertEqual(result.top1_errors, errors)
+        np.testing.assert_allclose(
+            result.loss, loss / dataset.test_size, rtol=1e-4
+        )
+        of_classes = result.per_class(dataset.labels)
+        self.assertEqual(
+            sum(row["top1_errors"] for row in of_classes.values()), errors
+        )
+        lines = result.confusion_csv(dataset.labels).splitlines()
+        self.assertEqual(lines[0], ",".join(["label", *dataset.labels]))
+        self.assertLen(lines, dataset.classes + 1)
+
+    def test_unknown_protocol_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "'ten'.* ten_crop"):
+            data.load("digits").test_batches(1, protocol="ten")
+
+
+class DevicesTest(parameterized.TestCase):
+    def evaluate(self, *arguments):
+        root = self.enter_context(tempfile.TemporaryDirectory())
+        run = runs.Run(
+            root,
+            "evaluate",
+            arguments,
+            {"DECODED": os.environ.get("DECODED", "")},
+        )
+        self.assertEqual(run.wait(), 0, run.err)
+        return json.loads(run.out[-1])
+
+    def test_three_devices_count_as_one(self):
+        root = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        model = keras_resnet.resnet(
+            runs.TINY, input_shape=(8, 8, 1), classes=10
+        )
+        path = f"{root}/tiny.weights.h5"
+        model.save_weights(path)
+        flags = ("--model=tiny", f"--weights={path}", "--dataset=digits")
+        found = [
+            self.evaluate(*flags, f"--batch_size={size}", *devices)
+            for size, devices in (
+                (100, ()),
+                (7, ("--num_devices=3",)),
+                (1000, ("--num_devices=3", "--per_class")),
+            )
+        ]
+        for result in found:
+            self.assertEqual(result["images"], 355)
+            self.assertEqual(result["top1_errors"], found[0]["top1_errors"])
+            self.assertEqual(result["top5_errors"], found[0]["top5_errors"])
+        self.assertLen(found[-1]["classes"], 10)
+
+    @pytest.mark.large
+    @absltest.skipUnless(os.path.isdir(runs.CIFAR10), "needs CIFAR-10")
+    def test_published_network_has_its_published_error(self):
+        """8.27% (pytorch_resnet_cifar10), for any batch and any devices."""
+        decoded = self.enter_context(tempfile.TemporaryDirectory())
+        os.environ["DECODED"] = decoded
+        self.addCleanup(os.environ.pop, "DECODED")
+        weights = Path(runs.CIFAR10).parent / "weights/resnet20-12fca82f.th"
+        for devices in (1, 3):
+            for size in (1, 7, 128, 1000):
+                result = self.evaluate(
+                    "--model=resnet20",
+                    f"--weights={weights}",
+                    "--dataset=cifar10",
+                    f"--data_dir={runs.CIFAR10}",
+                    "--mean=.485,.456,.406",
+                    "--standard_deviation=.229,.224,.225",
+                    '--set=model.shortcut=A(zeros="both")',
+                    f"--batch_size={size}",
+                    f"--num_devices={devices}",
+                )
+                print(devices, size, result)
+                self.assertEqual(result["images"], 10_000)
+                self.assertEqual(result["top1_errors"], 827)
 
 
 if __name__ == "__main__":

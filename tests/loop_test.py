@@ -16,13 +16,16 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
+from keras_resnet.training import checkpoints
 from keras_resnet.training import data
+from keras_resnet.training import evaluation
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
+from tests import runs
 
 RECIPE = recipes.RECIPES["digits"].with_steps(8)
 RECIPE = dataclasses.replace(RECIPE, batch_size=16)
-TINY = keras_resnet.Spec("tiny", (1, 2), (4, 8), stem="cifar", shortcut="A")
+NOTHING = tf.zeros([2])  # that a worker could tell the others
 
 
 def config(recipe=RECIPE, **fields):
@@ -33,22 +36,12 @@ def quiet(line):
     """Takes a line that is meant for people."""
 
 
-def final_values(workdir):
-    """Every value of the newest checkpoint, by name."""
-    path = tf.train.latest_checkpoint(workdir / "checkpoints")
-    reader = tf.train.load_checkpoint(path)
-    names = reader.get_variable_to_shape_map()
-    return {
-        name: reader.get_tensor(name)
-        for name in names
-        if name != "_CHECKPOINTABLE_OBJECT_GRAPH" and "save_counter" not in name
-    }
-
-
 class TrainingTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
-        self.enter_context(mock.patch.dict(keras_resnet.MODELS, {"tiny": TINY}))
+        self.enter_context(
+            mock.patch.dict(keras_resnet.MODELS, {"tiny": runs.TINY})
+        )
         root = self.enter_context(tempfile.TemporaryDirectory())
         self.workdir = Path(root) / "run"
 
@@ -95,10 +88,56 @@ class TrainingTest(parameterized.TestCase):
             ):
                 velocity[i] = 0.9 * velocity[i] - 0.1 * g
                 w.assign_add(velocity[i])
-        run.advance(iter(tf.data.Dataset.from_tensors(batches[0])), 1)
-        run.advance(iter(tf.data.Dataset.from_tensors(batches[1])), 1)
+        for batch in batches:
+            run.advance(iter(tf.data.Dataset.from_tensors(batch)), 1, NOTHING)
         for a, b in zip(run.model.weights, model.weights, strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+    def test_moving_average_follows_the_parameters(self):
+        """a += (w - a) (1 - min(momentum, (1 + t) / (10 + t)))."""
+        recipe = dataclasses.replace(RECIPE, average_momentum=0.25)
+        dataset = data.load("digits")
+        run = loop._Run(config(recipe), dataset, tf.distribute.get_strategy())
+        batches = iter(dataset.train_batches(16, seed=0))
+        expected = [np.array(v) for v in run.model.trainable_variables]
+        for step in (1, 2, 3, 4):
+            run.advance(batches, tf.constant(1), NOTHING)
+            momentum = min(0.25, (1 + step) / (10 + step))
+            expected = [
+                a + (np.array(w) - a) * (1 - momentum)
+                for a, w in zip(
+                    expected, run.model.trainable_variables, strict=True
+                )
+            ]
+        for got, value in zip(run.averages, expected, strict=True):
+            np.testing.assert_allclose(got, value, rtol=1e-5, atol=1e-6)
+
+    def test_moving_average_is_what_is_tested_and_loaded(self):
+        recipe = dataclasses.replace(RECIPE, average_momentum=0.9)
+        result = self.train(config(recipe))
+        trained = loop.load_workdir(self.workdir, classifier_activation=None)
+        dataset = data.load("digits")
+        found = evaluation.evaluate(trained.model, dataset.test_batches(100))
+        np.testing.assert_allclose(
+            found.top1_error, result["test_top1_error"], rtol=1e-6
+        )
+        np.testing.assert_allclose(found.loss, result["test_loss"], rtol=1e-4)
+
+    def test_best_checkpoint_is_kept_beside_the_last(self):
+        errors = iter([5.0, 3.0, 4.0, 3.0])
+
+        def evaluated(*_, **__):
+            wrong = int(next(errors) * 100)
+            return evaluation.Evaluation(10_000, wrong, 0, 1.0)
+
+        with mock.patch.object(evaluation.Evaluator, "__call__", evaluated):
+            self.train(config(), eval_every=2)
+        best = loop.load_workdir(self.workdir, checkpoint="best")
+        self.assertEqual(best.step, 4)
+        self.assertEqual(loop.load_workdir(self.workdir).step, 8)
+        self.assertEqual(checkpoints.steps(self.workdir / "best"), [4])
+        with self.assertRaisesRegex(ValueError, "must be one of last, best"):
+            loop.load_workdir(self.workdir, checkpoint="first")
 
     def test_several_steps_in_one_graph_are_as_many_single_ones(self):
         dataset = data.load("digits")
@@ -107,7 +146,7 @@ class TrainingTest(parameterized.TestCase):
             run = loop._Run(config(), dataset, tf.distribute.get_strategy())
             batches = iter(dataset.train_batches(16, seed=0))
             for chunk in chunks:
-                run.advance(batches, tf.constant(chunk))
+                run.advance(batches, tf.constant(chunk), NOTHING)
             self.assertEqual(run.completed_steps, 4)
             sums.append(run.sums.numpy())
             self.assertEqual(sums[-1][3], 4 * 16)
@@ -130,7 +169,7 @@ class TrainingTest(parameterized.TestCase):
             self.assertEqual(caught.exception.step, stop_at)
             self.assertEqual(caught.exception.signal_number, signal.SIGTERM)
         self.train(described)
-        expected, got = final_values(whole), final_values(self.workdir)
+        expected, got = runs.values(whole), runs.values(self.workdir)
         self.assertEqual(got.keys(), expected.keys())
         self.assertTrue(any("seed" in name for name in expected))
         for name, value in expected.items():
@@ -183,11 +222,7 @@ class TrainingTest(parameterized.TestCase):
         self.assertEqual(is_tested, [False, True, False, True])
 
     def test_only_the_last_checkpoints_are_kept(self):
-        with (
-            mock.patch.object(loop, "_CHECKPOINT_SECONDS", 0.0),
-            mock.patch.object(loop, "_CHUNK_SECONDS", 1e-9),
-        ):
-            self.train(config(), keep=2)
+        self.train(config(), keep=2, checkpoint_seconds=0.0)
         kept = sorted((self.workdir / "checkpoints").glob("*.index"))
         self.assertEqual(
             [p.name for p in kept], ["ckpt-7.index", "ckpt-8.index"]
@@ -227,7 +262,9 @@ class TrainingTest(parameterized.TestCase):
 
     def test_directory_without_a_checkpoint_says_so(self):
         with (
-            mock.patch.object(loop, "_train", side_effect=OSError("full")),
+            mock.patch.object(
+                loop._Trainer, "train", side_effect=OSError("full")
+            ),
             self.assertRaises(OSError),
         ):
             self.train(config())
@@ -260,7 +297,9 @@ class TrainingTest(parameterized.TestCase):
 class ConfigTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
-        self.enter_context(mock.patch.dict(keras_resnet.MODELS, {"tiny": TINY}))
+        self.enter_context(
+            mock.patch.dict(keras_resnet.MODELS, {"tiny": runs.TINY})
+        )
 
     def test_comes_back_from_json(self):
         described = config(
@@ -276,11 +315,24 @@ class ConfigTest(parameterized.TestCase):
         ({"model_arguments": {"unit": "orginal"}}, "mean 'original'"),
         ({"model_arguments": {"shortcut": "D"}}, "shortcut must be"),
         ({"model_arguments": {"survival_probability": 2.0}}, "in .0, 1."),
+        (
+            {
+                "sync_batch_norm": True,
+                "recipe": dataclasses.replace(RECIPE, micro_batches=2),
+            },
+            "sync_batch_norm is for the batch.*micro_batches=2",
+        ),
     )
     def test_refuses_what_no_network_can_be(self, fields, message):
-        fields = {"model": "resnet20", **fields}
+        fields = {"model": "resnet20", "recipe": RECIPE, **fields}
         with self.assertRaisesRegex(ValueError, message):
-            loop.Config(dataset="digits", recipe=RECIPE, **fields)
+            loop.Config(dataset="digits", **fields)
+
+    @parameterized.parameters("looped", "remat")
+    def test_synchronized_normalization_needs_single_units(self, name):
+        described = config(model_arguments={name: True}, sync_batch_norm=True)
+        with self.assertRaisesRegex(ValueError, "sync_batch_norm needs units"):
+            loop.build_model(described, (8, 8, 1), 10)
 
     def test_model_arguments_come_from_text(self):
         parse = loop.parse_model_argument
@@ -298,17 +350,16 @@ class ConfigTest(parameterized.TestCase):
 
 @contextlib.contextmanager
 def stop_after(step):
-    """Sends SIGTERM to this process when a run has completed a step."""
-    completed_steps = loop._Run.completed_steps.fget
+    """Sends SIGTERM to this process so that its run stops after a step."""
+    advance = loop._Trainer.advance
 
-    def noticed(run):
-        steps = completed_steps(run)
-        if steps == step:
+    def noticed(trainer, *arguments):
+        if trainer.run.completed_steps == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return steps
+        return advance(trainer, *arguments)
 
     with (
-        mock.patch.object(loop._Run, "completed_steps", property(noticed)),
+        mock.patch.object(loop._Trainer, "advance", noticed),
         mock.patch.object(loop, "_CHUNK_SECONDS", 1e-9),
     ):
         yield

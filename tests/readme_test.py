@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from unittest import mock
 
+import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -28,6 +29,7 @@ from keras_resnet.serving import limits
 from keras_resnet.training import data
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
+from keras_resnet.training import strategies
 from keras_resnet.training import tuning
 from tests import programs
 from tests import reference
@@ -119,6 +121,8 @@ class CommandsTest(parameterized.TestCase):
     @parameterized.parameters(*sorted(set(command_lines())))
     def test_a_command_line_is_understood(self, line):
         words = shlex.split(line, comments=True)
+        while re.match(r"[A-Z_]+=", words[0]):  # an environment variable
+            words = words[1:]
         command, *arguments = words
         if command == "make":
             makefile = (ROOT / "Makefile").read_text()
@@ -145,8 +149,13 @@ class CommandsTest(parameterized.TestCase):
                 )
                 images = mock.Mock(image_shape=(32, 32, 3))
                 loader = mock.patch.object(data, "load", return_value=images)
+                one = tf.distribute.get_strategy()
+                devices = mock.patch.object(
+                    strategies, "get_strategy", return_value=one
+                )
                 stack.enter_context(trainer)
                 stack.enter_context(loader)
+                stack.enter_context(devices)
             else:
                 runner = mock.patch.object(
                     command_line, "_outcome", return_value=0
@@ -160,6 +169,15 @@ class CommandsTest(parameterized.TestCase):
             name, *arguments = line.split()
             with self.assertRaises(AssertionError):
                 self.parse(name, arguments)
+
+    def test_the_command_of_the_pods_is_understood(self):
+        manifest = (ROOT / "docs/kubernetes.yaml").read_text()
+        (line,) = re.findall(
+            r"exec python -m apps.train ((?:.*\\\n)*.*)", manifest
+        )
+        arguments = shlex.split(line.replace("\\\n", " "))
+        self.assertIn("--strategy=multi_worker", arguments)
+        self.parse("train", arguments)
 
     @parameterized.parameters("make train", "make test")
     def test_the_readme_says_the_two_commands(self, command):

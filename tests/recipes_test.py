@@ -89,10 +89,40 @@ class RecipesTest(parameterized.TestCase):
         ("decay_at_steps", "[1.5]", "received"),
         ("schedule", "linear", "'step', 'cosine'.*'linear'"),
         ("expected_errors", "[]", "received"),
+        ("micro_batches", "3", "micro_batches must divide batch_size"),
+        ("average_momentum", "1.0", "less than 1, received 1.0"),
     )
     def test_wrong_fields_and_values_are_refused(self, name, text, message):
         with self.assertRaisesRegex(ValueError, message):
             recipes.RECIPES["cifar10"].with_field(name, text)
+
+    def test_linear_scaling_is_that_of_goyal(self):
+        """Goyal et al. 2017, Table 1: 0.1 for 256, 3.2 for 8,192, 90 epochs."""
+        recipe = recipes.RECIPES["imagenet_identity_mappings"]
+        for batch_size in (512, 8192):
+            scaled = recipe.scaled_to(batch_size)
+            k = batch_size / 256
+            np.testing.assert_allclose(scaled.learning_rate, 0.1 * k)
+            np.testing.assert_allclose(
+                scaled.steps * batch_size, 90 * 1_281_167, rtol=1e-3
+            )
+            np.testing.assert_allclose(
+                scaled.warmup_steps * batch_size, 5 * 1_281_167, rtol=1e-3
+            )
+            rates = scaled.learning_rates()
+            w = scaled.warmup_steps
+            np.testing.assert_allclose(rates(w - 1), 0.1 * k, rtol=1e-6)
+            np.testing.assert_allclose(rates(0), 0.1 * k / w, rtol=1e-5)
+
+    def test_smaller_batches_need_no_warm_up(self):
+        scaled = recipes.RECIPES["cifar10"].scaled_to(64)
+        self.assertEqual(scaled.warmup_steps, 0)
+        self.assertEqual(scaled.steps, 128_000)
+        np.testing.assert_allclose(scaled.learning_rate, 0.05)
+
+    def test_a_linear_warm_up_keeps_its_epochs(self):
+        modern = recipes.RECIPES["imagenet_modern"]
+        self.assertEqual(modern.scaled_to(2048).warmup_steps, 3128)
 
     def test_recipes_come_back_from_json(self):
         for recipe in recipes.RECIPES.values():

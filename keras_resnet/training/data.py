@@ -59,6 +59,13 @@ _COLOUR_EIGENVECTORS = (
     (-0.5836, -0.6948, 0.4203),
 )
 
+# What a network is shown of a test image: see `DataSet.test_batches`.
+PROTOCOLS = ("single", "ten_crop", "multi_scale")
+
+# Shorter sides of the multi-scale test, in pixels, of a network for 224 x 224
+# [1, Sec. 3.4].
+_SCALES = (224, 256, 384, 480, 640)
+
 _IMAGE_FILES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 
 
@@ -174,6 +181,32 @@ class Preprocessing:
             view = _resized_centre(image, self.shorter_side, size)
         view = _with_channels(view, self.channels)
         return tf.ensure_shape(view, self.image_shape)
+
+    def views(self, image, protocol: str):
+        """The test views of a photo, of which `view` is the single one.
+
+        Args:
+            image: As in `view`; there is a `shorter_side`.
+            protocol: One of `PROTOCOLS`.
+
+        Returns:
+            uint8: `"single"` `[image_size, image_size, channels]`,
+            `"ten_crop"` `[10, image_size, image_size, channels]`,
+            `"multi_scale"` one `[height, width, channels]` for each scale.
+        """
+        if protocol == "single":
+            return self.view(image)
+        image = _with_channels(tf.convert_to_tensor(image), self.channels)
+        shape = tf.shape(image)[:2]
+
+        def resized(shorter_side):
+            sides = shorter_side * shape // tf.reduce_min(shape)
+            view = _resize(image, sides)
+            return tf.ensure_shape(view, [None, None, self.channels])
+
+        if protocol == "multi_scale":
+            return tuple(map(resized, _scaled(self.image_size)))
+        return _ten_crops(resized(self.shorter_side), self.image_size)
 
     def decode(self, image_bytes):
         """The test view of an encoded image.
@@ -381,6 +414,12 @@ class _Split(abc.ABC):
         for index in range(self.size):
             try:
                 yield next(iterator)
+            except tf.errors.DataLossError as error:
+                reason = str(error.message).splitlines()[0]
+                raise ValueError(
+                    f"the file of {self.name(index)} is damaged ({reason}); "
+                    "delete the data set and prepare it again"
+                ) from error
             except tf.errors.OpError as error:
                 reason = str(error.message).splitlines()[0]
                 raise ValueError(
@@ -502,7 +541,7 @@ class _Records(_Split):
         whole = self._read(decodes=True).batch(self.size)
         try:
             return _Memory(*next(whole.as_numpy_iterator()))
-        except tf.errors.InvalidArgumentError:
+        except (tf.errors.InvalidArgumentError, tf.errors.DataLossError):
             for _ in self.decoded():  # tells which one it was
                 pass
             raise
@@ -677,33 +716,69 @@ class DataSet:
         )
         return _with_options(_map(views, finished))
 
+    @property
+    def has_photos(self) -> bool:
+        """Whether the images have different sizes, and views are cropped."""
+        return self.preprocessing.shorter_side is not None
+
     def test_batches(
-        self, batch_size: int, shard: tuple[int, int] = (0, 1)
+        self,
+        batch_size: int,
+        shard: tuple[int, int] = (0, 1),
+        protocol: str = "single",
     ) -> tf.data.Dataset:
         """Every test image once, in order, in batches of one size.
 
         Args:
             batch_size: Images of all workers together in one batch.
             shard: As in `train_batches`.
+            protocol: What a network is shown of an image. `"single"`: its
+                centre. `"ten_crop"`: the four corners and the centre, and
+                their mirror images ([1, Sec. 3.4]; Krizhevsky et al. 2012).
+                `"multi_scale"`: the whole image, its shorter side at 224, 256,
+                384, 480 and 640 pixels, or in proportion for another
+                `image_size` [1, Sec. 3.4]. The papers test photos so; for
+                small images of one size, the crops are those of the
+                normalized image with an eighth of its side of zeros on each
+                side, and the scales are its enlargements.
 
         Returns:
-            A data set of (images, labels, counted); counted is float32
-            `[batch_size / count]`, 1, and 0 for the images that only fill the
-            last batch.
+            A data set of (images, labels, counted); images is float32
+            `[batch, height, width, channels]`, for ten crops `[batch, 10,
+            height, width, channels]`, for several scales a tuple with one
+            tensor for each; counted is float32 `[batch]`: 1, and 0 for the
+            images that only fill the last batch. `batch` is `batch_size /
+            count`; for several scales of photos, whose sizes differ, it is 1.
 
         Raises:
-            ValueError: If the shard does not divide the batch.
+            ValueError: If the shard does not divide the batch or the protocol
+                is unknown.
         """
+        if protocol not in PROTOCOLS:
+            allowed = ", ".join(PROTOCOLS)
+            raise ValueError(_unknown("protocol", protocol, PROTOCOLS, allowed))
         share = _share(batch_size, shard)
         size = self.test_size
+        steps = (0, -(-size // batch_size))
+        if self.has_photos and protocol == "multi_scale":
+            batches = self._one_by_one(batch_size, share, steps)
+            return _with_options(batches)
 
         def finished(step, images, labels):
             counted = _positions(step, batch_size, share) < size
             images = self.preprocessing(images)
+            if not self.has_photos and protocol == "ten_crop":
+                images = _padded_crops(images)
+            elif not self.has_photos and protocol == "multi_scale":
+                scales = _scaled(images.shape[1])
+                images = tuple(
+                    tf.image.resize(images, [scale, scale]) for scale in scales
+                )
             return images, labels, tf.cast(counted, tf.float32)
 
-        steps = (0, -(-size // batch_size))
-        views = self._views(self._test, steps, batch_size, share)
+        views = self._views(
+            self._test, steps, batch_size, share, protocol=protocol
+        )
         return _with_options(_map(views, finished))
 
     def with_validation(self) -> "DataSet":
@@ -723,6 +798,30 @@ class DataSet:
             return self._train.part(is_held_out=split == "test")
 
         return DataSet(self.name, self.labels, self.preprocessing, read)
+
+    def _one_by_one(self, batch_size, share, steps):
+        """Batches of one photo each, at every scale."""
+
+        def finished(position, image, label):
+            is_counted = position < self.test_size
+            views = tf.cond(
+                is_counted,
+                lambda: self.preprocessing.views(_decode(image), "multi_scale"),
+                lambda: tuple(
+                    tf.zeros(
+                        [scale, scale, self.preprocessing.channels], "uint8"
+                    )
+                    for scale in _scaled(self.preprocessing.image_size)
+                ),
+            )
+            views = tuple(self.preprocessing(view[None]) for view in views)
+            return views, label[None], tf.cast(is_counted, "float32")[None]
+
+        first, last = (step * batch_size for step in steps)
+        examples = self._test.examples(
+            None, first, last, _is_mine(batch_size, share)
+        )
+        return _map(examples, finished)
 
     def test_images(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The first test images, as the network would see them, but uint8.
@@ -759,8 +858,8 @@ class DataSet:
     def check(self) -> None:
         """Decodes every image, to find one that does not.
 
-        For a program whose batch failed with `tf.errors.InvalidArgumentError`,
-        which cannot tell of which image.
+        For a program whose batch failed with `tf.errors.InvalidArgumentError`
+        or `DataLossError`, which cannot tell of which image.
 
         Raises:
             ValueError: Names the first image that does not decode.
@@ -769,13 +868,24 @@ class DataSet:
             for _ in split.decoded():
                 pass
 
-    def _views(self, split, steps, batch_size, share, seed=None, row=None):
+    def _views(
+        self,
+        split,
+        steps,
+        batch_size,
+        share,
+        seed=None,
+        row=None,
+        protocol="single",
+    ):
         """(step, images, labels) of this worker's share, uint8."""
-        start, stop = share
+        if not self.has_photos:
+            protocol = "single"
         if (
             isinstance(split, _Memory)
             and split.images.shape[1:] == self.image_shape
             and row is None
+            and protocol == "single"
         ):
             # The whole share at once: a hundred times as fast as one by one.
             def gathered(step):
@@ -784,16 +894,13 @@ class DataSet:
 
             return _map(tf.data.Dataset.range(*steps), gathered)
 
-        def is_mine(position):
-            place = position % batch_size
-            return (start <= place) & (place < stop)
-
         def view(position, image, label):
             if seed is None:  # after the end, nothing is decoded
+                count = [10] if protocol == "ten_crop" else []
                 image = tf.cond(
                     position < split.size,
-                    lambda: self.preprocessing.view(_decode(image)),
-                    lambda: tf.zeros(self.image_shape, tf.uint8),
+                    lambda: self.preprocessing.views(_decode(image), protocol),
+                    lambda: tf.zeros([*count, *self.image_shape], tf.uint8),
                 )
             elif row is None:
                 image = self.preprocessing.view(_decode(image))
@@ -803,9 +910,10 @@ class DataSet:
             return position // batch_size, image, label
 
         first, last = (step * batch_size for step in steps)
+        is_mine = _is_mine(batch_size, share)
         views = _map(split.examples(seed, first, last, is_mine), view)
         return _map(
-            views.batch(stop - start, drop_remainder=True),
+            views.batch(share[1] - share[0], drop_remainder=True),
             lambda step, images, labels: (step[0], images, labels),
         )
 
@@ -1384,6 +1492,45 @@ def _resized_centre(image, shorter_side, size):
     return _rounded(view[0])
 
 
+def _scaled(image_size):
+    """The shorter sides of the multi-scale test of a network."""
+    return [round(image_size * scale / _SCALES[0]) for scale in _SCALES]
+
+
+def _ten_crops(image, size):
+    """`[..., h, w, c]` to `[..., 10, size, size, c]`.
+
+    The four corners and the centre, then their mirror images.
+    """
+    height, width = tf.unstack(tf.shape(image)[-3:-1])
+    bottom, right = height - size, width - size
+    places = [
+        (0, 0),
+        (0, right),
+        (bottom, 0),
+        (bottom, right),
+        (bottom // 2, right // 2),
+    ]
+    crops = [
+        image[..., top : top + size, left : left + size, :]
+        for top, left in places
+    ]
+    crops = tf.stack(crops, axis=-4)
+    crops = tf.concat([crops, crops[..., ::-1, :]], axis=-4)
+    shape = [*image.shape[:-3], 10, size, size, image.shape[-1]]
+    return tf.ensure_shape(crops, shape)
+
+
+def _padded_crops(images):
+    """The ten crops of `[batch, size, size, c]` with zeros around it."""
+    size = images.shape[1]
+    around = [size // 8] * 2
+    return _ten_crops(tf.pad(images, [[0, 0], around, around, [0, 0]]), size)
+
+
+# Positions, shares and random numbers
+
+
 def _key(seed, purpose, index):
     """The key of stateless random numbers, int64 `[2]`."""
     return tf.stack([tf.constant(3 * seed + purpose, tf.int64), index])
@@ -1416,6 +1563,17 @@ def _placed(height, width, full_height, full_width, random):
 
 def _positions(step, batch_size, share):
     return step * batch_size + tf.range(*share, dtype=tf.int64)
+
+
+def _is_mine(batch_size, share):
+    """Whether a position is in a worker's share of its batch, as a function."""
+    start, stop = share
+
+    def is_mine(position):
+        place = position % batch_size
+        return (start <= place) & (place < stop)
+
+    return is_mine
 
 
 def _share(batch_size, shard):

@@ -1,14 +1,22 @@
 """The error of a network on test images, every image counted once."""
 
+import csv
 import dataclasses
+import io
+import math
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from keras_resnet.training import data
+from keras_resnet.training import strategies
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
     """What a network got wrong.
 
@@ -17,12 +25,17 @@ class Evaluation:
         top1_errors: Images whose best class is not their label.
         top5_errors: Images whose label is not among the best five classes.
         loss: Mean cross entropy, in nats.
+        confusion: int64 `[classes, classes]`: how many images of a label (row)
+            were taken for a class (column); empty where not asked for.
     """
 
     images: int
     top1_errors: int
     top5_errors: int
     loss: float
+    confusion: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.zeros([0, 0], "int64")
+    )
 
     @property
     def top1_error(self) -> float:
@@ -33,6 +46,35 @@ class Evaluation:
     def top5_error(self) -> float:
         """In percent."""
         return 100.0 * self.top5_errors / self.images
+
+    def to_json(self) -> dict:
+        """The numbers, with the errors in percent, as JSON has them."""
+        return {
+            "images": self.images,
+            "top1_errors": self.top1_errors,
+            "top5_errors": self.top5_errors,
+            "loss": self.loss,
+            "top1_error": self.top1_error,
+            "top5_error": self.top5_error,
+        }
+
+    def per_class(self, labels: Sequence[str]) -> dict[str, dict[str, int]]:
+        """How many images of each label there are, and how many were wrong."""
+        images = self.confusion.sum(axis=1)
+        errors = images - self.confusion.diagonal()
+        return {
+            label: {"images": int(n), "top1_errors": int(wrong)}
+            for label, n, wrong in zip(labels, images, errors, strict=True)
+        }
+
+    def confusion_csv(self, labels: Sequence[str]) -> str:
+        """A row for each label, a column for each class it was taken for."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["label", *labels])
+        for label, row in zip(labels, self.confusion.tolist(), strict=True):
+            writer.writerow([label, *row])
+        return text.getvalue()
 
 
 def count_errors(logits, labels, counted):
@@ -64,41 +106,154 @@ def count_errors(logits, labels, counted):
     )
 
 
-def make_evaluator(predict: Callable, strategy: tf.distribute.Strategy):
-    """A function that evaluates a network as it is when called.
+def any_size(model: keras.Model) -> keras.Model:
+    """A network for images of any height and width, with the same weights.
+
+    Args:
+        model: Fully convolutional up to its global pooling.
+    """
+    image = keras.Input((None, None, model.input_shape[-1]))
+    return keras.models.clone_model(
+        model, input_tensors=image, clone_function=lambda layer: layer
+    )
+
+
+def average(predict: Callable, views) -> tf.Tensor:
+    """`log(mean of softmax(logits))` over the views of an image.
+
+    Args:
+        predict: Gives logits or log probabilities `[n, classes]` of `n` images.
+        views: `[batch, height, width, channels]`, with an axis of crops after
+            the first if there are several, or a tuple of such for each scale.
+
+    Returns:
+        float32 `[batch, classes]`: log probabilities; of a single view, what
+        `predict` gives.
+    """
+    if isinstance(views, tuple):
+        scores = [_log_probabilities(predict(view)) for view in views]
+        return _log_mean(tf.stack(scores, axis=1))
+    if views.shape.rank != 5:
+        return tf.cast(predict(views), "float32")
+    count = views.shape[1]
+    logits = predict(tf.reshape(views, [-1, *views.shape[2:]]))
+    scores = _log_probabilities(logits)
+    return _log_mean(tf.reshape(scores, [-1, count, scores.shape[-1]]))
+
+
+def _log_probabilities(logits):
+    return tf.nn.log_softmax(tf.cast(logits, "float32"))
+
+
+def _log_mean(scores):
+    """`log(mean(exp(scores)))` over the views, finite where exp would be 0."""
+    return tf.reduce_logsumexp(scores, axis=1) - math.log(scores.shape[1])
+
+
+class Evaluator:
+    """Evaluates a network as it is when called, on all devices.
 
     Args:
         predict: Gives the logits `[batch, classes]` of images; log
             probabilities will do.
-        strategy: The strategy under which the network was made.
-
-    Returns:
-        A function from batches `(images, labels, counted)` to an
-        `Evaluation`; it is traced once.
+        strategy: The strategy under which the network was made; None for one
+            device.
     """
 
-    @tf.function(reduce_retracing=True)
-    def step(images, labels, counted):
-        def replica(images, labels, counted):
-            logits = tf.cast(predict(images), "float32")
-            return count_errors(logits, labels, counted)
+    def __init__(
+        self, predict: Callable, strategy: tf.distribute.Strategy | None = None
+    ):
+        self.predict = predict
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self._step = tf.function(self._sums)
 
-        sums = strategy.run(replica, (images, labels, counted))
-        return strategy.reduce("SUM", sums, axis=None)
+    def __call__(
+        self,
+        dataset: data.DataSet,
+        batch_size: int,
+        protocol: str = "single",
+        counts_classes: bool = False,
+        is_asked: Callable[[], bool] = lambda: False,
+    ) -> Evaluation | None:
+        """Evaluates on the test images of a data set, each counted once.
 
-    def evaluate(batches: Iterable) -> Evaluation:
-        total = [0.0] * 4
-        for images, labels, counted in batches:
-            sums = step(images, labels, counted).numpy().tolist()
-            total = [a + b for a, b in zip(total, sums, strict=True)]
-        loss, top1_errors, top5_errors, images = total
+        Args:
+            dataset: Whose.
+            batch_size: Images in a batch of all devices together; rounded up,
+                so that they get shares of one size. Photos of several scales
+                are taken one by one.
+            protocol: A name of `training.data.PROTOCOLS`; the softmax scores
+                of several views are averaged.
+            counts_classes: Whether the result has a confusion matrix.
+            is_asked: Whether this worker was asked to stop.
+
+        Returns:
+            An `Evaluation`, or None if a worker was asked to stop.
+
+        Raises:
+            ValueError: If there are no images.
+        """
+        devices = self.strategy.num_replicas_in_sync
+        is_shared = protocol == "multi_scale" and dataset.has_photos
+        if is_shared:
+            batch_size = 1
+        batch_size = -(-batch_size // devices) * devices
+        batches = strategies.distributed(
+            self.strategy,
+            lambda shard: dataset.test_batches(batch_size, shard, protocol),
+            is_shared,
+        )
+        classes = dataset.classes if counts_classes else 0
+        total = _Total(classes)
+        for _ in range(-(-dataset.test_size // batch_size)):
+            asked = tf.constant(float(is_asked()))
+            parts = self._step(batches, asked, classes)
+            *sums, stops = parts[0].numpy().tolist()
+            if stops:
+                return None
+            total.add(sums, *(part.numpy() for part in parts[1:]))
+        return total.evaluation()
+
+    def _sums(self, batches, asked, classes):
+        def replica(views, labels, counted):
+            logits = average(self.predict, views)
+            sums = count_errors(logits, labels, counted)
+            parts = [tf.concat([sums, [asked]], 0)]
+            if classes:
+                best = tf.argmax(logits, -1)
+                parts.append(
+                    tf.math.confusion_matrix(
+                        labels, best, classes, counted, "float32"
+                    )
+                )
+            return parts
+
+        parts = self.strategy.run(replica, next(batches))
+        return [self.strategy.reduce("SUM", part, axis=None) for part in parts]
+
+
+class _Total:
+    """Sums of `count_errors` over batches."""
+
+    def __init__(self, classes=0):
+        self.sums = np.zeros(4)
+        self.confusion = np.zeros([classes, classes], "int64")
+
+    def add(self, sums, confusion=0):
+        self.sums += sums
+        self.confusion += np.asarray(confusion, "int64")
+
+    def evaluation(self):
+        loss, top1_errors, top5_errors, images = self.sums.tolist()
         if not images:
             raise ValueError("there are no test images to evaluate on")
         return Evaluation(
-            int(images), int(top1_errors), int(top5_errors), loss / images
+            int(images),
+            int(top1_errors),
+            int(top5_errors),
+            loss / images,
+            self.confusion,
         )
-
-    return evaluate
 
 
 def evaluate(predict: Callable, batches: Iterable) -> Evaluation:
@@ -116,4 +271,12 @@ def evaluate(predict: Callable, batches: Iterable) -> Evaluation:
     Raises:
         ValueError: If there are no images.
     """
-    return make_evaluator(predict, tf.distribute.get_strategy())(batches)
+
+    @tf.function(reduce_retracing=True)
+    def step(images, labels, counted):
+        return count_errors(average(predict, images), labels, counted)
+
+    total = _Total()
+    for batch in batches:
+        total.add(step(*batch).numpy())
+    return total.evaluation()

@@ -41,13 +41,18 @@ class Momentum(keras.optimizers.SGD):
         )
 
 
-def of_recipe(recipe: Recipe) -> keras.optimizers.Optimizer:
+def of_recipe(
+    recipe: Recipe, adds_replicas: bool = True
+) -> keras.optimizers.Optimizer:
     """A new optimizer as a recipe has it, with its learning rates.
 
     The weight decay is not its business: it is a part of the gradient.
 
     Args:
         recipe: Whose `optimizer`, `momentum` and rates.
+        adds_replicas: Whether `apply` adds up the gradients of the replicas of
+            a `tf.distribute` strategy, as Keras' optimizers do; False where
+            they have been added.
 
     Returns:
         A `keras.optimizers.Optimizer`.
@@ -58,9 +63,14 @@ def of_recipe(recipe: Recipe) -> keras.optimizers.Optimizer:
     """
     rates = recipe.learning_rates()
     if recipe.optimizer == "adam":
-        return keras.optimizers.Adam(rates, beta_1=recipe.momentum)
-    return Momentum(
-        rates,
-        momentum=recipe.momentum,
-        nesterov=recipe.optimizer == "nesterov",
-    )
+        optimizer = keras.optimizers.Adam(rates, beta_1=recipe.momentum)
+    else:
+        optimizer = Momentum(
+            rates,
+            momentum=recipe.momentum,
+            nesterov=recipe.optimizer == "nesterov",
+        )
+    if not adds_replicas:
+        # Keras has no switch for it: this is where it would add them.
+        optimizer._all_reduce_sum_gradients = list
+    return optimizer

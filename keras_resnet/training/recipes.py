@@ -44,6 +44,12 @@ class Recipe:
         decay_norms: Whether the penalty is on the parameters of batch
             normalization and on biases too, as in the authors' code.
         label_smoothing: Share of the label that is spread over all classes.
+        micro_batches: Into how many parts a device divides its share of a
+            batch, to need the memory of one: their gradients are added, each
+            is normalized by itself, as are the shares of several devices.
+        average_momentum: Momentum of a moving average of the parameters, which
+            is what is tested and exported; 0 for none. As usual, it is
+            `min(average_momentum, (1 + step) / (10 + step))`.
         augmentation: A name of `training.data.AUGMENTATIONS`.
         image_size: Height and width, in pixels, of the network's input; None
             for that of the data set.
@@ -67,6 +73,8 @@ class Recipe:
     weight_decay: float = 1e-4
     decay_norms: bool = True
     label_smoothing: float = 0.0
+    micro_batches: int = 1
+    average_momentum: float = 0.0
     augmentation: str = "none"
     image_size: int | None = None
     expected_errors: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -87,6 +95,16 @@ class Recipe:
                 "batch_size and steps must be at least 1, received "
                 f"batch_size={self.batch_size}, steps={self.steps}"
             )
+        if self.micro_batches < 1 or self.batch_size % self.micro_batches:
+            raise ValueError(
+                "micro_batches must divide batch_size, received micro_batches="
+                f"{self.micro_batches}, batch_size={self.batch_size}"
+            )
+        if not 0 <= self.average_momentum < 1:
+            raise ValueError(
+                "average_momentum must be at least 0 and less than 1, received "
+                f"{self.average_momentum}"
+            )
 
     def with_steps(self, steps: int) -> "Recipe":
         """The recipe at another length: its decay points move in proportion."""
@@ -98,6 +116,32 @@ class Recipe:
             decay_at_steps=tuple(
                 round(step * scale) for step in self.decay_at_steps
             ),
+        )
+
+    def scaled_to(self, batch_size: int) -> "Recipe":
+        """The recipe for another batch: the linear scaling rule.
+
+        Goyal et al. 2017, Sec. 2: a batch k times as large takes a rate k times
+        as high and 1 / k of the steps, so as many epochs; for k > 1 the rate
+        grows linearly over the first 5 of 90 epochs where there is no such
+        warm-up yet.
+
+        >>> recipe = RECIPES["imagenet_identity_mappings"].scaled_to(8192)
+        >>> recipe.learning_rate, recipe.steps, recipe.warmup_steps
+        (3.2, 14074, 782)
+        """
+        k = batch_size / self.batch_size
+        scaled = dataclasses.replace(
+            self.with_steps(max(round(self.steps / k), 1)),
+            batch_size=batch_size,
+            learning_rate=self.learning_rate * k,
+        )
+        if k <= 1 or (scaled.warmup_steps and not self.warmup_learning_rate):
+            return scaled
+        return dataclasses.replace(
+            scaled,
+            warmup_steps=round(scaled.steps / 18),
+            warmup_learning_rate=None,
         )
 
     def with_field(self, name: str, value: str) -> "Recipe":

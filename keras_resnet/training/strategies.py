@@ -1,0 +1,236 @@
+"""On which devices and machines a network is trained: `tf.distribute`.
+
+A strategy changes where a step is computed, and nothing else: the batch, the
+learning rate and the schedule of a recipe are those of all devices together.
+Each device takes an equal share of every batch and normalizes by it, as [1]
+and [2] did on two and eight GPUs, unless normalization is synchronized.
+"""
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Callable
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+
+_EXAMPLE = (
+    '{"cluster": {"worker": ["HOST0:PORT", "HOST1:PORT"]}, '
+    '"task": {"type": "worker", "index": 0}}'
+)
+
+
+def get_strategy(
+    name: str = "auto", num_devices: int | None = None
+) -> tf.distribute.Strategy:
+    """The strategy of a name.
+
+    It has to be the first thing that a program asks of TensorFlow where
+    processors are divided or several machines meet.
+
+    Args:
+        name: `"one_device"`; `"mirrored"`, all devices of this machine;
+            `"multi_worker"`, all devices of the machines that the environment
+            variable TF_CONFIG lists; `"tpu"`; `"auto"`, what there is:
+            several workers in TF_CONFIG, a TPU, several GPUs, or more than
+            one device asked for.
+        num_devices: How many devices of this machine. Without accelerators,
+            the processor is divided into as many logical ones. None: all.
+
+    Returns:
+        A `tf.distribute.Strategy`.
+
+    Raises:
+        ValueError: If the name is unknown, or the machine does not have what
+            was asked for.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(
+            f"strategy must be one of {', '.join(STRATEGIES)}, received {name}"
+        )
+    if num_devices is not None and num_devices < 1:
+        raise ValueError(
+            f"num_devices must be at least 1, received {num_devices}"
+        )
+    if name == "auto":
+        name = _automatic(num_devices)
+    if name == "multi_worker":
+        return _multi_worker(num_devices)
+    if name == "tpu":
+        return _tpu(num_devices)
+    devices = _devices(1 if name == "one_device" else num_devices)
+    if name == "one_device":
+        if num_devices not in (None, 1):
+            raise ValueError(
+                "one_device has one device, received num_devices="
+                f"{num_devices}; mirrored takes several"
+            )
+        return tf.distribute.get_strategy()
+    if "GPU" in devices[0]:
+        return tf.distribute.MirroredStrategy(devices)
+    # The default adds up wrongly placed copies where several steps are one
+    # graph, and collectives have nothing to gain inside of one processor.
+    return tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes."""
+    return worker_index(strategy) == 0
+
+
+def worker_index(strategy: tf.distribute.Strategy) -> int:
+    """The number of this process among the workers, from 0."""
+    resolver = strategy.cluster_resolver
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 0
+    has_chief = "chief" in resolver.cluster_spec().jobs
+    is_worker = resolver.task_type == "worker"
+    return resolver.task_id + (has_chief and is_worker)
+
+
+def distributed(
+    strategy: tf.distribute.Strategy,
+    batches: Callable[[tuple[int, int]], tf.data.Dataset],
+    is_shared: bool = False,
+) -> Iterator:
+    """Batches shared among the devices of all workers.
+
+    Args:
+        strategy: Whose devices.
+        batches: Gives the batches of a shard, (index, count), as
+            `DataSet.train_batches` has them. Each worker reads its own.
+        is_shared: Whether these are those of one device after the other, and
+            not yet to be split.
+
+    Returns:
+        An iterator without end, inside a `tf.function` too; the first device
+        of the first worker has the first images of a batch, and so on.
+    """
+
+    def of_worker(context):
+        workers = context.num_input_pipelines
+        devices = strategy.num_replicas_in_sync // workers
+        mine = batches((context.input_pipeline_id, workers))
+        if devices > 1 and not is_shared:
+            mine = mine.map(
+                lambda *batch: tf.nest.map_structure(
+                    functools.partial(_split, devices), batch
+                )
+            ).unbatch()
+            mine = mine.prefetch(devices)
+        # Of an endless data set, workers need not tell each other at every
+        # step that they still have some.
+        return mine.repeat()
+
+    return iter(strategy.distribute_datasets_from_function(of_worker))
+
+
+def _split(count, tensor):
+    """`[batch, ...]` to `[count, batch / count, ...]`."""
+    return tf.reshape(tensor, [count, -1, *tensor.shape[1:]])
+
+
+def _automatic(num_devices):
+    config = os.environ.get("TF_CONFIG")
+    if config and len(_workers(config)) > 1:
+        return "multi_worker"
+    if tf.config.list_physical_devices("TPU"):
+        return "tpu"
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    count = (gpus or 1) if num_devices is None else num_devices
+    return "mirrored" if count > 1 else "one_device"
+
+
+def _devices(count):
+    """The names of the first devices; divides a processor if need be."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        if count is not None and count > len(gpus):
+            raise ValueError(
+                f"num_devices must be at most {len(gpus)}, the number of GPUs "
+                f"of this machine; received {count}"
+            )
+        return [f"GPU:{i}" for i in range(count or len(gpus))]
+    if count is not None and count > 1:
+        processor = tf.config.list_physical_devices("CPU")[0]
+        with contextlib.suppress(RuntimeError):  # TensorFlow runs already
+            tf.config.set_logical_device_configuration(
+                processor, [tf.config.LogicalDeviceConfiguration()] * count
+            )
+    there = len(tf.config.list_logical_devices("CPU"))
+    if count is not None and count > there:
+        raise ValueError(
+            f"TensorFlow runs already, on {there} devices, and cannot divide "
+            f"the processor into {count}; ask for a strategy first"
+        )
+    return [f"CPU:{i}" for i in range(count or there)]
+
+
+def _multi_worker(num_devices):
+    config = os.environ.get("TF_CONFIG")
+    if not config:
+        raise ValueError(
+            "multi_worker needs the environment variable TF_CONFIG, alike on "
+            f"all workers but for the index: {_EXAMPLE}; it is not set"
+        )
+    workers = _workers(config)
+    gpus = tf.config.list_physical_devices("GPU")
+    if num_devices is not None:
+        if num_devices > max(len(gpus), 1):
+            raise ValueError(
+                f"num_devices of a worker must be 1 to {max(len(gpus), 1)} on "
+                f"this machine, received {num_devices}"
+            )
+        tf.config.set_visible_devices(gpus[:num_devices], "GPU")
+    if len(workers) == 1:  # TensorFlow would wait for nobody
+        return get_strategy("auto", num_devices)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        raise ValueError(
+            f"multi_worker must be asked for before TensorFlow runs ({error})"
+        ) from error
+
+
+def _workers(config):
+    """The addresses in TF_CONFIG, the chief's first."""
+    try:
+        fields = json.loads(config)
+        jobs = fields["cluster"]
+        workers = [*jobs.get("chief", []), *jobs.get("worker", [])]
+        task = fields["task"]
+        jobs[task["type"]][int(task["index"])]
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(
+            f"TF_CONFIG must be JSON like {_EXAMPLE}, with a task that is in "
+            f"the cluster; received {config}"
+        ) from error
+    if task["type"] not in ("chief", "worker") or int(task["index"]) < 0:
+        raise ValueError(
+            "the task of TF_CONFIG must be a chief or a worker, received "
+            f"{task}"
+        )
+    return workers
+
+
+def _tpu(num_devices):
+    if num_devices is not None:
+        raise ValueError(
+            "tpu takes all cores of the TPU, received "
+            f"num_devices={num_devices}"
+        )
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(
+            os.environ.get("TPU_NAME", "local")
+        )
+    except (ValueError, tf.errors.OpError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"tpu needs a TPU on this machine or TPU_NAME ({reason})"
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)

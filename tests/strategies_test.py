@@ -1,0 +1,146 @@
+"""Strategies: what is refused; devices change nothing but the speed."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from keras_resnet.training import strategies
+from tests import runs
+
+RUN = (
+    "--model=tiny",
+    "--batch_size=16",
+    "--steps=8",
+    "--log_every=4",
+    "--deterministic",
+)
+
+
+def tf_config(**fields):
+    return json.dumps(
+        {
+            "cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]},
+            "task": {"type": "worker", "index": 0},
+            **fields,
+        }
+    )
+
+
+class RefusalTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("best", None, None, "must be one of auto, one_device.*received best"),
+        ("mirrored", 0, None, "at least 1, received 0"),
+        ("one_device", 2, None, "one_device has one device.*mirrored"),
+        ("multi_worker", None, None, "TF_CONFIG.*is not set"),
+        ("multi_worker", None, "{", "TF_CONFIG must be JSON like"),
+        ("auto", None, "[]", "TF_CONFIG must be JSON like"),
+        ("multi_worker", None, tf_config(task={}), "a task that is in"),
+        (
+            "multi_worker",
+            None,
+            tf_config(task={"type": "worker", "index": 2}),
+            "a task that is in",
+        ),
+        ("multi_worker", 2, tf_config(), "num_devices of a worker must be"),
+        ("tpu", None, None, "tpu needs a TPU"),
+        ("tpu", 2, None, "tpu takes all cores"),
+    )
+    def test_what_the_machine_does_not_have(self, name, count, config, message):
+        variables = {"TF_CONFIG": config} if config else {}
+        with (
+            mock.patch.dict(os.environ, variables),
+            self.assertRaisesRegex(ValueError, message),
+        ):
+            strategies.get_strategy(name, count)
+
+    def test_processor_is_divided_before_tensorflow_runs_only(self):
+        tf.zeros([])
+        with self.assertRaisesRegex(ValueError, "ask for a strategy first"):
+            strategies.get_strategy("mirrored", 64)
+
+    def test_one_device_needs_no_strategy(self):
+        for name in ("auto", "one_device"):
+            strategy = strategies.get_strategy(name)
+            self.assertEqual(strategy.num_replicas_in_sync, 1)
+            self.assertTrue(strategies.is_chief(strategy))
+
+
+class DevicesTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.root = Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+    def start(self, name, *arguments):
+        return runs.train(
+            self.root, f"--workdir={self.root}/{name}", *RUN, *arguments
+        )
+
+    def assert_close(self, name, other):
+        """Sums of float32 in another order, after 8 steps."""
+        expected, got = (runs.values(self.root / n) for n in (other, name))
+        self.assertEqual(got.keys(), expected.keys())
+        del expected["devices/.ATTRIBUTES/VARIABLE_VALUE"]
+        for key, value in expected.items():
+            np.testing.assert_allclose(
+                got[key], value, rtol=1e-3, atol=1e-4, err_msg=key
+            )
+
+    def test_two_devices_and_two_workers_are_one_device(self):
+        """Law 6 of the design, normalization synchronized."""
+        sync = ("--sync_batch_norm", "--set=recipe.learning_rate=0.01")
+        run = self.start("one", *sync)
+        self.assertEqual(run.wait(), 0, run.err)
+        run = self.start("two", "--num_devices=2", *sync)
+        self.assertEqual(run.wait(), 0, run.err)
+        self.assert_close("two", "one")
+        both = runs.workers(
+            self.root, 2, f"--workdir={self.root}/workers", *RUN, *sync
+        )
+        self.assertEqual([run.wait() for run in both], [0, 0], both[0].err)
+        self.assert_close("workers", "one")
+
+    def test_each_device_normalizes_by_its_share(self):
+        """As the papers did; then 2 devices are not 1, but 2 workers are."""
+        run = self.start("two", "--num_devices=2")
+        self.assertEqual(run.wait(), 0, run.err)
+        both = runs.workers(
+            self.root, 2, f"--workdir={self.root}/workers", *RUN
+        )
+        self.assertEqual([run.wait() for run in both], [0, 0], both[0].err)
+        self.assert_close("workers", "two")
+        self.assertEqual(
+            both[0].out[-1].split('"images')[0],
+            both[1].out[-1].split('"images')[0],
+        )
+        self.assertNotIn("step 4 of 8", "\n".join(both[1].out))
+
+    def test_micro_batches_are_devices_one_after_the_other(self):
+        run = self.start("two", "--num_devices=2")
+        self.assertEqual(run.wait(), 0, run.err)
+        run = self.start("micro", "--set=recipe.micro_batches=2")
+        self.assertEqual(run.wait(), 0, run.err)
+        self.assert_close("micro", "two")
+
+    @parameterized.parameters(
+        (["--num_devices=3"], "--batch_size=16: .*16 images for 3 devices"),
+        (["--num_devices=-1"], "--num_devices=-1: .*at least 1"),
+        (["--strategy=fast"], "--strategy=fast: strategy must be one of"),
+        (["--strategy=tpu"], "--strategy=tpu: tpu needs a TPU"),
+    )
+    def test_what_cannot_be_is_a_usage_error(self, arguments, message):
+        run = self.start("run", *arguments)
+        self.assertEqual(run.wait(), 2)
+        self.assertLen(run.err, 1)
+        self.assertRegex(run.err[0], message)
+        self.assertFalse((self.root / "run").exists())
+
+
+if __name__ == "__main__":
+    absltest.main()
