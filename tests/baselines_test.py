@@ -132,8 +132,8 @@ class TrainingTest(parameterized.TestCase):
         again = loop.load_workdir(f"{directory}/run")
         self.assertEqual((again.step, again.model.name), (4, "dsn"))
 
-    @pytest.mark.large
     @parameterized.parameters(*NAMES)
+    @pytest.mark.large
     def test_a_few_steps_of_its_recipe_lower_the_loss(self, name):
         row = experiments.EXPERIMENTS[name]
         recipe = dataclasses.replace(
