@@ -171,7 +171,7 @@ class ProgramTest(parameterized.TestCase):
             "--steps=16000",
         )
         self.assertEqual(outcome.code, 0, outcome.err)
-        config, workdir = trainer.call_args.args
+        config, workdir, _ = trainer.call_args.args
         self.assertEqual(config.model, "resnet110")
         self.assertEqual(config.dataset, "cifar10")
         self.assertEqual(config.recipe.name, "cifar10_warmup")
