@@ -7,7 +7,6 @@ Peers, none of them needed: keras, tf_keras, torch, onnxruntime, openvino (these
 two with torch and onnx) and pillow. Nothing else should run meanwhile.
 """
 
-import dataclasses
 import json
 import pathlib
 
@@ -60,13 +59,7 @@ def main(argv):
     for group, work in ((g, w) for g in groups for w in works.GROUPS[g]):
         results = measure.measure(work, _ROUNDS.value, _DATA_DIR.value)
         measured.append((group, work, results))
-        rows.append(
-            {
-                "group": group,
-                "work": dataclasses.asdict(work),
-                "results": [dataclasses.asdict(result) for result in results],
-            }
-        )
+        rows.append(report.row(group, work, results))
         tables.append(report.table(work, results))
         print(tables[-1], flush=True)
         if _OUTPUT.value:  # what is measured is kept, whatever comes
@@ -76,8 +69,12 @@ def main(argv):
             }
             command_line.write_files(_OUTPUT.value, files)
     if _OUTPUT.value:
-        plots = report.plots(measured)
-        files = {f"{name}.svg": svg for name, svg in plots.items()}
+        from keras_resnet.results import figures
+
+        files = {
+            f"{plot.name}.svg": figures.svg_file(plot.figure)
+            for plot in report.plots(measured)
+        }
         command_line.write_files(_OUTPUT.value, files)
         print(
             f"in {pathlib.Path(_OUTPUT.value)}: benchmark.json, "

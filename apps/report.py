@@ -22,6 +22,12 @@ _DATA_DIR = flags.DEFINE_string(
     "Where TFDS keeps cifar10: with it, the report shows what the weights that "
     "ship get wrong.",
 )
+_BENCHMARK = flags.DEFINE_string(
+    "benchmark",
+    None,
+    "benchmark.json of apps.benchmark: with it, the report shows speed and "
+    "memory by depth.",
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Directory for what is written.")
 
 
@@ -37,6 +43,7 @@ def main(argv):
         raise OSError(
             f"{error}: pip install 'keras-resnet[report]' brings it"
         ) from error
+    from keras_resnet.benchmark import report
     from keras_resnet.training import data
 
     with command_line.usage("workdirs", ",".join(_WORKDIRS.value)):
@@ -47,7 +54,11 @@ def main(argv):
     if _DATA_DIR.value:
         with command_line.usage("data_dir", _DATA_DIR.value):
             dataset = data.load("cifar10", _DATA_DIR.value)
-    for path in page.write(found, _OUTPUT.value, dataset):
+    plots = []
+    if _BENCHMARK.value:
+        with command_line.usage("benchmark", _BENCHMARK.value):
+            plots = report.plots(report.load(_BENCHMARK.value))
+    for path in page.write(found, _OUTPUT.value, dataset, plots):
         print(path)
 
 

@@ -1,4 +1,7 @@
 import dataclasses
+import json
+import pathlib
+import tempfile
 
 import numpy as np
 import pytest
@@ -107,17 +110,32 @@ class ReportTest(absltest.TestCase):
 
     def test_plots_are_there_for_what_was_measured(self):
         pytest.importorskip("matplotlib")
+        from keras_resnet.results import figures
+
         measured = [
             ("depth", work, [result("keras_resnet"), result("torch")])
             for work in works.GROUPS["depth"]
         ]
-        found = report.plots(measured)
+        found = {plot.name: plot for plot in report.plots(measured)}
         self.assertSameElements(
             found, ["step_by_depth", "first_step_by_depth", "memory_by_depth"]
         )
-        for svg in found.values():
+        for plot in found.values():
+            svg = figures.svg_file(plot.figure)
             self.assertIn("<svg", svg)
             self.assertIn("1,202", svg)
+
+    def test_what_was_written_is_read_again(self):
+        measured = [
+            (group, work, [result("keras_resnet", graph_nodes=9)])
+            for group in ("depth", "memory")
+            for work in works.GROUPS[group]
+        ]
+        rows = [report.row(*each) for each in measured]
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory) / "benchmark.json"
+            path.write_text(json.dumps(rows))
+            self.assertEqual(report.load(path), measured)
 
 
 class ProgramTest(parameterized.TestCase):

@@ -204,20 +204,32 @@ class ClaimsTest(parameterized.TestCase):
         lines = complexity.comparison([report]).splitlines()
         names = [line.split()[0] for line in lines]
         self.assertEqual(
-            names, ["network", "googlenet", "resnet152", "vgg16", "vgg19"]
+            names,
+            ["network", "googlenet", "resnet152", "vgg16", "vgg19"]
+            + ["prelu_net"],
         )
 
     def test_other_nets_have_the_counts_of_their_layout(self):
-        vgg16, vgg19, googlenet = complexity.OTHERS
-        parameters, everything = reference.googlenet()
-        self.assertEqual(googlenet["parameters"], parameters)
-        self.assertEqual(googlenet["multiply_adds"], everything)
-        parameters, convolutions, _ = reference.vgg(16)
-        self.assertEqual(vgg16["parameters"], parameters)
-        self.assertEqual(vgg16["multiply_adds"], convolutions)
-        parameters, _, everything = reference.vgg(19)
-        self.assertEqual(vgg19["parameters"], parameters)
-        self.assertEqual(vgg19["multiply_adds"], everything)
+        others = {row["name"]: row for row in complexity.OTHERS}
+        _, *prelu_net = reference.prelu_net()
+        vgg16, convolutions, _ = reference.vgg(16)
+        vgg19, _, everything = reference.vgg(19)
+        expected = {
+            "vgg16": (vgg16, convolutions),
+            "vgg19": (vgg19, everything),
+            "googlenet": reference.googlenet(),
+            "prelu_net": tuple(prelu_net),
+        }
+        found = {
+            name: (row["parameters"], row["multiply_adds"])
+            for name, row in others.items()
+        }
+        self.assertEqual(found, expected)
+
+    def test_counts_of_other_nets_are_near_those_that_are_printed(self):
+        for row in complexity.OTHERS:
+            ratio = row["multiply_adds"] / row["printed"]
+            self.assertAlmostEqual(ratio, 1, delta=0.06, msg=row["name"])
 
 
 class TableTest(parameterized.TestCase):

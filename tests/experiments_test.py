@@ -8,6 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet import baselines
+from keras_resnet.layers import shortcuts
 from keras_resnet.training import data
 from keras_resnet.training import experiments
 from keras_resnet.training import loop
@@ -112,6 +113,15 @@ class ExperimentsTest(parameterized.TestCase):
             if "110" in name
         }
         self.assertEqual(printed(here), expected)
+
+    @parameterized.parameters(20, 110)
+    def test_every_shortcut_of_the_paper_is_a_row(self, depth):
+        shown = {
+            row.shortcut or {"plain": "none", "resne": "A"}[row.name[:5]]
+            for row in experiments.EXPERIMENTS.values()
+            if f"[2, Table 1]{' at 20 layers' * (depth == 20)}" in row.printed
+        }
+        self.assertEqual(shown, set(shortcuts.TABLE_1.values()))
 
     def test_every_table_has_rows_and_every_row_a_table(self):
         for table in experiments.TABLES:

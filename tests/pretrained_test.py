@@ -64,6 +64,9 @@ class CardsTest(parameterized.TestCase):
         self.assertEqual((card["model"], card["dataset"]), (name, "cifar10"))
         self.assertIn(card["recipe"], recipes.RECIPES)
         self.assertEqual(card["test_images"], 10_000)
+        confusion = np.array(card["confusion"])
+        np.testing.assert_array_equal(confusion.sum(1), 1_000)
+        self.assertEqual(10_000 - confusion.trace(), card["top1_errors"])
 
     def test_a_file_that_was_changed_is_refused(self):
         folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
@@ -240,6 +243,9 @@ class ShippingTest(parameterized.TestCase):
         images, labels = dataset.test_images(dataset.test_size)
         best = np.argmax(trained.model(dataset.preprocessing(images)), axis=-1)
         self.assertEqual(card["top1_errors"], np.sum(best != labels))
+        confusion = np.zeros((10, 10), int)
+        np.add.at(confusion, (labels, best), 1)
+        np.testing.assert_array_equal(card["confusion"], confusion)
 
     def test_what_a_name_cannot_say_is_refused(self):
         self.train(model_arguments={"shortcut": "C"})

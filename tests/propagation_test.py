@@ -13,6 +13,7 @@ from absl.testing import parameterized
 import keras_resnet
 from keras_resnet import weights
 from keras_resnet.analysis import propagation
+from keras_resnet.layers import shortcuts
 
 SPEC = keras_resnet.Spec(
     "small", (5, 4), (4, 8), stem="cifar", classes=3, image_size=8
@@ -165,6 +166,23 @@ class PagesTest(parameterized.TestCase):
         lines = propagation.comparison({"a": found, "b": found}).splitlines()
         self.assertEqual([line.split()[0] for line in lines[1:]], ["a", "b"])
 
+    def test_a_picture_has_a_line_for_each_network_and_measure(self):
+        pytest.importorskip("matplotlib")
+        found = report(small())
+        figure = propagation.draw({"a": found, "b": found})
+        self.assertLen(figure.axes, 3)
+        for axes, key in zip(
+            figure.axes,
+            ("signal", "shortcut_gradient", "gradient"),
+            strict=True,
+        ):
+            self.assertLen(axes.lines, 2)
+            share = 1 if key == "signal" else found["last_gradient"]
+            np.testing.assert_allclose(
+                axes.lines[0].get_ydata(),
+                np.array(list(units(found, key).values())) / share,
+            )
+
     @parameterized.parameters("svg", "png")
     def test_a_plot_is_a_picture(self, ending):
         pytest.importorskip("matplotlib")
@@ -180,7 +198,7 @@ class DepthTest(parameterized.TestCase):
     def test_what_vanishes_at_110_layers_is_what_failed_in_the_paper(self):
         """[2, Sec. 3 and Table 1], at the start of training."""
         found = {}
-        for name, shortcut in propagation.TABLE_1.items():
+        for name, shortcut in shortcuts.TABLE_1.items():
             keras.utils.set_random_seed(0)
             model = keras_resnet.ResNet110(
                 shortcut=shortcut, unit="pre_activation", input_shape=(8, 8, 3)

@@ -37,7 +37,7 @@ from tests import reference
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
-    for folder in (ROOT, ROOT / "docs")
+    for folder in (ROOT, ROOT / "docs", ROOT / "savedmodels")
     for path in sorted(folder.glob("*.md"))
 }
 README = PAGES["README.md"]

@@ -226,6 +226,28 @@ def googlenet() -> tuple[int, int]:
     return parameters, multiply_adds
 
 
+def prelu_net() -> tuple[int, int, int]:
+    """Layers, parameters and multiply-adds of the widest PReLU-net.
+
+    He et al. 2015, Delving Deep into Rectifiers, Table 3, model C: pyramid
+    pooling with 7x7, 3x3, 2x2 and 1x1 bins before the dense layers, and a slope
+    for each channel of every rectifier.
+    """
+    layers = [(112, 7, 3, 96)]
+    for size, width in ((56, 384), (28, 768), (14, 896)):
+        for _ in range(6):
+            layers.append((size, 3, layers[-1][-1], width))
+    bins = sum(n**2 for n in (7, 3, 2, 1))
+    widths = (bins * 896, 4096, 4096, 1000)
+    layers += [(1, 1, i, o) for i, o in itertools.pairwise(widths)]
+    parameters = sum((k * k * c_in + 1) * c_out for _, k, c_in, c_out in layers)
+    slopes = sum(c_out for *_, c_out in layers[:-1])
+    multiply_adds = sum(
+        (size * k) ** 2 * c_in * c_out for size, k, c_in, c_out in layers
+    )
+    return len(layers), parameters + slopes, multiply_adds
+
+
 # --- Forward passes ----------------------------------------------------------
 
 

@@ -87,6 +87,12 @@ class ReferenceTest(parameterized.TestCase):
         self.assertEqual(parameters, 6_998_552)
         self.assertAlmostEqual(multiply_adds / 1e9, 1.5, delta=0.1)
 
+    def test_prelu_net_has_the_published_totals(self):
+        """He et al. 2015, Table 3, model C: 22 layers, 5.30 x 10^10."""
+        layers, _, multiply_adds = reference.prelu_net()
+        self.assertEqual(layers, 22)
+        self.assertAlmostEqual(multiply_adds / 5.30e10, 1, delta=0.01)
+
     def test_vgg_nets_have_the_published_totals(self):
         parameters, convolutions, _ = reference.vgg(16)
         self.assertEqual(parameters, 138_357_544)

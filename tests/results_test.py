@@ -12,6 +12,7 @@ import tempfile
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from keras_resnet.layers import shortcuts
 from keras_resnet.results import figures
 from keras_resnet.results import runs
 from keras_resnet.results import tables
@@ -150,7 +151,66 @@ class TablesTest(parameterized.TestCase):
                 ("resnet1202", "7.93", "not run", "0"),
             ],
         )
-        self.assertIn("2 of 3 pairs of rows stand in the order", table.notes[0])
+        self.assertEqual(
+            table.notes,
+            (
+                "Of the runs of 1,000 steps in float32, 2 of 3 pairs of rows "
+                "stand in the order of the paper, which has 66.",
+            ),
+        )
+
+    def test_lengths_stand_side_by_side_and_are_not_mixed(self):
+        long = {"recipe": recipes.RECIPES["cifar10"], "step": 64_000}
+        short = {"recipe": long["recipe"].with_steps(16_000), "step": 16_000}
+        several = [
+            a_run("a", 10.5, **short),
+            a_run("b", 8.6, **long),
+            a_run("c", 10.9, seed=1, **short),
+            a_run("d", 10.0, seed=2, **short),
+        ]
+        (table,) = (
+            table
+            for table in tables.paper_tables(several)
+            if table.source == "[1, Table 6]"
+        )
+        self.assertEqual(
+            table.header,
+            ("experiment", "paper, %", "ours, %", "n")
+            + (
+                "steps",
+                "dtype",
+            ),
+        )
+        self.assertEqual(
+            [row for row in table.rows if row[0] == "resnet20"],
+            [
+                ("resnet20", "8.75", "8.60", "1", "64,000", "float32"),
+                ("resnet20", "8.75", "10.47 ± 0.45", "3", "16,000", "float32"),
+            ],
+        )
+
+    def test_an_order_that_was_not_run_says_so(self):
+        for table in tables.paper_tables([a_run("alone", 9.0)]):
+            if table.source == "[1, Fig. 6]":  # draws, and prints no errors
+                self.assertEmpty(table.notes)
+            elif table.source != "[2, Table 5]":  # one row
+                self.assertLen(table.notes, 1)
+                self.assertRegex(table.notes[0], r"has \d+: not run\.$")
+
+    def test_a_cost_table_has_the_nets_of_the_paper(self):
+        table = tables.cost_table()
+        counts = {row[0]: row[1:4] for row in table.rows}
+        self.assertEqual(
+            list(counts),
+            ["googlenet", "resnet18", "resnet34", "resnet50", "resnet101"]
+            + ["resnet152", "vgg16", "vgg19", "prelu_net"],
+        )
+        self.assertEqual(
+            counts["resnet152"], ("60,192,808", "11,282,415,616", "11.3")
+        )
+        for _, multiply_adds, printed in counts.values():
+            counted = int(multiply_adds.replace(",", "")) / 1e9
+            self.assertAlmostEqual(counted / float(printed), 1, delta=0.06)
 
     def test_failing_is_worse_than_every_error(self):
         printed = {"a": experiments.FAIL, "b": 12.0, "c": experiments.FAIL}
@@ -170,10 +230,94 @@ class TablesTest(parameterized.TestCase):
         self.assertIn("(resnet18)", cells[3])
 
 
+def a_benchmark():
+    """What apps.benchmark writes, for two depths and two batches."""
+
+    def row(group, network, batch_size, seconds, peak_bytes):
+        names = ["keras_resnet, looped", "torch"]
+        return {
+            "group": group,
+            "work": {
+                "kind": "train",
+                "network": network,
+                "batch_size": batch_size,
+                "dtype": "float32",
+                "contenders": names,
+                "steps": 1,
+                "goals": {"torch": 1.0},
+            },
+            "results": [
+                {
+                    "contender": name,
+                    "seconds": seconds,
+                    "spread": 0.1,
+                    "images_per_second": batch_size / seconds,
+                    "ratio": 1.0,
+                    "goal": None,
+                    "first_step_seconds": 10 * seconds,
+                    "peak_bytes": peak_bytes,
+                    "graph_nodes": 5_000,
+                }
+                for name in names
+            ],
+        }
+
+    return [
+        row("depth", "resnet20", 8, 0.1, 2**28),
+        row("depth", "resnet1202", 8, 5.0, 2**31),
+        row("memory", "resnet1202", 8, 5.0, 2**31),
+        row("memory", "resnet1202", 32, 20.0, 2**33),
+    ]
+
+
+class InterruptedTest(parameterized.TestCase):
+    """A run that was stopped anywhere is no result."""
+
+    def setUp(self):
+        super().setUp()
+        self.root = self.enter_context(tempfile.TemporaryDirectory())
+
+    def results(self, text):
+        """What a finished run comes to if its metrics.csv is another."""
+        workdir = save(a_run("run", 12.34), self.root)
+        whole = (workdir / "metrics.csv").read_text()
+        (workdir / "metrics.csv").write_text(text(whole))
+        run = runs.load(workdir)
+        return run, tables.results([run], "resnet20")
+
+    def test_a_whole_file_is_a_result(self):
+        run, (result,) = self.results(lambda text: text)
+        self.assertTrue(run.is_finished)
+        self.assertEqual(result.errors, (12.34,))
+
+    @parameterized.named_parameters(
+        ("nothing", lambda text: ""),
+        ("header", lambda text: text.splitlines(True)[0]),
+        (
+            "rows that end early",
+            lambda text: text[: text.index("1000,")],
+        ),
+        ("a last row cut after the error", lambda text: text.rstrip()),
+        ("a last row cut in the error", lambda text: text[: text.rindex("34")]),
+        ("a last row without a test", lambda text: text.replace("12.34", "")),
+    )
+    def test_a_file_that_ends_early_is_none(self, text):
+        run, found = self.results(text)
+        self.assertFalse(run.is_finished)
+        self.assertEmpty(found)
+        (row,) = tables.run_table([run]).rows
+        self.assertIn("of 1,000", row[3])
+
+    def test_longer_than_its_recipe_is_none(self):
+        self.assertEmpty(
+            tables.results([a_run("r", 9.0, step=1_100)], "resnet20")
+        )
+
+
 class _Page(html.parser.HTMLParser):
     """Checks that elements are closed in order; keeps what they refer to."""
 
-    VOID = ("meta", "path", "use", "rect")
+    VOID = ("meta", "path", "use", "rect", "wbr")
 
     def __init__(self, text):
         super().__init__()
@@ -200,28 +344,34 @@ class _Page(html.parser.HTMLParser):
 
 
 class PageTest(parameterized.TestCase):
-    def setUp(self):
-        super().setUp()
-        directory = self.enter_context(tempfile.TemporaryDirectory())
-        self.root = pathlib.Path(directory)
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        cls.root = pathlib.Path(directory.name)
         for run in (
             a_run("resnet20_0", 9.0),
             a_run("resnet20_1", 9.5, seed=1),
             a_run("plain", 11.0, model="plainnet20"),
             a_run("ours <own>", 5.0, model="resnet18"),
         ):
-            save(run, self.root / "runs")
+            save(run, cls.root / "runs")
+        cls.outcome = cls.report("runs")
 
-    def report(self, *names, output="report"):
-        workdirs = ",".join(f"{self.root}/{name}" for name in names)
+    @classmethod
+    def report(cls, *names, output="report", flags=()):
+        workdirs = ",".join(f"{cls.root}/{name}" for name in names)
         return programs.run(
-            "report", f"--workdirs={workdirs}", f"--output={self.root}/{output}"
+            "report",
+            f"--workdirs={workdirs}",
+            f"--output={cls.root}/{output}",
+            *flags,
         )
 
     def test_html_is_whole_and_needs_nothing_else(self):
-        outcome = self.report("runs")
-        self.assertEqual(outcome.code, 0, outcome.err)
-        self.assertEqual(outcome.out[0], "4 runs, 4 of them finished")
+        self.assertEqual(self.outcome.code, 0, self.outcome.err)
+        self.assertEqual(self.outcome.out[0], "4 runs, 4 of them finished")
         text = (self.root / "report/results.html").read_text()
         page = _Page(text)
         self.assertEqual(page.open, [])
@@ -235,7 +385,6 @@ class PageTest(parameterized.TestCase):
         self.assertNotIn(f"fill: {figures.INK}", text)
 
     def test_markdown_shows_the_pictures_that_were_written(self):
-        self.report("runs")
         text = (self.root / "report/results.md").read_text()
         shown = re.findall(r"\]\((.*\.png)\)", text)
         self.assertNotEmpty(shown)
@@ -247,14 +396,49 @@ class PageTest(parameterized.TestCase):
         self.assertIn("| resnet20 | 8.75 | 9.25 ± 0.35 | 2 | 1,000 |", text)
 
     def test_the_same_runs_give_the_same_bytes(self):
-        self.report("runs", output="first")
-        self.report("runs", output="second")
-        for path in (self.root / "first").iterdir():
-            again = self.root / "second" / path.name
+        self.report("runs", output="again")
+        for path in (self.root / "report").iterdir():
+            again = self.root / "again" / path.name
             self.assertEqual(path.read_bytes(), again.read_bytes(), path.name)
 
+    def test_every_shortcut_of_the_paper_is_in_the_picture(self):
+        page = (self.root / "report/results.html").read_text()
+        for name in shortcuts.TABLE_1:
+            self.assertIn(f">{name}<", page)
+
+    def test_a_benchmark_is_drawn(self):
+        path = self.root / "benchmark.json"
+        path.write_text(json.dumps(a_benchmark()))
+        outcome = self.report(
+            "runs", output="speed", flags=[f"--benchmark={path}"]
+        )
+        self.assertEqual(outcome.code, 0, outcome.err)
+        text = (self.root / "speed/results.md").read_text()
+        for name in ("step_by_depth", "memory_by_depth", "memory_by_batch"):
+            self.assertTrue((self.root / f"speed/{name}.png").exists())
+            self.assertIn(f"({name}.png)", text)
+        page = (self.root / "speed/results.html").read_text()
+        self.assertIn(">1,202<", page)  # layers
+        self.assertIn(">torch<", page)
+
+    @parameterized.parameters(
+        (None,), ("",), ("{}",), ("[{}]",), ('[{"group": "depth"}]',)
+    )
+    def test_what_is_no_benchmark_is_refused(self, content):
+        path = self.root / "no_benchmark.json"
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_text(content)
+        outcome = self.report(
+            "runs", output="refused", flags=[f"--benchmark={path}"]
+        )
+        self.assertEqual(outcome.code, 2)
+        self.assertLen(outcome.err, 1)
+        self.assertIn("must be a benchmark.json", outcome.err[0])
+        self.assertFalse((self.root / "refused").exists())
+
     def test_a_work_directory_and_a_directory_of_them_will_do(self):
-        outcome = self.report("runs/plain", "runs")
+        outcome = self.report("runs/plain", "runs", output="both")
         self.assertEqual(outcome.out[0], "5 runs, 5 of them finished")
 
     @parameterized.parameters(
@@ -262,13 +446,13 @@ class PageTest(parameterized.TestCase):
         ("broken", "must hold config.json and metrics.csv"),
     )
     def test_what_is_no_run_is_refused(self, name, message):
-        (self.root / "broken").mkdir()
+        (self.root / "broken").mkdir(exist_ok=True)
         (self.root / "broken/config.json").write_text("{")
-        outcome = self.report(name)
+        outcome = self.report(name, output="refused")
         self.assertEqual(outcome.code, 2)
         self.assertLen(outcome.err, 1)
         self.assertIn(message, outcome.err[0])
-        self.assertFalse((self.root / "report").exists())
+        self.assertFalse((self.root / "refused").exists())
 
     @parameterized.parameters("--workdirs=a", "--output=b")
     def test_both_flags_are_asked_for(self, given):
@@ -281,10 +465,11 @@ class KeptResultsTest(absltest.TestCase):
     """docs/results.md and the runs in results/ that it was made from."""
 
     def test_the_page_is_what_the_kept_runs_give(self):
+        flags = [f"--workdirs={ROOT}/results"]
+        if (ROOT / "results/benchmark.json").exists():
+            flags.append(f"--benchmark={ROOT}/results/benchmark.json")
         with tempfile.TemporaryDirectory() as output:
-            outcome = programs.run(
-                "report", f"--workdirs={ROOT}/results", f"--output={output}"
-            )
+            outcome = programs.run("report", f"--output={output}", *flags)
             self.assertEqual(outcome.code, 0, outcome.err)
             made = (pathlib.Path(output) / "results.md").read_text()
         self.assertEqual(made, (ROOT / "docs/results.md").read_text())

@@ -25,24 +25,38 @@ COUNTS = (
     "activation_bytes",
 )
 
-#: The nets that [1, Sec. 3.3 and Table 3] compares with. It prints 15.3 and
-#: 19.6 x 10^9 for the VGG nets: the former without the three dense layers, the
-#: latter with them. GoogLeNet is without the side branches of its training.
+#: The nets that [1, Sec. 3.3 and Table 3] compares with; `printed` are their
+#: multiply-adds in `source`. GoogLeNet is without the side branches of its
+#: training. PReLU-net has a slope for each channel of a rectifier.
 OTHERS: tuple[dict[str, Any], ...] = (
     {
         "name": "vgg16",
         "parameters": 138_357_544,
         "multiply_adds": 15_346_630_656,
+        "printed": 15.3e9,
+        "source": "[1, Sec. 4.1], without the three dense layers",
     },
     {
         "name": "vgg19",
         "parameters": 143_667_240,
         "multiply_adds": 19_632_062_464,
+        "printed": 19.6e9,
+        "source": "[1, Sec. 3.3]",
     },
     {
         "name": "googlenet",
         "parameters": 6_998_552,
         "multiply_adds": 1_582_671_872,
+        "printed": 1.5e9,
+        "source": "Szegedy et al. 2015, Going Deeper with Convolutions, Sec. 1",
+    },
+    {
+        "name": "prelu_net",
+        "parameters": 330_623_944,
+        "multiply_adds": 53_463_130_112,
+        "printed": 53.0e9,
+        "source": "He et al. 2015, Delving Deep into Rectifiers, Table 3, "
+        "model C",
     },
 )
 
@@ -161,7 +175,7 @@ def table(report: dict[str, Any], by: str = "stages") -> str:
 
 
 def comparison(reports: list[dict[str, Any]]) -> str:
-    """Networks beside VGG nets and GoogLeNet, as in [1, Sec. 3.3], as text.
+    """Networks beside those of `OTHERS`, as in [1, Sec. 3.3], as text.
 
     Args:
         reports: What `complexity` returned for each network.

@@ -24,22 +24,6 @@ from keras_resnet.layers import UnitStack
 from keras_resnet.layers import remat
 from keras_resnet.weights import unit_names
 
-#: The shortcuts of [2, Table 1] by its names, as the builders take them.
-TABLE_1: dict[str, str] = {
-    "identity": "A",
-    "scaling 0.5, residual 1": (
-        "constant_scaling(shortcut_scale=0.5, residual_scale=1.0)"
-    ),
-    "scaling 0.5, residual 0.5": "constant_scaling",
-    "exclusive gating, bias 0": "exclusive_gating(gate_bias=0.0)",
-    "exclusive gating, bias -6": "exclusive_gating(gate_bias=-6.0)",
-    "shortcut-only gating, bias 0": "shortcut_only_gating(gate_bias=0.0)",
-    "shortcut-only gating, bias -6": "shortcut_only_gating(gate_bias=-6.0)",
-    "1x1 convolution": "convolution",
-    "dropout 0.5": "dropout",
-    "no shortcut": "none",
-}
-
 
 def propagation(
     model: keras.Model, images: Any, labels: Any, training: bool = True
@@ -185,35 +169,58 @@ def comparison(reports: dict[str, dict[str, Any]]) -> str:
     return columns(rows)
 
 
-def plot(reports: dict[str, dict[str, Any]], path: str | os.PathLike) -> None:
-    """Draws the gradient by unit, through shortcuts alone and in all.
+def draw(reports: dict[str, dict[str, Any]]) -> Any:
+    """Signals and gradients by unit, one line a network, as a picture.
 
     Needs matplotlib (`pip install keras-resnet[report]`).
 
     Args:
         reports: What `propagation` returned, by what to call it.
-        path: Where to write; its ending (`.svg`, `.png`) is the format.
+
+    Returns:
+        A `matplotlib.figure.Figure`: the norms of the units' inputs, and the
+        gradients there as shares of the last one, through shortcuts alone and
+        in all.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    for i, (name, report) in enumerate(reports.items()):
-        numbers = range(1, len(report["units"]) + 1)
-        style = {"label": name, "linestyle": ("-", "--", ":")[i // 10 % 3]}
-        for axes, key in ((left, "shortcut_gradient"), (right, "gradient")):
-            shares = [u[key] / report["last_gradient"] for u in report["units"]]
-            # What is 0 has no place on a logarithmic axis.
-            axes.plot(numbers, [share or math.nan for share in shares], **style)
-    left.set(
-        title="through shortcuts alone",
-        yscale="log",
-        xlabel="unit",
-        ylabel="gradient, share of the last one",
+    figure = Figure(figsize=(6.0, 9.0), layout="constrained")
+    rows = figure.subplots(3, sharex=True)
+    labels = ("signal", "gradient, shortcuts alone", "gradient, in all")
+    keys = ("signal", "shortcut_gradient", "gradient")
+    for axes, key, label in zip(rows, keys, labels, strict=True):
+        for i, (name, report) in enumerate(reports.items()):
+            values = [unit[key] for unit in report["units"]]
+            if key != "signal":
+                values = [value / report["last_gradient"] for value in values]
+            axes.plot(
+                range(1, len(values) + 1),
+                # What is 0 has no place on a logarithmic axis.
+                [value or math.nan for value in values],
+                label=name,
+                linestyle=("-", "--", ":")[i * 3 // max(len(reports), 1)],
+            )
+        axes.set_yscale("log")
+        axes.set_ylabel(label)
+    rows[-1].set_xlabel("unit")
+    figure.legend(
+        *rows[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        fontsize="small",
+        frameon=False,
     )
-    right.set(title="in all", xlabel="unit")
-    left.legend(fontsize="small", frameon=False)
-    figure.savefig(path)
+    return figure
+
+
+def plot(reports: dict[str, dict[str, Any]], path: str | os.PathLike) -> None:
+    """Writes the picture of `draw`.
+
+    Args:
+        reports: What `propagation` returned, by what to call it.
+        path: Where to write; its ending (`.svg`, `.png`) is the format.
+    """
+    draw(reports).savefig(path)
 
 
 Step = tuple[str | None, Any]

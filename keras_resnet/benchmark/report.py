@@ -1,38 +1,59 @@
 """Tables of what was measured, and plots against depth and batch size."""
 
+import dataclasses
+import json
+import os
+import pathlib
 from collections.abc import Callable
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from typing import Any
 
 from keras_resnet.benchmark.measure import Result
 from keras_resnet.benchmark.works import Work
 
+if TYPE_CHECKING:
+    from keras_resnet.results.pictures import Picture
+
 Measured = Sequence[tuple[str, Work, list[Result]]]
 
-# For each plot: the group, x and y as text, and y of a result.
-_PLOTS: dict[str, tuple[str, str, str, Callable[[Result], Any]]] = {
+_ON = "as `apps.benchmark` measured it on one machine"
+
+# For each plot: the group, x and y as text, what it shows, and y of a result.
+_PLOTS: dict[str, tuple[str, str, str, str, Callable[[Result], Any]]] = {
     "step_by_depth": (
         "depth",
         "layers",
         "seconds a step, 8 images",
+        f"A training step by depth, {_ON}.",
         lambda result: result.seconds,
     ),
     "first_step_by_depth": (
         "depth",
         "layers",
         "seconds to the end of the first step",
+        f"From a fresh process to the end of the first step by depth, {_ON}.",
         lambda result: result.first_step_seconds,
     ),
     "memory_by_depth": (
         "depth",
         "layers",
         "peak memory of training, GiB",
+        f"Memory of training with 8 images by depth, {_ON}.",
+        lambda result: result.peak_bytes / 2**30,
+    ),
+    "memory_by_batch": (
+        "memory",
+        "images in a batch",
+        "peak memory of training, GiB, ResNet-1202",
+        f"Memory of training ResNet-1202, {_ON}.",
         lambda result: result.peak_bytes / 2**30,
     ),
     "speed_by_batch": (
         "batches",
         "images in a batch",
         "images a second, ResNet-20",
+        f"Speed of training ResNet-20 by batch, {_ON}.",
         lambda result: result.images_per_second,
     ),
 }
@@ -63,20 +84,60 @@ def table(work: Work, results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plots(measured: Measured) -> dict[str, str]:
-    """The plots of the groups that were measured: name -> SVG.
+def row(group: str, work: Work, results: Sequence[Result]) -> dict[str, Any]:
+    """What `benchmark.json` keeps of one work; `load` reads it."""
+    return {
+        "group": group,
+        "work": dataclasses.asdict(work),
+        "results": [dataclasses.asdict(result) for result in results],
+    }
+
+
+def load(path: str | os.PathLike) -> Measured:
+    """What `apps.benchmark --output=DIR` measured, from `DIR/benchmark.json`.
+
+    Raises:
+        ValueError: If the file is not there or is no such file.
+    """
+    try:
+        rows = json.loads(pathlib.Path(path).read_text())
+        if not isinstance(rows, list):
+            raise TypeError("it is no list")
+        return [
+            (
+                row["group"],
+                _work(row["work"]),
+                [Result(**fields) for fields in row["results"]],
+            )
+            for row in rows
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} must be a benchmark.json, as apps.benchmark --output=DIR "
+            f"writes it: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _work(fields: dict[str, Any]) -> Work:
+    return Work(**{**fields, "contenders": tuple(fields["contenders"])})
+
+
+def plots(measured: Measured) -> list["Picture"]:
+    """The plots of the groups that were measured.
 
     Args:
         measured: (group, work, results) of each work.
 
     Returns:
-        Standalone SVG files.
+        A picture for each plot that has something to show.
     """
     # matplotlib belongs to the extra "report": tables do without it.
     from keras_resnet.results import figures
+    from keras_resnet.results import tables
+    from keras_resnet.results.pictures import Picture
 
-    found = {}
-    for name, (group, x_label, y_label, y) in _PLOTS.items():
+    found = []
+    for name, (group, x_label, y_label, caption, y) in _PLOTS.items():
         series: dict[str, dict[float, float]] = {}
         for its_group, work, results in measured:
             if its_group == group:
@@ -85,5 +146,5 @@ def plots(measured: Measured) -> dict[str, str]:
                     series.setdefault(result.contender, {})[x] = y(result)
         if series:
             figure = figures.lines(series, x_label, y_label)
-            found[name] = figures.svg_file(figure)
+            found.append(Picture(name, tables.COSTS, caption, figure))
     return found

@@ -440,6 +440,26 @@ SHORTCUTS: dict[str, type[Shortcut]] = {
     "dropout": DropoutShortcut,
 }
 
+#: The shortcuts of [2, Table 1], as `get` takes them. A shortcut scaled by 0 is
+#: none; of the gates that failed, 0 to -5, the ends.
+TABLE_1: dict[str, str] = {
+    "identity": "A",
+    "no shortcut": "none",
+    "scaling 0.5, residual 1": (
+        "constant_scaling(shortcut_scale=0.5, residual_scale=1.0)"
+    ),
+    "scaling 0.5, residual 0.5": (
+        "constant_scaling(shortcut_scale=0.5, residual_scale=0.5)"
+    ),
+    "exclusive gating, bias 0": "exclusive_gating(gate_bias=0.0)",
+    "exclusive gating, bias -5": "exclusive_gating(gate_bias=-5.0)",
+    "exclusive gating, bias -6": "exclusive_gating(gate_bias=-6.0)",
+    "exclusive gating, bias -7": "exclusive_gating(gate_bias=-7.0)",
+    "shortcut-only gating, bias 0": "shortcut_only_gating(gate_bias=0.0)",
+    "shortcut-only gating, bias -6": "shortcut_only_gating(gate_bias=-6.0)",
+    "1x1 convolution": "convolution",
+    "dropout 0.5": "dropout(rate=0.5)",
+}
 
 _SET_BY_UNIT = {
     "name",

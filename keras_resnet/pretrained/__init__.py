@@ -41,6 +41,7 @@ def card(model: str, dataset: str = "cifar10") -> dict[str, Any]:
           trained;
         - `test_images`, `top1_errors`, `top5_errors`: of the single view of
           [1, Sec. 4.2], computed in float32;
+        - `confusion`: test images of each class (row) with each answer;
         - `sha256`: of the file of weights.
 
     Raises:

@@ -12,8 +12,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import rcsetup
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
+from keras_resnet.analysis import propagation
 from keras_resnet.results.runs import Run
 
 # Colours that stand out from white and from black alike, and from each other
@@ -24,6 +27,7 @@ _COLOURS = (
 )
 # Those of a light page; an SVG names the page's own in their place.
 INK = "#24292e"
+_WIDTH = 6.0  # inches; letters can be read on a telephone too
 _GRID = "#d0d7dd"
 
 # Any: matplotlib 3.11 wants the keys as literals, 3.10 as text.
@@ -42,6 +46,7 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "axes.prop_cycle": rcsetup.cycler("color", _COLOURS),
 }
 
 
@@ -55,7 +60,7 @@ def error_by_step(runs: Sequence[Run]) -> Figure:
         A figure: thin lines for training, bold ones for the test.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 4.0), layout="constrained")
         axes = figure.add_subplot()
         names = list(dict.fromkeys(map(_label, runs)))
         worst = 0.0
@@ -94,7 +99,7 @@ def lines(
         y_label: What y is, and its unit.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 4.0), layout="constrained")
         axes = figure.add_subplot()
         for i, (name, points) in enumerate(series.items()):
             colour = _COLOURS[i % len(_COLOURS)]
@@ -104,34 +109,41 @@ def lines(
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks(sorted({x for line in series.values() for x in line}))
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axes.minorticks_off()
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.4g}")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.legend()
+        figure.legend(loc="outside upper left")
     return figure
 
 
-def confusion(
-    labels: np.ndarray, best: np.ndarray, names: Sequence[str]
-) -> Figure:
+def signals_and_gradients(reports: dict[str, dict[str, Any]]) -> Figure:
+    """Signals and gradients by unit, one line a network.
+
+    Args:
+        reports: What `propagation.propagation` returned, by what to
+            call it.
+    """
+    with matplotlib.rc_context(_STYLE):
+        return propagation.draw(reports)
+
+
+def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """How often images of each class got each answer; right ones are pale.
 
     Args:
-        labels: The class of each image.
-        best: The answer to each image.
+        counts: Images of each class (row) with each answer (column).
         names: The classes.
     """
     size = len(names)
-    counts = np.zeros((size, size), int)
-    np.add.at(counts, (labels, best), 1)
     wrong = counts * (1 - np.eye(size, dtype=int))
     shades = np.zeros((size, size, 4))
     shades[..., :3] = matplotlib.colors.to_rgb(_COLOURS[1])
     shades[..., 3] = wrong / max(wrong.max(), 1) * 0.8
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(7.2, 6.4), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 5.8), layout="constrained")
         axes = figure.add_subplot()
         corners = np.arange(size + 1) - 0.5
         axes.pcolormesh(corners, corners, shades, edgecolor=_GRID, lw=0.5)
@@ -173,18 +185,18 @@ def wrong_answers(
     sure = np.where(best != labels, probabilities.max(-1), 0.0)
     chosen = np.argsort(-sure, kind="stable")[:count]
     chosen = chosen[sure[chosen] > 0]
-    columns = 6
+    columns = 4
     rows = -(-len(chosen) // columns)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 1.55 * rows + 0.1), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 1.8 * rows), layout="constrained")
         for place, index in enumerate(chosen, 1):
             axes = figure.add_subplot(rows, columns, place)
             axes.imshow(images[index].squeeze(), cmap="gray")
             axes.set_axis_off()
             axes.set_title(
-                f"{names[labels[index]]}: {names[best[index]]}, "
+                f"{names[labels[index]]}:\n{names[best[index]]}, "
                 f"{sure[index]:.0%}",
-                fontsize=6,
+                fontsize=9,
                 pad=2,
             )
     return figure

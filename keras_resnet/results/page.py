@@ -3,29 +3,21 @@
 The HTML needs no network and no other file: styles and pictures are inside.
 """
 
-import dataclasses
-import functools
 import html
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
-
-from keras_resnet import models
-from keras_resnet import pretrained
-from keras_resnet.analysis import complexity
 from keras_resnet.results import figures
+from keras_resnet.results import pictures
 from keras_resnet.results import tables
+from keras_resnet.results.pictures import Picture
 from keras_resnet.results.runs import Run
 from keras_resnet.results.tables import Table
 from keras_resnet.training import data
-from keras_resnet.training import experiments
 
 _TITLE = "The papers' tables, made again"
-_OTHERS = "Costs and answers"
 
 _INTRODUCTION = (
     "[1] is He et al. 2016a, Deep Residual Learning for Image Recognition; "
@@ -33,57 +25,65 @@ _INTRODUCTION = (
     "An error of ours is that of the last step, in percent of all test images, "
     "never of the best one on the way: the mean over n seeds and, where n > 1, "
     "the standard deviation of the seeds around it. Every run is listed at the "
-    "end, whatever came out. A recipe that was shortened keeps its shape: an "
-    "error after 16,000 steps is to be compared with the others of 16,000 "
-    "steps, and with the papers' (64,000 steps) only in its order.",
-    "`--experiment=NAME` of `apps.train` trains a row; `--seed` chooses the "
-    "seed, `--steps` shortens the recipe. `apps.report` wrote this page.",
+    "end, whatever came out; one that ended before its last step counts in no "
+    "other table. A recipe that was shortened keeps its shape: an error after "
+    "16,000 steps is to be compared with the others of 16,000 steps, and with "
+    "the papers' (64,000 steps) only in its order.",
+    "`python -m apps.train --experiment=resnet20 --seed=0` trains a row, "
+    "`--steps=16000` shortens its recipe; "
+    "`python -m apps.report --workdirs=runs --output=report` writes such a "
+    "page.",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A figure, its file name without ending, and the table it belongs to."""
-
-    name: str
-    table: str
-    caption: str
-    figure: Figure
 
 
 def write(
     runs: Sequence[Run],
     output: str | os.PathLike,
     dataset: data.DataSet | None = None,
+    further: Sequence[Picture] = (),
 ) -> list[str]:
     """Writes `results.md`, `results.html` and the pictures as PNG.
 
     Args:
         runs: What to report on, in the order in which they are listed.
         output: Directory for the files; made where there is none.
-        dataset: Test images to show what the weights that ship for this data
-            set get wrong, or None.
+        dataset: Test images, to show those that the weights that ship for
+            this data set get wrong, or None.
+        further: More pictures for the page.
 
     Returns:
         The paths that were written.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    paper_tables = tables.paper_tables(runs)
-    run_table = tables.run_table(runs)
-    pictures = [*_curves(runs), _cost()]
-    if dataset is not None:
-        for name in pretrained.networks(dataset.name):
-            pictures += _answers(name, dataset)
+    shown = [
+        *pictures.curves(runs),
+        *pictures.propagations(),
+        *pictures.costs(),
+        *further,
+        *pictures.confusions(),
+        *(pictures.wrong_answers(dataset) if dataset else ()),
+    ]
+    sections = [
+        *tables.paper_tables(runs),
+        tables.cost_table(),
+        tables.Table("", tables.ANSWERS, (), ()),
+        tables.run_table(runs),
+    ]
+    parts = [
+        (table, [p for p in shown if p.section == table.section])
+        for table in sections
+    ]
+    parts = [(table, own) for table, own in parts if table.rows or own]
     written = []
-    for picture in pictures:
+    for picture in shown:
         path = output / f"{picture.name}.png"
         _replace(path, figures.png(picture.figure))
         written.append(str(path))
     # The pages come last: what they show is there.
     for name, text in (
-        ("results.md", _markdown(pictures, paper_tables, run_table)),
-        ("results.html", _html(pictures, paper_tables, run_table)),
+        ("results.md", _markdown(parts)),
+        ("results.html", _html(parts)),
     ):
         path = output / name
         _replace(path, text.encode())
@@ -98,112 +98,16 @@ def _replace(path: Path, content: bytes) -> None:
     os.replace(beside, path)
 
 
-def _curves(runs: Sequence[Run]) -> list[Picture]:
-    """Curves for each table and length that show what no other one does."""
-    pictures: list[Picture] = []
-    drawn: list[set[str]] = []
-    for number, (source, about) in enumerate(experiments.TABLES.items(), 1):
-        shown = [
-            run
-            for run in runs
-            if run.experiment
-            and source in run.experiment.printed
-            and len(run.column("test_top1_error")[0]) > 1
+def _markdown(parts: list[tuple[Table, list[Picture]]]) -> str:
+    lines = [f"# {_TITLE}", *_INTRODUCTION]
+    for table, own in parts:
+        lines.append(f"## {table.heading}")
+        if table.rows:
+            lines.append(table.markdown())
+        lines += [
+            f"![{picture.caption}]({picture.name}.png)" for picture in own
         ]
-        for steps in sorted({run.config.recipe.steps for run in shown}):
-            alike = [run for run in shown if run.config.recipe.steps == steps]
-            names = {run.name for run in alike}
-            if any(names <= others for others in drawn):
-                continue
-            drawn.append(names)
-            pictures.append(
-                Picture(
-                    f"table{number}_{steps}_steps",
-                    source,
-                    f"{about}. Recipe of {steps:,} steps.",
-                    figures.error_by_step(alike),
-                )
-            )
-    return pictures
-
-
-def _cost() -> Picture:
-    return Picture(
-        "cost_by_depth",
-        "",
-        "What a network of [1, Sec. 4.2] costs by its depth. Activations are "
-        "about what training keeps of an image, in float32.",
-        figures.lines(_costs(), "depth", "millions"),
-    )
-
-
-@functools.cache
-def _costs() -> dict[str, dict[float, float]]:
-    reports = {
-        float(depth): complexity.complexity(models.resnet(f"resnet{depth}"))
-        for depth in (20, 32, 44, 56, 110, 1202)
-    }
-    return {
-        what: {depth: report[count] / 1e6 for depth, report in reports.items()}
-        for count, what in (
-            ("parameters", "parameters"),
-            ("multiply_adds", "multiply-adds of an image"),
-            ("activation_bytes", "bytes of activations of an image"),
-        )
-    }
-
-
-def _answers(name: str, dataset: data.DataSet) -> list[Picture]:
-    """What the weights of a network that ship get wrong."""
-    model = models.resnet(name, weights=dataset.name)
-    images, labels = dataset.test_images(dataset.test_size)
-    x = [dataset.preprocessing(batch) for batch in _batches(images)]
-    probabilities = np.concatenate([model(batch) for batch in x])
-    best = probabilities.argmax(-1)
-    errors = int((best != labels).sum())
-    whose = f'{name} with weights="{dataset.name}"'
-    return [
-        Picture(
-            f"{name}_confusion",
-            "",
-            f"{whose}: {errors:,} errors on {len(labels):,} test images.",
-            figures.confusion(labels, best, dataset.labels),
-        ),
-        Picture(
-            f"{name}_wrong_answers",
-            "",
-            f"{whose}: the surest of its wrong answers (class: answer, its "
-            "probability).",
-            figures.wrong_answers(
-                images, labels, probabilities, dataset.labels
-            ),
-        ),
-    ]
-
-
-def _batches(images: np.ndarray) -> list[np.ndarray]:
-    return np.split(images, range(500, len(images), 500))
-
-
-def _markdown(
-    pictures: list[Picture], paper_tables: list[Table], run_table: Table
-) -> str:
-    parts = [f"# {_TITLE}", *_INTRODUCTION]
-    for table in paper_tables:
-        parts += [f"## {table.source}. {table.title}", table.markdown()]
-        parts += [
-            f"![{picture.caption}]({picture.name}.png)"
-            for picture in pictures
-            if picture.table == table.source
-        ]
-    parts.append(f"## {_OTHERS}")
-    parts += [
-        f"![{picture.caption}]({picture.name}.png)"
-        for picture in pictures
-        if not picture.table
-    ]
-    parts += [f"## {run_table.title}", run_table.markdown()]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(lines) + "\n"
 
 
 _STYLE = """
@@ -223,36 +127,26 @@ table { border-collapse: collapse; font-size: .9rem;
 th, td { padding: .25rem .75rem .25rem 0; text-align: left;
   border-bottom: 1px solid var(--grid); white-space: nowrap; }
 th { font-weight: 600; }
-code { white-space: nowrap; }
+code { overflow-wrap: anywhere; }
+@media (max-width: 40rem) { th, td { padding-right: .5rem; }
+  td:first-child { white-space: normal; min-width: 8rem; } }
 tr.none td { color: var(--faint); }
 figure { margin: 1.25rem 0; padding: .75rem; background: var(--soft);
-  border-radius: .5rem; }
+  border-radius: .5rem; max-width: 48rem; }
 figure svg { display: block; width: 100%; height: auto; }
 figcaption, .note { color: var(--faint); font-size: .9rem; }
 """
 
 
-def _html(
-    pictures: list[Picture], paper_tables: list[Table], run_table: Table
-) -> str:
-    parts = [f"<h1>{html.escape(_TITLE)}</h1>"]
-    parts += [
-        "<p>"
-        + re.sub("`(.*?)`", r"<code>\1</code>", html.escape(text, quote=False))
-        + "</p>"
-        for text in _INTRODUCTION
-    ]
-    for table in paper_tables:
-        parts.append(_html_table(table))
-        parts += [
-            _html_picture(picture)
-            for picture in pictures
-            if picture.table == table.source
-        ]
-    parts.append(f"<h2>{html.escape(_OTHERS)}</h2>")
-    parts += [_html_picture(p) for p in pictures if not p.table]
-    parts.append(_html_table(run_table))
-    body = "\n".join(parts)
+def _html(parts: list[tuple[Table, list[Picture]]]) -> str:
+    lines = [f"<h1>{html.escape(_TITLE)}</h1>"]
+    lines += [f"<p>{_text(text)}</p>" for text in _INTRODUCTION]
+    for table, own in parts:
+        lines.append(f"<h2>{html.escape(table.heading)}</h2>")
+        if table.rows:
+            lines.append(_html_table(table))
+        lines += map(_html_picture, own)
+    body = "\n".join(lines)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -273,18 +167,23 @@ def _html(
 def _html_picture(picture: Picture) -> str:
     return (
         f"<figure>{figures.svg(picture.figure)}"
-        f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
+        f"<figcaption>{_text(picture.caption)}</figcaption></figure>"
     )
+
+
+def _text(text: str) -> str:
+    text = html.escape(text, quote=False)
+    return re.sub("`(.*?)`", r"<code>\1</code>", text)
 
 
 def _html_table(table: Table) -> str:
     def row(cells, tag, kind=""):
-        inside = "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells)
+        first, *others = map(html.escape, cells)
+        first = first.replace("_", "_<wbr>")  # a long name may wrap there
+        inside = "".join(f"<{tag}>{c}</{tag}>" for c in (first, *others))
         return f"<tr{kind}>{inside}</tr>"
 
-    title = f"{table.source}. {table.title}" if table.source else table.title
     lines = [
-        f"<h2>{html.escape(title)}</h2>",
         '<div class="wide"><table>',
         f"<thead>{row(table.header, 'th')}</thead>",
         "<tbody>",

@@ -33,8 +33,11 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all steps of the recipe were taken."""
-        return self.step == self.config.recipe.steps
+        """Whether all steps of the recipe were taken, and tested."""
+        return (
+            self.step == self.config.recipe.steps
+            and "test_top1_error" in self.metrics[-1]
+        )
 
     @property
     def test_error(self) -> float:
@@ -62,11 +65,14 @@ def load(workdir: str | os.PathLike) -> Run:
     workdir = Path(workdir)
     try:
         fields = json.loads((workdir / "config.json").read_text())
-        with (workdir / "metrics.csv").open(newline="") as file:
-            metrics = [
-                {name: float(text) for name, text in row.items() if text}
-                for row in csv.DictReader(file)
-            ]
+        lines = (workdir / "metrics.csv").read_text().splitlines(True)
+        # A row without an end is one that a kill cut short: its last number
+        # may lack digits.
+        whole = [line for line in lines if line.endswith("\n")]
+        metrics = [
+            {name: float(text) for name, text in row.items() if text}
+            for row in csv.DictReader(whole)
+        ]
         config = Config.from_json(fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(

@@ -6,15 +6,23 @@ it (n - 1 in the denominator).
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import statistics
 from collections.abc import Iterable
 from collections.abc import Sequence
+from typing import Any
 
+from keras_resnet import models
+from keras_resnet.analysis import complexity
 from keras_resnet.results.runs import Run
 from keras_resnet.training import experiments
 from keras_resnet.training import recipes
+
+#: Sections of the page that are about no table of the papers.
+COSTS = "Costs"
+ANSWERS = "Answers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +42,16 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def section(self) -> str:
+        """What pictures name that belong to it."""
+        return self.source or self.title
+
+    @property
+    def heading(self) -> str:
+        """The source, where there is one, and the title."""
+        return f"{self.source}. {self.title}" if self.source else self.title
 
     def markdown(self) -> str:
         """The table without its title, in GitHub's form."""
@@ -117,17 +135,23 @@ def _paper_table(runs, source, about):
         if not ours:
             steps = recipes.get_recipe(row.recipe).steps
             cells.append((*named, "not run", "0", f"{steps:,}", ""))
+    every = {row.name: row.printed[source] for row in rows}
+    _, all_pairs = in_order(every, dict.fromkeys(every, 0.0))
     notes = []
     for (steps, dtype), errors in found.items():
-        printed = {
-            row.name: row.printed[source] for row in rows if row.name in errors
-        }
+        printed = {name: every[name] for name in errors}
         right, pairs = in_order(printed, errors)
         if pairs:
             notes.append(
                 f"Of the runs of {steps:,} steps in {dtype}, {right} of "
-                f"{pairs} pairs of rows stand in the order of the paper."
+                f"{pairs} pairs of rows stand in the order of the paper, which "
+                f"has {all_pairs}."
             )
+    if not notes and all_pairs:
+        notes.append(
+            f"Pairs of rows in the order of the paper, which has {all_pairs}: "
+            "not run."
+        )
     return Table(
         source,
         about,
@@ -166,6 +190,55 @@ def in_order(
         (known[a] < known[b]) == (errors[a] < errors[b]) for a, b in pairs
     )
     return right, len(pairs)
+
+
+#: Multiply-adds of residual networks as [1, Table 1] prints them.
+_PRINTED_MULTIPLY_ADDS = {
+    "resnet18": 1.8e9,
+    "resnet34": 3.6e9,
+    "resnet50": 3.8e9,
+    "resnet101": 7.6e9,
+    "resnet152": 11.3e9,
+}
+
+
+def cost_table() -> Table:
+    """Networks on ImageNet: counted costs beside printed ones."""
+    rows = [
+        (
+            report["name"],
+            f"{report['parameters']:,}",
+            f"{report['multiply_adds']:,}",
+            f"{report['printed'] / 1e9:.1f}",
+            report["source"],
+        )
+        for report in sorted(
+            [*_residual_costs(), *complexity.OTHERS],
+            key=lambda report: report["multiply_adds"],
+        )
+    ]
+    return Table(
+        "",
+        COSTS,
+        ("network", "parameters", "multiply-adds", "printed, 10⁹", "source"),
+        tuple(rows),
+        (
+            "Of one image of 224x224 pixels, 1000 classes; parameters and "
+            "multiply-adds are counted from the layouts.",
+        ),
+    )
+
+
+@functools.cache
+def _residual_costs() -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {
+            **complexity.complexity(models.resnet(name)),
+            "printed": printed,
+            "source": "[1, Table 1]",
+        }
+        for name, printed in _PRINTED_MULTIPLY_ADDS.items()
+    )
 
 
 def run_table(runs: Iterable[Run]) -> Table:

@@ -84,25 +84,21 @@ class Experiment:
 _AT_20_LAYERS = "[2, Table 1] at 20 layers"
 _AT_56_LAYERS = "[2, Table 2] at 56 layers"
 
-_SHORTCUTS: dict[str, tuple[str, float]] = {  # [2, Table 1]
-    "scaling_half_and_one": (
-        "constant_scaling(shortcut_scale=0.5,residual_scale=1.0)",
-        FAIL,
-    ),
-    "scaling_half_and_half": (
-        "constant_scaling(shortcut_scale=0.5,residual_scale=0.5)",
-        12.35,
-    ),
+# [2, Table 1]: in the names of the rows, in `shortcuts.TABLE_1`, the error. The
+# identity and no shortcut at all are rows of other tables too.
+_SHORTCUTS: tuple[tuple[str, str, float], ...] = (
+    ("scaling_half_and_one", "scaling 0.5, residual 1", FAIL),
+    ("scaling_half_and_half", "scaling 0.5, residual 0.5", 12.35),
     # "fail" is printed for 0 to -5.
-    "exclusive_gating_0": ("exclusive_gating(gate_bias=0.0)", FAIL),
-    "exclusive_gating_5": ("exclusive_gating(gate_bias=-5.0)", FAIL),
-    "exclusive_gating_6": ("exclusive_gating(gate_bias=-6.0)", 8.70),
-    "exclusive_gating_7": ("exclusive_gating(gate_bias=-7.0)", 9.81),
-    "shortcut_only_gating_0": ("shortcut_only_gating(gate_bias=0.0)", 12.86),
-    "shortcut_only_gating_6": ("shortcut_only_gating(gate_bias=-6.0)", 6.91),
-    "convolution": ("convolution", 12.22),
-    "dropout": ("dropout(rate=0.5)", FAIL),
-}
+    ("exclusive_gating_0", "exclusive gating, bias 0", FAIL),
+    ("exclusive_gating_5", "exclusive gating, bias -5", FAIL),
+    ("exclusive_gating_6", "exclusive gating, bias -6", 8.70),
+    ("exclusive_gating_7", "exclusive gating, bias -7", 9.81),
+    ("shortcut_only_gating_0", "shortcut-only gating, bias 0", 12.86),
+    ("shortcut_only_gating_6", "shortcut-only gating, bias -6", 6.91),
+    ("convolution", "1x1 convolution", 12.22),
+    ("dropout", "dropout 0.5", FAIL),
+)
 
 _UNITS: dict[str, tuple[float, float]] = {  # [2, Table 2]: 110, 164
     "batch_norm_after_addition": (8.17, 6.50),
@@ -166,19 +162,19 @@ def _rows():
         )
     # A shortcut scaled by 0, and the residual by 1.
     yield cifar10("plainnet110", {"[2, Table 1]": FAIL}, **deep)
-    for name, (shortcut, error) in _SHORTCUTS.items():
+    for name, key, error in _SHORTCUTS:
         yield cifar10(
             f"resnet110_{name}",
             {"[2, Table 1]": error},
             "resnet110",
-            shortcut=shortcut,
+            shortcut=shortcuts.TABLE_1[key],
             **deep,
         )
         yield cifar10(
             f"resnet20_{name}",
             {_AT_20_LAYERS: error},
             "resnet20",
-            shortcut=shortcut,
+            shortcut=shortcuts.TABLE_1[key],
             seeds=3,
         )
 

@@ -1,0 +1,176 @@
+"""What the page of results shows beside its tables, each as a picture."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+
+from keras_resnet import models
+from keras_resnet import pretrained
+from keras_resnet.analysis import complexity
+from keras_resnet.analysis import propagation
+from keras_resnet.layers import shortcuts
+from keras_resnet.results import figures
+from keras_resnet.results import tables
+from keras_resnet.results.runs import Run
+from keras_resnet.training import data
+from keras_resnet.training import experiments
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure and where it goes.
+
+    Attributes:
+        name: Its file name without ending.
+        section: Where on the page: a key of `experiments.TABLES`, or what
+            `tables` calls the section.
+        caption: What it shows, in sentences.
+        figure: What is drawn.
+    """
+
+    name: str
+    section: str
+    caption: str
+    figure: Figure
+
+
+def curves(runs: Sequence[Run]) -> list[Picture]:
+    """Curves for each table and length that show what no other one does."""
+    pictures: list[Picture] = []
+    drawn: list[set[str]] = []
+    for number, (source, about) in enumerate(experiments.TABLES.items(), 1):
+        shown = [
+            run
+            for run in runs
+            if run.experiment
+            and source in run.experiment.printed
+            and len(run.column("test_top1_error")[0]) > 1
+        ]
+        for steps in sorted({run.config.recipe.steps for run in shown}):
+            alike = [run for run in shown if run.config.recipe.steps == steps]
+            names = {run.name for run in alike}
+            if any(names <= others for others in drawn):
+                continue
+            drawn.append(names)
+            pictures.append(
+                Picture(
+                    f"table{number}_{steps}_steps",
+                    source,
+                    f"{about}. Recipe of {steps:,} steps.",
+                    figures.error_by_step(alike),
+                )
+            )
+    return pictures
+
+
+def costs() -> list[Picture]:
+    """What the networks of [1, Sec. 4.2] cost, counted."""
+    return [
+        Picture(
+            "cost_by_depth",
+            tables.COSTS,
+            "What a network of [1, Sec. 4.2] costs by its depth. Activations "
+            "are about what training keeps of an image, in float32.",
+            figures.lines(_costs(), "depth", "millions"),
+        )
+    ]
+
+
+@functools.cache
+def _costs() -> dict[str, dict[float, float]]:
+    reports = {
+        float(depth): complexity.complexity(models.resnet(f"resnet{depth}"))
+        for depth in (20, 32, 44, 56, 110, 1202)
+    }
+    return {
+        what: {depth: report[count] / 1e6 for depth, report in reports.items()}
+        for count, what in (
+            ("parameters", "parameters"),
+            ("multiply_adds", "multiply-adds of an image"),
+            ("activation_bytes", "bytes of activations of an image"),
+        )
+    }
+
+
+def propagations() -> list[Picture]:
+    """Signals and gradients by depth for each shortcut of [2, Table 1]."""
+    return [
+        Picture(
+            "propagation_by_depth",
+            "[2, Table 1]",
+            "Signals and gradients at the start of training for each shortcut "
+            "of [2, Table 1]: ResNet-32 with pre-activation units, seed 0, on "
+            "32 of the bundled digits. The norm of a unit's input, and of the "
+            "gradient there as a share of the last one. A line that is missing "
+            "is 0.",
+            figures.signals_and_gradients(_propagations()),
+        )
+    ]
+
+
+@functools.cache
+def _propagations() -> dict[str, dict]:
+    batches = data.load("digits").train_batches(32, seed=0)
+    images, labels = next(iter(batches))
+    reports = {}
+    for name, shortcut in shortcuts.TABLE_1.items():
+        keras.utils.set_random_seed(0)
+        model = models.resnet(
+            "resnet32",
+            input_shape=images.shape[1:],
+            unit="pre_activation",
+            shortcut=shortcut,
+        )
+        reports[name] = propagation.propagation(model, images, labels)
+    return reports
+
+
+def confusions() -> list[Picture]:
+    """What the weights that ship answer to the images of each class."""
+    pictures = []
+    for name in pretrained.networks():
+        card = pretrained.card(name)
+        pictures.append(
+            Picture(
+                f"{name}_confusion",
+                tables.ANSWERS,
+                f"{_whose(name, card['dataset'])}: {card['top1_errors']:,} "
+                f"errors on {card['test_images']:,} test images.",
+                figures.confusion(np.array(card["confusion"]), card["labels"]),
+            )
+        )
+    return pictures
+
+
+def wrong_answers(dataset: data.DataSet) -> list[Picture]:
+    """Images of a data set that the weights that ship for it get wrong."""
+    pictures = []
+    for name in pretrained.networks(dataset.name):
+        model = models.resnet(name, weights=dataset.name)
+        images, labels = dataset.test_images(dataset.test_size)
+        x = [dataset.preprocessing(batch) for batch in _batches(images)]
+        probabilities = np.concatenate([model(batch) for batch in x])
+        pictures.append(
+            Picture(
+                f"{name}_wrong_answers",
+                tables.ANSWERS,
+                f"{_whose(name, dataset.name)}: the surest of its wrong "
+                "answers (class: answer, its probability).",
+                figures.wrong_answers(
+                    images, labels, probabilities, dataset.labels
+                ),
+            )
+        )
+    return pictures
+
+
+def _whose(network: str, weights: str) -> str:
+    return f'{network} with weights="{weights}"'
+
+
+def _batches(images: np.ndarray) -> list[np.ndarray]:
+    return np.split(images, range(500, len(images), 500))
