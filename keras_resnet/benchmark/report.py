@@ -38,14 +38,14 @@ _PLOTS: dict[str, tuple[str, str, str, str, Callable[[Result], Any]]] = {
     "memory_by_depth": (
         "depth",
         "layers",
-        "peak memory of training, GiB",
+        "peak memory, GiB",
         f"Memory of training with 8 images by depth, {_ON}.",
         lambda result: result.peak_bytes / 2**30,
     ),
     "memory_by_batch": (
         "memory",
         "images in a batch",
-        "peak memory of training, GiB, ResNet-1202",
+        "peak memory, GiB",
         f"Memory of training ResNet-1202, {_ON}.",
         lambda result: result.peak_bytes / 2**30,
     ),
