@@ -46,6 +46,27 @@ def batch(work) -> tuple[np.ndarray, np.ndarray]:
     return random.normal(size=shape).astype("float32"), labels.astype("int32")
 
 
+def _normalization(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Values as training leaves them, for one weight of a normalization.
+
+    A new network adds zeros and multiplies by ones, and TensorFlow leaves out
+    some of that.
+    """
+    random = np.random.default_rng(0)
+    if name in ("beta", "moving_mean"):
+        return random.normal(0.0, 0.1, shape).astype("float32")
+    return random.uniform(0.5, 1.5, shape).astype("float32")
+
+
+def _as_trained(model):
+    """A Keras model of which nothing is left out."""
+    for variable in model.variables:
+        name = variable.name
+        if name in ("gamma", "beta", "moving_mean", "moving_variance"):
+            variable.assign(_normalization(name, variable.shape))
+    return model
+
+
 def _tensorflow_step(work, model, apply) -> tuple[Step, dict]:
     """A training step in one graph, whichever Keras the model is of."""
     import tensorflow as tf
@@ -129,6 +150,20 @@ def _torch_network(work):
     images = images.permute(0, 3, 1, 2)
     images = images.contiguous(memory_format=torch.channels_last)
     model = peers.torch_network(work.spec())
+    names = {
+        "weight": "gamma",
+        "bias": "beta",
+        "running_mean": "moving_mean",
+        "running_var": "moving_variance",
+    }
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                for theirs, ours in names.items():
+                    values = getattr(module, theirs)
+                    values.copy_(
+                        torch.from_numpy(_normalization(ours, values.shape))
+                    )
     return model.to(memory_format=torch.channels_last), images, labels.long()
 
 
@@ -174,7 +209,7 @@ def _infer_folded(work):
     import keras_resnet
     from keras_resnet.serving import folding
 
-    model = keras_resnet.resnet(work.spec())
+    model = _as_trained(keras_resnet.resnet(work.spec()))
     network = folding.fold(model, work.dtype)
     image = tf.TensorSpec([None, *model.input_shape[1:]], name="images")
     with tempfile.TemporaryDirectory() as directory:
@@ -187,19 +222,19 @@ def _infer_folded(work):
         return _saved("images", work, directory), {}
 
 
-def _infer_exported(work, builder="keras_resnet"):
+def _infer_exported(work, builder="keras_resnet", policy=None):
     import keras
 
     import keras_resnet
 
-    keras.config.set_dtype_policy(work.policy)
+    keras.config.set_dtype_policy(policy or work.policy)
     if builder == "keras_resnet":
         model = keras_resnet.resnet(work.spec())
     else:
         name = work.network.replace("resnet", "ResNet")
         model = getattr(keras.applications, name)(weights=None)
     with tempfile.TemporaryDirectory() as directory:
-        model.export(directory, verbose=False)
+        _as_trained(model).export(directory, verbose=False)
         return _saved("serving_default", work, directory), {}
 
 
@@ -388,6 +423,9 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
     "infer": {
         "keras_resnet, folded": _row("keras_resnet", _infer_folded),
         "keras_resnet, model.export": _row("keras_resnet", _infer_exported),
+        "keras_resnet, model.export, float32": _row(
+            "keras_resnet", _infer_exported, policy="float32"
+        ),
         "keras, model.export": _row("keras", _infer_exported, builder="keras"),
         "torch": _row("torch", _infer_torch),
         "onnxruntime": _row("onnxruntime", _infer_onnxruntime),

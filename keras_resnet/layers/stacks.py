@@ -17,6 +17,10 @@ from keras_resnet.layers import remat as remat_lib
 from keras_resnet.layers.convolutions import papers_initializer
 from keras_resnet.layers.units import Unit
 
+# Units of a loop that TensorFlow may work on at once: the gradient of one's
+# kernels is computed beside the next one's backward pass.
+_PARALLEL_ITERATIONS = 2
+
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class UnitStack(keras.layers.Layer):
@@ -249,7 +253,7 @@ def _forward(stack, x, values, training, keeps_inputs=False):
         body,
         (0, x, inputs, *written),
         maximum_iterations=n,
-        parallel_iterations=1,
+        parallel_iterations=_PARALLEL_ITERATIONS,
     )
     return y, [array.stack() for array in written], inputs
 
@@ -305,7 +309,7 @@ def _recompute_in_tensorflow(stack, x, values):
                 body,
                 (n - 1, dy, *map(_array, parameters)),
                 maximum_iterations=n,
-                parallel_iterations=1,
+                parallel_iterations=_PARALLEL_ITERATIONS,
             )
             return (dx, *(array.stack() for array in arrays))
 
