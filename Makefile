@@ -10,6 +10,10 @@ WORKDIR := runs/resnet20_digits
 EXPORT_DIR := exports/resnet20_digits
 IMAGES := runs/test_digits
 PYTEST_FLAGS :=
+# Processes that share the tests, class by class: each has a TensorFlow.
+TEST_PROCESSES := 2
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses=$(TEST_PROCESSES) \
+	--dist=loadscope $(PYTEST_FLAGS)
 # A client of TensorFlow Serving that is not ours, for the tests. What it asks
 # for by itself are versions that TensorFlow does not go with.
 SECOND_CLIENT := ovmsclient==2023.1
@@ -40,11 +44,10 @@ train: $(VENV)/installed
 	@echo "  python -m apps.train --help"
 
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+	$(PYTEST)
 
 test-jax: $(VENV)/installed-jax
-	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest $(PYTEST_FLAGS) \
-		$(ANY_BACKEND)
+	KERAS_BACKEND=jax $(PYTEST) $(ANY_BACKEND)
 
 # With Docker: the real TensorFlow Serving on what make train exported.
 serving-check: $(VENV)/installed-dev
