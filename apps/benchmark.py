@@ -7,6 +7,7 @@ Peers, none of them needed: keras, tf_keras, torch, onnxruntime, openvino (these
 two with torch and onnx) and pillow. Nothing else should run meanwhile.
 """
 
+import importlib
 import json
 import pathlib
 
@@ -48,14 +49,25 @@ def _groups(known):
     return _GROUPS.value
 
 
+def _write(name, content):
+    from keras_resnet.training import checkpoints
+
+    output = pathlib.Path(_OUTPUT.value)
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoints.replace_file(output / name, content)
+
+
 def main(argv):
     """Measures what the flags name, and says each table when it is there."""
     from keras_resnet.benchmark import measure
     from keras_resnet.benchmark import report
     from keras_resnet.benchmark import works
 
-    measured, rows, tables = [], [], []
     groups = _groups(works.GROUPS)
+    if _OUTPUT.value:  # what draws is missed before anything is measured
+        with command_line.extra("report"):
+            importlib.import_module("keras_resnet.results.figures")
+    measured, rows, tables = [], [], []
     for group, work in ((g, w) for g in groups for w in works.GROUPS[g]):
         results = measure.measure(work, _ROUNDS.value, _DATA_DIR.value)
         measured.append((group, work, results))
@@ -63,19 +75,17 @@ def main(argv):
         tables.append(report.table(work, results))
         print(tables[-1], flush=True)
         if _OUTPUT.value:  # what is measured is kept, whatever comes
-            files = {
-                "benchmark.json": json.dumps(rows, indent=1) + "\n",
-                "benchmark.md": "\n".join(tables),
-            }
-            command_line.write_files(_OUTPUT.value, files)
+            _write("benchmark.json", json.dumps(rows, indent=1) + "\n")
+            _write("benchmark.md", "\n".join(tables))
     if _OUTPUT.value:
         from keras_resnet.results import figures
 
         files = {
-            f"{plot.name}.svg": figures.svg_file(plot.figure)
+            f"{plot.name}.png": figures.png(plot.figure)
             for plot in report.plots(measured)
         }
-        command_line.write_files(_OUTPUT.value, files)
+        for name, png in files.items():
+            _write(name, png)
         print(
             f"in {pathlib.Path(_OUTPUT.value)}: benchmark.json, "
             f"benchmark.md{''.join(f', {name}' for name in files)}"

@@ -44,28 +44,50 @@ def usage(flag: str, value) -> Iterator[None]:
         raise UsageError(flag, value, error) from error
 
 
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Turns a missing package into the line that says what installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise OSError(
+            f"{error}: pip install 'keras-resnet[{name}]' brings it"
+        ) from error
+
+
 def settings(
     values: list[str], *prefixes: str
-) -> Iterator[tuple[str, str, str]]:
-    """Splits the values of --set, PREFIX.NAME=VALUE, into their three parts."""
+) -> dict[str, list[tuple[str, str]]]:
+    """The names and values of --set=PREFIX.NAME=VALUE, by prefix."""
+    found: dict[str, list[tuple[str, str]]] = {p: [] for p in prefixes}
     for value in values:
         prefix, _, rest = value.partition(".")
         name, equals, text = rest.partition("=")
         if prefix not in prefixes or not equals:
             allowed = " or ".join(f"{p}.NAME=VALUE" for p in prefixes)
             raise UsageError("set", value, f"expected {allowed}")
-        yield prefix, name, text
+        found[prefix].append((name, text))
+    return found
 
 
-def write_files(directory: str, files: dict[str, str]) -> None:
-    """Writes text files, each there as a whole or not at all."""
-    os.makedirs(directory, exist_ok=True)
-    for name, text in files.items():
-        path = os.path.join(directory, name)
-        beside = f"{path}.{os.getpid()}"
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(beside, path)
+def with_fields(owner, prefix: str, given: list[tuple[str, str]]):
+    """A recipe or a space with the fields that --set=PREFIX.NAME=VALUE sets."""
+    for name, text in given:
+        with usage("set", f"{prefix}.{name}={text}"):
+            owner = owner.with_field(name, text)
+    return owner
+
+
+def model_arguments(network, given: list[tuple[str, str]]) -> dict:
+    """The arguments of a network that --set=model.NAME=VALUE gives."""
+    from keras_resnet.training import loop
+
+    arguments: dict = {}
+    for name, text in given:
+        with usage("set", f"model.{name}={text}"):
+            arguments[name] = loop.parse_model_argument(name, text)
+            loop.check_model_arguments(network, arguments)
+    return arguments
 
 
 def strategy(name: str, num_devices: int | None):
@@ -108,6 +130,7 @@ def _parse(main, arguments: list[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
     except flags.UnrecognizedFlagError as error:
+        # Not keras_resnet.names, whose import takes seconds.
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), 1)
         hint = f" (did you mean --{near[0]}?)" if near else ""
         _fail(f"unknown flag --{error.flagname}{hint}; --help lists them all")

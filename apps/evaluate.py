@@ -169,7 +169,6 @@ def _of_model():
     import numpy as np
 
     from keras_resnet import models
-    from keras_resnet.training import loop
 
     with command_line.usage("model", _MODEL.value):
         spec = models.get_spec(_MODEL.value)
@@ -183,11 +182,8 @@ def _of_model():
         numbers = {"standard_deviation": None, **numbers}
         preprocessing = dataclasses.replace(dataset.preprocessing, **numbers)
         dataset = _load(_DATASET.value, preprocessing=preprocessing)
-    arguments = {}
-    for _, name, text in command_line.settings(_SET.value, "model"):
-        with command_line.usage("set", f"model.{name}={text}"):
-            arguments[name] = loop.parse_model_argument(name, text)
-            loop.check_model_arguments(spec, arguments)
+    given = command_line.settings(_SET.value, "model")["model"]
+    arguments = command_line.model_arguments(spec, given)
     with command_line.usage("weights", _WEIGHTS.value):
         model = models.resnet(
             spec,

@@ -120,16 +120,16 @@ def main(argv):
 def _source():
     from keras_resnet import models
     from keras_resnet.serving import sources
-    from keras_resnet.training import loop
 
     if _WORKDIR.value:
         with command_line.usage("workdir", _WORKDIR.value):
             return sources.of_workdir(_WORKDIR.value)
     arguments = {}
-    for _, name, text in command_line.settings(_SET.value, "model"):
-        with command_line.usage("set", f"model.{name}={text}"):
-            arguments[name] = loop.parse_model_argument(name, text)
-            loop.check_model_arguments(models.get_spec(_MODEL.value), arguments)
+    given = command_line.settings(_SET.value, "model")["model"]
+    if given:
+        with command_line.usage("model", _MODEL.value):
+            spec = models.get_spec(_MODEL.value)
+        arguments = command_line.model_arguments(spec, given)
     labels = None
     if _LABELS.value:
         with open(_LABELS.value, encoding="utf-8") as file:

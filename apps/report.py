@@ -36,13 +36,9 @@ def main(argv):
     for flag in (_WORKDIRS, _OUTPUT):
         if not flag.value:
             raise command_line.UsageError(flag.name, "", "name a directory")
-    try:
+    with command_line.extra("report"):
         from keras_resnet.results import page
         from keras_resnet.results import runs
-    except ModuleNotFoundError as error:
-        raise OSError(
-            f"{error}: pip install 'keras-resnet[report]' brings it"
-        ) from error
     from keras_resnet.benchmark import report
     from keras_resnet.training import data
 

@@ -132,15 +132,9 @@ def _config():
             recipe = changed
     if _STEPS.value:
         recipe = recipe.with_steps(_STEPS.value)
-    arguments = {}
-    settings = command_line.settings(_SET.value, "recipe", "model")
-    for prefix, name, text in settings:
-        with command_line.usage("set", f"{prefix}.{name}={text}"):
-            if prefix == "recipe":
-                recipe = recipe.with_field(name, text)
-            else:
-                arguments[name] = loop.parse_model_argument(name, text)
-                loop.check_model_arguments(spec, arguments)
+    given = command_line.settings(_SET.value, "recipe", "model")
+    recipe = command_line.with_fields(recipe, "recipe", given["recipe"])
+    arguments = command_line.model_arguments(spec, given["model"])
     if recipe.image_size not in (None, height):
         with command_line.usage("dataset", _DATASET.value):
             dataset = data.load(

@@ -69,13 +69,9 @@ def _search():
         )
     if _BATCH_SIZE.value is not None:
         recipe = dataclasses.replace(recipe, batch_size=_BATCH_SIZE.value)
-    settings = command_line.settings(_SET.value, "space", "recipe")
-    for prefix, name, text in settings:
-        with command_line.usage("set", f"{prefix}.{name}={text}"):
-            if prefix == "space":
-                space = space.with_field(name, text)
-            else:
-                recipe = recipe.with_field(name, text)
+    given = command_line.settings(_SET.value, "space", "recipe")
+    space = command_line.with_fields(space, "space", given["space"])
+    recipe = command_line.with_fields(recipe, "recipe", given["recipe"])
     with command_line.usage("dtype", _DTYPE.value):
         config = loop.Config(
             f"resnet{space.depth[0]}",

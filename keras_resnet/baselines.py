@@ -190,10 +190,12 @@ def _global_average(x):
 # Each of these takes an image and the number of classes, and gives logits.
 
 
+# The widths of FitNet-19's convolutions in its three stages.
+_FITNET19 = ((32, 32, 32, 48, 48), (80,) * 6, (128,) * 6)
+
+
 def _fitnet19(x, classes):
-    for stage, widths in enumerate(
-        ((32, 32, 32, 48, 48), (80,) * 6, (128,) * 6)
-    ):
+    for stage, widths in enumerate(_FITNET19):
         if stage:
             x = _pool(2, 2)(x)
         for width in widths:
@@ -209,9 +211,7 @@ def _fitnet19(x, classes):
 
 def _highway19(x, classes):
     # FitNet-19, each of its layers that keep the width a highway layer.
-    for stage, widths in enumerate(
-        ((32, 32, 32, 48, 48), (80,) * 6, (128,) * 6)
-    ):
+    for stage, widths in enumerate(_FITNET19):
         if stage:
             x = _pool(2, 2)(x)
         for width in widths:

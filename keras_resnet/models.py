@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import difflib
 import os
 import re
 import warnings
@@ -15,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_resnet import names
 from keras_resnet import pretrained
 from keras_resnet import weights as weights_lib
 from keras_resnet.layers import BatchNormalization
@@ -220,11 +220,9 @@ def get_spec(name: str) -> Spec:
     wide = re.fullmatch(r"(\w+)x([\d.]+)", name.lower())
     if wide and wide[1] in MODELS and wide[2].count(".") <= 1:
         return MODELS[wide[1]].widened(float(wide[2]))
-    near = difflib.get_close_matches(name.lower(), MODELS, 3)
     raise ValueError(
-        f"unknown network {name!r}: "
-        + (f"did you mean {' or '.join(near)}? " if near else "")
-        + f"keras_resnet.MODELS has {', '.join(MODELS)}"
+        f"unknown network {name!r}{names.hint(name.lower(), MODELS, 3)}: "
+        f"keras_resnet.MODELS has {', '.join(MODELS)}"
     )
 
 
@@ -714,12 +712,12 @@ def freeze(model: keras.Model, but: Sequence[str] = ()) -> None:
     ['stage3_unit3/conv1/kernel', 'stage3_unit3/conv2/kernel', \
 'predictions/kernel', 'predictions/bias']
     """
-    names = [layer.name for layer in model.layers]
+    layer_names = [layer.name for layer in model.layers]
     for prefix in but:
-        if not any(name.startswith(prefix) for name in names):
+        if not any(name.startswith(prefix) for name in layer_names):
             raise ValueError(
                 f"but must have first letters of names of {model.name!r}'s "
-                f"layers ({', '.join(names)}), received {prefix!r}"
+                f"layers ({', '.join(layer_names)}), received {prefix!r}"
             )
     for layer in model.layers:
         layer.trainable = layer.name.startswith(tuple(but))

@@ -29,6 +29,7 @@ from keras_resnet.serving import versions
 from keras_resnet.serving import warmup
 from keras_resnet.training import data
 from tests import programs
+from tests import saved_models
 
 LABELS = ["red kite", "Gämse", "3", "lion", "yak"]
 
@@ -173,14 +174,10 @@ def serialized(images):
 
 
 class Server:
-    """The loader that knows the saved graph and nothing of Python."""
+    """Answers as the saved graph does, without a server's own checks."""
 
     def __init__(self, directory):
-        with tf.Graph().as_default():
-            self.session = tf.compat.v1.Session()
-            self.signatures = tf.compat.v1.saved_model.loader.load(
-                self.session, ["serve"], directory
-            ).signature_def
+        self.session, self.signatures = saved_models.load(directory)
 
     def ask(self, signature, **inputs):
         names = self.signatures[signature]
@@ -314,6 +311,8 @@ class SignatureTest(parameterized.TestCase):
             ).mean.tolist(),
             self.preprocessing.mean.tolist(),
         )
+        with open(os.path.join(self.path, export_lib.CARD)) as file:
+            self.assertRegex(file.read(), r'"mean": \[.*\],\n')  # on one line
         for name, digest in card["sha256"].items():
             with open(os.path.join(self.path, name), "rb") as file:
                 content = file.read()
@@ -508,15 +507,26 @@ class VariantTest(parameterized.TestCase):
 
 
 class PrecisionTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        cls.model = small_network()
+        cls.paths = {}
+
     def exported(self, precision):
-        self.model = small_network()
-        return export_lib.export(
-            self.model,
-            small_preprocessing(),
-            LABELS,
-            scratch(self),
-            precision=precision,
-        )
+        """A version of the network, of each precision one."""
+        if precision not in self.paths:
+            self.paths[precision] = export_lib.export(
+                self.model,
+                small_preprocessing(),
+                LABELS,
+                self.folder,
+                precision=precision,
+            )
+        return self.paths[precision]
 
     def test_signatures_in_bfloat16_answer_nearly_as_the_model(self):
         server = served(self, self.exported("bfloat16"))

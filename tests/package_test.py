@@ -18,17 +18,18 @@ BUILD = (ROOT / "BUILD").read_text()
 
 # What `import keras_resnet` may load of ours.
 LIGHT = {
-    *("keras_resnet", "layers", "models"),
+    *("keras_resnet", "layers", "models", "names"),
     *("pretrained", "weight_files", "weights"),
 }
 
 # Which rooms a room may import from, beside itself: only those below it.
 MAY_IMPORT = {
-    "layers": set(),
+    "names": set(),
+    "layers": {"names"},
     "pretrained": set(),
     "weight_files": set(),
     "weights": {"layers", "weight_files"},
-    "models": {"layers", "pretrained", "weights"},
+    "models": {"layers", "names", "pretrained", "weights"},
     "keras_resnet": LIGHT,
     "baselines": {"models"},
     "analysis": LIGHT,

@@ -33,6 +33,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from keras_resnet.serving import versions
+from tests import saved_models
 
 _HTTP = {
     "INVALID_ARGUMENT": 400,
@@ -57,11 +58,7 @@ class Loaded:
     """One version, as the C++ loader has it."""
 
     def __init__(self, directory):
-        with tf.Graph().as_default():
-            self.session = tf.compat.v1.Session()
-            self.signatures = tf.compat.v1.saved_model.loader.load(
-                self.session, ["serve"], directory
-            ).signature_def
+        self.session, self.signatures = saved_models.load(directory)
 
     def ask(self, signature, inputs):
         """TensorFlow Serving's checks, then the session."""

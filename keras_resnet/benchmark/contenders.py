@@ -22,19 +22,19 @@ class Contender(NamedTuple):
     """One way of doing a work.
 
     Attributes:
-        package: The top-level package that has to be installed.
+        packages: The top-level packages that have to be installed.
         make: A function from a work (`works.Work`) and the arguments below to
             a step and a dict of facts about it.
         arguments: Further arguments of `make`.
     """
 
-    package: str
+    packages: tuple[str, ...]
     make: Callable[..., tuple[Step, dict]]
     arguments: dict[str, Any]
 
     def is_installed(self) -> bool:
         """Whether it can be measured here."""
-        return importlib.util.find_spec(self.package) is not None
+        return all(map(importlib.util.find_spec, self.packages))
 
 
 def batch(work) -> tuple[np.ndarray, np.ndarray]:
@@ -400,8 +400,8 @@ def _input_pillow(work, data_dir):
     return step, {}
 
 
-def _row(package, make, **arguments):
-    return Contender(package, make, arguments)
+def _row(package, make, *others, **arguments):
+    return Contender((package, *others), make, arguments)
 
 
 CONTENDERS: dict[str, dict[str, Contender]] = {
@@ -428,8 +428,8 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
         ),
         "keras, model.export": _row("keras", _infer_exported, builder="keras"),
         "torch": _row("torch", _infer_torch),
-        "onnxruntime": _row("onnxruntime", _infer_onnxruntime),
-        "openvino": _row("openvino", _infer_openvino),
+        "onnxruntime": _row("onnxruntime", _infer_onnxruntime, "torch", "onnx"),
+        "openvino": _row("openvino", _infer_openvino, "torch", "onnx"),
     },
     "program": {
         "apps.train": _row("keras_resnet", _train_program),
@@ -442,10 +442,11 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
 }
 
 
-def prepare(package: str) -> None:
-    """Imports a package: what that costs is no part of what is measured."""
-    importlib.import_module(package)
-    if package in ("torch", "PIL"):
+def prepare(packages: tuple[str, ...]) -> None:
+    """Imports packages: what that costs is no part of what is measured."""
+    for package in packages:
+        importlib.import_module(package)
+    if packages[0] in ("torch", "PIL"):
         return
     import tensorflow as tf
 

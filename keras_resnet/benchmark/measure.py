@@ -49,7 +49,7 @@ class Result:
     graph_nodes: int | None = None
 
 
-class ContenderError(RuntimeError):
+class ContenderError(ChildProcessError):
     """A contender's process ended; the message has its last line."""
 
 

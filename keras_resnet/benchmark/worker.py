@@ -35,7 +35,7 @@ def main(name: str, fields: str, data_dir: str) -> None:
 
     work = works.Work(**json.loads(fields))
     contender = contenders.CONTENDERS[work.kind][name]
-    contenders.prepare(contender.package)
+    contenders.prepare(contender.packages)
     arguments = dict(contender.arguments)
     if data_dir:
         arguments["data_dir"] = data_dir

@@ -5,11 +5,11 @@ addition, because the exclusive gate of [2] scales the residual too.
 """
 
 import ast
-import difflib
 
 import keras
 from keras import ops
 
+from keras_resnet import names
 from keras_resnet.layers.convolutions import Convolution
 from keras_resnet.layers.convolutions import papers_initializer
 from keras_resnet.layers.normalization import EPSILON
@@ -500,11 +500,10 @@ def get(identifier, **settings) -> Shortcut:
     if isinstance(identifier, type) and issubclass(identifier, Shortcut):
         identifier = identifier()
     if not isinstance(identifier, Shortcut):
-        near = difflib.get_close_matches(str(identifier), SHORTCUTS, 1)
         raise ValueError(
             f"shortcut must be one of {', '.join(SHORTCUTS)} or an instance of "
             f"keras_resnet.layers.Shortcut, received {identifier!r}"
-            + (f" (did you mean {near[0]!r}?)" if near else "")
+            + names.hint(str(identifier), SHORTCUTS)
         )
     config = identifier.get_config()
     config.update({k: v for k, v in settings.items() if k in config})

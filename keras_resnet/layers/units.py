@@ -5,11 +5,10 @@ stand side by side here with the other orders of [2, Fig. 4]; they differ in
 nothing but the order of convolution, batch normalization (BN) and ReLU.
 """
 
-import difflib
-
 import keras
 from keras import ops
 
+from keras_resnet import names
 from keras_resnet.layers import remat
 from keras_resnet.layers import shortcuts
 from keras_resnet.layers.convolutions import Convolution
@@ -401,9 +400,8 @@ def get(identifier) -> type[Unit]:
         return identifier
     if isinstance(identifier, str) and identifier in UNITS:
         return UNITS[identifier]
-    near = difflib.get_close_matches(str(identifier), UNITS, 1)
     raise ValueError(
         f"unit must be one of {', '.join(UNITS)} or a subclass of "
         f"keras_resnet.layers.Unit, received {identifier!r}"
-        + (f" (did you mean {near[0]!r}?)" if near else "")
+        + names.hint(str(identifier), UNITS)
     )

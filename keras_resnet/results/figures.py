@@ -206,16 +206,6 @@ def _label(run: Run) -> str:
     return run.experiment.name if run.experiment else run.name
 
 
-def svg_file(figure: Figure) -> str:
-    """The figure as an SVG file on white, the same bytes every time."""
-    text = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(
-            text, format="svg", facecolor="white", metadata={"Date": None}
-        )
-    return text.getvalue()
-
-
 def svg(figure: Figure) -> str:
     """The figure as an `<svg>` element whose colours are the page's.
 

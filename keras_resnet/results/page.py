@@ -15,6 +15,7 @@ from keras_resnet.results import tables
 from keras_resnet.results.pictures import Picture
 from keras_resnet.results.runs import Run
 from keras_resnet.results.tables import Table
+from keras_resnet.training import checkpoints
 from keras_resnet.training import data
 
 _TITLE = "The papers' tables, made again"
@@ -78,7 +79,7 @@ def write(
     written = []
     for picture in shown:
         path = output / f"{picture.name}.png"
-        _replace(path, figures.png(picture.figure))
+        checkpoints.replace_file(path, figures.png(picture.figure))
         written.append(str(path))
     # The pages come last: what they show is there.
     for name, text in (
@@ -86,16 +87,9 @@ def write(
         ("results.html", _html(parts)),
     ):
         path = output / name
-        _replace(path, text.encode())
+        checkpoints.replace_file(path, text)
         written.append(str(path))
     return written
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there as a whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    os.replace(beside, path)
 
 
 def _markdown(parts: list[tuple[Table, list[Picture]]]) -> str:

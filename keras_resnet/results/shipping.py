@@ -7,8 +7,10 @@ shipping.ship("runs/resnet20_0", data.load("cifar10"))
 """
 
 import hashlib
+import io
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 
 from keras_resnet import pretrained
 from keras_resnet.analysis import complexity
+from keras_resnet.training import checkpoints
 from keras_resnet.training import data
 from keras_resnet.training import evaluation
 from keras_resnet.training import loop
@@ -60,10 +63,10 @@ def ship(
     result = evaluate(dataset, 100, counts_classes=True)
     assert result is not None  # nobody asks it to stop
     name = f"{config.model}_{config.dataset}"
-    path = folder / f"{name}.weights.h5"
-    beside = folder / f".{os.getpid()}.weights.h5"
-    trained.model.save_weights(beside)
-    content = beside.read_bytes()
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "network.weights.h5"
+        trained.model.save_weights(path)
+        weights = path.read_bytes()
     card = {
         "model": config.model,
         "dataset": config.dataset,
@@ -77,10 +80,15 @@ def ship(
         "top1_errors": result.top1_errors,
         "top5_errors": result.top5_errors,
         "confusion": result.confusion.tolist(),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": hashlib.sha256(weights).hexdigest(),
         "labels": trained.labels,
     }
-    np.save(folder / f"{config.dataset}_mean.npy", preprocessing.mean)
-    os.replace(beside, path)
-    (folder / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n")
+    mean = io.BytesIO()
+    np.save(mean, preprocessing.mean)
+    for file, content in (
+        (f"{config.dataset}_mean.npy", mean.getvalue()),
+        (f"{name}.weights.h5", weights),
+        (f"{name}.json", json.dumps(card, indent=1) + "\n"),
+    ):
+        checkpoints.replace_file(folder / file, content)
     return card

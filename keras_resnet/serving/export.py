@@ -25,6 +25,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -194,7 +195,7 @@ def export(
             "sha256": _sha256(directory),
         }
         with open(os.path.join(directory, CARD), "w", encoding="utf-8") as file:
-            json.dump(card, file, indent=1, ensure_ascii=False)
+            file.write(_card_text(card))
 
     return versions.publish(export_dir, write, version)
 
@@ -569,6 +570,13 @@ def _card(model, preprocessing, labels, about) -> dict[str, Any]:
         },
         "versions": _versions(),
     }
+
+
+def _card_text(card: dict[str, Any]) -> str:
+    """JSON for a person: arrays of numbers, such as a mean, on one line."""
+    text = json.dumps(card, indent=1, ensure_ascii=False)
+    numbers = r"\[[-+.,\deE\s\[\]]*\]"
+    return re.sub(numbers, lambda array: re.sub(r"\n *", "", array[0]), text)
 
 
 def _versions() -> dict[str, str]:

@@ -136,11 +136,14 @@ def clean(directory: str | os.PathLike) -> None:
             path.unlink(missing_ok=True)
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
     """Writes a file so that it is there as a whole or not at all."""
+    path = Path(path)
+    if isinstance(content, str):
+        content = content.encode()
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text)
+        beside.write_bytes(content)
         os.replace(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)

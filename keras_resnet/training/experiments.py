@@ -9,11 +9,11 @@ trains a row; `apps.report` sets what came out beside what the papers print.
 """
 
 import dataclasses
-import difflib
 import math
 from typing import Any
 
 from keras_resnet import baselines
+from keras_resnet import names
 from keras_resnet.layers import shortcuts
 from keras_resnet.training import recipes
 from keras_resnet.training.loop import Config
@@ -259,12 +259,7 @@ def get_experiment(name: str) -> Experiment:
     """
     if name in EXPERIMENTS:
         return EXPERIMENTS[name]
-    near = difflib.get_close_matches(name, EXPERIMENTS, 3)
-    raise ValueError(
-        f"unknown experiment {name!r}"
-        + (f" (did you mean {' or '.join(near)}?)" if near else "")
-        + f": allowed are {', '.join(EXPERIMENTS)}"
-    )
+    raise ValueError(names.unknown("experiment", name, EXPERIMENTS, count=3))
 
 
 def of_config(config: Config) -> Experiment | None:

@@ -10,7 +10,6 @@ once, and only then is anything written.
 import contextlib
 import csv
 import dataclasses
-import difflib
 import inspect
 import io
 import json
@@ -30,6 +29,7 @@ import tqdm
 from keras_resnet import baselines
 from keras_resnet import layers
 from keras_resnet import models
+from keras_resnet import names
 from keras_resnet import training
 from keras_resnet.training import checkpoints
 from keras_resnet.training import data
@@ -170,12 +170,7 @@ def parse_model_argument(name: str, text: str) -> str | float | bool | None:
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     if name not in allowed:
-        near = difflib.get_close_matches(name, allowed, 1)
-        raise ValueError(
-            f"unknown model argument {name!r}"
-            + (f" (did you mean {near[0]!r}?)" if near else "")
-            + f": allowed are {', '.join(allowed)}"
-        )
+        raise ValueError(names.unknown("model argument", name, allowed))
     words = {"true": True, "false": False, "none": None}
     if name in ("looped", "remat"):
         if text.lower() in words:

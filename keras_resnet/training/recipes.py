@@ -5,13 +5,14 @@
 """
 
 import dataclasses
-import difflib
 import json
 import math
 import typing
 
 import keras
 from keras import ops
+
+from keras_resnet import names
 
 SCHEDULES = ("step", "cosine")
 OPTIMIZERS = ("momentum", "nesterov", "adam")
@@ -157,12 +158,7 @@ class Recipe:
         types = typing.get_type_hints(type(self))
         settable = [n for n in types if n not in ("name", "source")]
         if name not in settable:
-            near = difflib.get_close_matches(name, settable, 1)
-            raise ValueError(
-                f"unknown recipe field {name!r}"
-                + (f" (did you mean {near[0]!r}?)" if near else "")
-                + f": allowed are {', '.join(settable)}"
-            )
+            raise ValueError(names.unknown("recipe field", name, settable))
         return dataclasses.replace(self, **{name: _parse(types[name], value)})
 
     def learning_rates(self) -> "LearningRates":
@@ -442,12 +438,7 @@ def get_recipe(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
-    near = difflib.get_close_matches(name, RECIPES, 1)
-    raise ValueError(
-        f"unknown recipe {name!r}"
-        + (f" (did you mean {near[0]!r}?)" if near else "")
-        + f": allowed are {', '.join(RECIPES)}"
-    )
+    raise ValueError(names.unknown("recipe", name, RECIPES))
 
 
 def default_recipe(dataset: str, image_size: int, depth: int) -> Recipe:

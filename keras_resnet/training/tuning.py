@@ -31,6 +31,8 @@ import tensorflow as tf
 from keras_tuner.engine.base_tuner import BaseTuner
 
 from keras_resnet import models
+from keras_resnet import names
+from keras_resnet.training import checkpoints
 from keras_resnet.training import data
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
@@ -90,10 +92,7 @@ class Space:
         """
         kinds = typing.get_type_hints(type(self))
         if name not in kinds:
-            raise ValueError(
-                f"unknown field of the space {name!r}: allowed are "
-                f"{', '.join(kinds)}"
-            )
+            raise ValueError(names.unknown("field of the space", name, kinds))
         kind, _ = typing.get_args(kinds[name])
         # Not the commas between the arguments of a shortcut.
         values = tuple(map(kind, re.split(r",(?![^(]*\))", text)))
@@ -325,11 +324,11 @@ def tune(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, received {workers}")
     _check_directory(search, directory)
-    if workers == 1:
-        _Tuner(search, directory, report).search()
-    else:
+    if workers > 1:
         _in_processes(search, directory, workers, report)
-    tuner = _Tuner(search, directory, report)
+    tuner = _Tuner(search, directory, report)  # which reads what they left
+    if workers == 1:
+        tuner.search()
     return sorted(
         map(tuner.trial, tuner.oracle.trials.values()),
         key=lambda trial: (
@@ -491,9 +490,9 @@ def _check_directory(search, directory):
             "search.json): choose another"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    beside = directory / f".search.json.{os.getpid()}"
-    beside.write_text(json.dumps(search.to_json(), indent=1) + "\n")
-    os.replace(beside, path)
+    checkpoints.replace_file(
+        path, json.dumps(search.to_json(), indent=1) + "\n"
+    )
 
 
 # --- Several processes -------------------------------------------------------
