@@ -14,6 +14,8 @@ from absl.testing import parameterized
 from PIL import Image
 
 from keras_resnet.training import data
+from keras_resnet.training import images as images_lib
+from keras_resnet.training import sources
 from tests import records
 
 PHOTO = data.Preprocessing(
@@ -86,7 +88,7 @@ def batches(dataset, count):
 
 def seen(preprocessing, image):
     """What the network sees of an image that is stored."""
-    return preprocessing(preprocessing.view(data._decode(image)))
+    return preprocessing(preprocessing.view(images_lib.decode(image)))
 
 
 def assert_same(actual, expected):
@@ -213,7 +215,7 @@ class PreprocessingTest(parameterized.TestCase):
         image = Image.fromarray(noise(6, 7, 3)).quantize(5)
         file = io.BytesIO()
         image.save(file, "BMP")
-        decoded = data._decode(tf.constant(file.getvalue()))
+        decoded = images_lib.decode(tf.constant(file.getvalue()))
         np.testing.assert_array_equal(decoded, image.convert("RGB"))
 
     def test_view_of_an_image_of_its_size_is_the_image(self):
@@ -249,7 +251,7 @@ class PreprocessingTest(parameterized.TestCase):
 
     @parameterized.parameters(*FILES)
     def test_decodes(self, name):
-        image = data._decode(tf.constant(base64.b64decode(FILES[name])))
+        image = images_lib.decode(tf.constant(base64.b64decode(FILES[name])))
         np.testing.assert_array_equal(image[..., :3], PICTURE)
 
     @parameterized.parameters(1, 2, 3, 4)
@@ -438,7 +440,7 @@ class AugmentationTest(parameterized.TestCase):
         encoded = encode(smooth)
         image = tf.io.decode_image(encoded).numpy()
         top, left, height, width = window
-        decoded = data._decode_window(
+        decoded = images_lib.decode_window(
             encoded, lambda *_: tf.constant(window, tf.int32), 3
         )
         expected = image[top : top + height, left : left + width]
@@ -868,10 +870,10 @@ class FolderTest(parameterized.TestCase):
         names = [f"a/{i}.png" for i in range(100)]
         for name in names + ["b/1.png", "b/2.png"]:
             self.write(name, noise(4, 4, 1))
-        before = set(data._held_out([str(self.root / n) for n in names]))
+        before = set(sources.held_out([str(self.root / n) for n in names]))
         self.assertLen(before, 20)
         more = [str(self.root / f"a/{i}.png") for i in range(105)]
-        self.assertGreaterEqual(len(before & set(data._held_out(more))), 18)
+        self.assertGreaterEqual(len(before & set(sources.held_out(more))), 18)
 
     def test_that_is_not_there(self):
         with self.assertRaisesRegex(FileNotFoundError, "nowhere' is none"):

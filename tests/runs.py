@@ -20,8 +20,8 @@ import numpy as np
 # Imported by the server too: nothing here may use TensorFlow.
 import keras_resnet
 from apps import command_line  # noqa: F401
-from keras_resnet.training import data
 from keras_resnet.training import loop  # noqa: F401
+from keras_resnet.training import splits
 
 TINY = keras_resnet.Spec("tiny", (1, 2), (4, 8), stem="cifar", shortcut="A")
 CIFAR10 = os.path.join(os.environ.get("KERAS_RESNET_DATA", ""), "tfds")
@@ -144,7 +144,7 @@ def _main(name, arguments, paths, environment):
     sys.argv = [f"{name}.py", *arguments]
     keras_resnet.MODELS["tiny"] = TINY
     program = __import__(f"apps.{name}", fromlist=["cli"])
-    with mock.patch.object(data._Records, "in_memory", _cached_in_memory):
+    with mock.patch.object(splits.Records, "in_memory", _cached_in_memory):
         program.cli()
 
 
@@ -162,7 +162,7 @@ def _cached_in_memory(records):
             np.save(file, memory.labels.numpy())
         os.replace(beside, path)
     with path.open("rb") as file:
-        return data._Memory(np.load(file), np.load(file))
+        return splits.Memory(np.load(file), np.load(file))
 
 
-_in_memory = data._Records.in_memory
+_in_memory = splits.Records.in_memory

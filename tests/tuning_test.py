@@ -21,6 +21,7 @@ from keras_resnet import models
 from keras_resnet.training import data
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
+from keras_resnet.training import splits
 from keras_resnet.training import tuning
 from tests import programs
 
@@ -192,7 +193,7 @@ class SearchTest(TuningTestCase):
         import tensorflow_datasets as tfds
 
         builder = tfds.builder("cifar10", data_dir=f"{folder}/tfds")
-        whole = data._Records(builder, split, "image", "label")
+        whole = splits.Records(builder, split, "image", "label")
         self.assertEqual(whole.part(is_held_out=False).size, trained)
         self.assertEqual(whole.part(is_held_out=True).size, held_out)
 
