@@ -17,6 +17,10 @@ from unittest import mock
 
 import numpy as np
 
+# As the programs have it, and as the server will: jax, where it is installed,
+# would set another one when Keras imports it.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
 # Imported by the server too: nothing here may use TensorFlow.
 import keras_resnet
 from apps import command_line  # noqa: F401
