@@ -7,6 +7,7 @@ is subtracted from an image before the network sees it.
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,24 @@ def card(model: str, dataset: str = "cifar10") -> dict[str, Any]:
             f"`weights={dataset!r}` exist for {', '.join(known) or 'nothing'}. "
             f"Received: {model}"
         )
-    return json.loads((_FOLDER / f"{model}_{dataset}.json").read_text())
+    return json.loads((_FOLDER / f"{model}_{dataset}.json").read_text("utf-8"))
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """A card as JSON for a person: arrays of numbers stand on one line.
+
+    >>> print(card_text({"model": "nin", "mean": [[0.5], [2]]}), end="")
+    {
+     "model": "nin",
+     "mean": [[0.5],[2]]
+    }
+    """
+    text = json.dumps(card, indent=1, ensure_ascii=False)
+    numbers = r"\[[-+.,\deE\s\[\]]*\]"
+    one_line = re.sub(
+        numbers, lambda array: re.sub(r"\n *", "", array[0]), text
+    )
+    return f"{one_line}\n"
 
 
 def weights_file(model: str, dataset: str = "cifar10") -> str:

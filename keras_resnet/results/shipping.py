@@ -8,7 +8,6 @@ shipping.ship("runs/resnet20_0", data.load("cifar10"))
 
 import hashlib
 import io
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -88,7 +87,7 @@ def ship(
     for file, content in (
         (f"{config.dataset}_mean.npy", mean.getvalue()),
         (f"{name}.weights.h5", weights),
-        (f"{name}.json", json.dumps(card, indent=1) + "\n"),
+        (f"{name}.json", pretrained.card_text(card)),
     ):
         checkpoints.replace_file(folder / file, content)
     return card

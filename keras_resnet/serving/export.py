@@ -25,7 +25,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import tempfile
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_resnet
+from keras_resnet import pretrained
 from keras_resnet import training
 from keras_resnet.analysis import complexity
 from keras_resnet.serving import folding
@@ -195,7 +195,7 @@ def export(
             "sha256": _sha256(directory),
         }
         with open(os.path.join(directory, CARD), "w", encoding="utf-8") as file:
-            file.write(_card_text(card))
+            file.write(pretrained.card_text(card))
 
     return versions.publish(export_dir, write, version)
 
@@ -570,13 +570,6 @@ def _card(model, preprocessing, labels, about) -> dict[str, Any]:
         },
         "versions": _versions(),
     }
-
-
-def _card_text(card: dict[str, Any]) -> str:
-    """JSON for a person: arrays of numbers, such as a mean, on one line."""
-    text = json.dumps(card, indent=1, ensure_ascii=False)
-    numbers = r"\[[-+.,\deE\s\[\]]*\]"
-    return re.sub(numbers, lambda array: re.sub(r"\n *", "", array[0]), text)
 
 
 def _versions() -> dict[str, str]:
