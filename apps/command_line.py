@@ -90,15 +90,15 @@ def model_arguments(network, given: list[tuple[str, str]]) -> dict:
     return arguments
 
 
-def strategy(name: str, num_devices: int | None):
-    """The strategy of --strategy and --num_devices."""
+def strategy(name: str, num_devices: int | None, **arguments):
+    """The strategy of --strategy, --num_devices and further arguments."""
     from keras_resnet.training import strategies
 
     with usage("strategy", name):
         if num_devices is None:
-            return strategies.get_strategy(name)
+            return strategies.get_strategy(name, **arguments)
     with usage("num_devices", num_devices):
-        return strategies.get_strategy(name, num_devices)
+        return strategies.get_strategy(name, num_devices, **arguments)
 
 
 def run(main: Callable[[list[str]], None], takes_arguments=False) -> None:

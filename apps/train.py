@@ -56,13 +56,21 @@ _NUM_DEVICES = flags.DEFINE_integer(
     None,
     "Devices of this machine; without accelerators the processor is divided.",
 )
+_MEETING_SECONDS = flags.DEFINE_float(
+    "meeting_seconds",
+    300.0,
+    "How long workers wait for one another at the start.",
+    lower_bound=0,
+)
 _SYNC_BATCH_NORM = flags.DEFINE_bool(
     "sync_batch_norm",
     False,
     "Whether to normalize by the batch of all devices, not by each one's.",
 )
 _DTYPE = flags.DEFINE_string(
-    "dtype", "float32", "float32, mixed_bfloat16 or mixed_float16."
+    "dtype",
+    "float32",
+    "float32, mixed_bfloat16, mixed_float16, or float64 for proofs.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
 _DETERMINISTIC = flags.DEFINE_bool(
@@ -150,7 +158,10 @@ def _config():
             _SEED.value,
             _DETERMINISTIC.value,
             _DATA_DIR.value,
-            _SYNC_BATCH_NORM.value,
+        )
+    with command_line.usage("sync_batch_norm", _SYNC_BATCH_NORM.value):
+        config = dataclasses.replace(
+            config, sync_batch_norm=_SYNC_BATCH_NORM.value
         )
     return config, dataset
 
@@ -160,7 +171,11 @@ def main(argv):
     from keras_resnet.training import loop
 
     # First of all: TensorFlow divides its devices once.
-    strategy = command_line.strategy(_STRATEGY.value, _NUM_DEVICES.value)
+    strategy = command_line.strategy(
+        _STRATEGY.value,
+        _NUM_DEVICES.value,
+        meeting_seconds=_MEETING_SECONDS.value,
+    )
     if _EXPERIMENT.value:
         _set_by_experiment()
     config, dataset = _config()

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -128,15 +129,20 @@ class Companion(keras.layers.Layer):
         super().__init__(**kwargs)
         self.classes = classes
         self.weight = weight
+        # tf.distribute traces each device in a thread of its own, and where
+        # they add something up, it goes from one to the other.
+        self.of_thread = threading.local()
 
     def build(self, x_shape):
         self.classifier = layers.Dense(
-            self.classes, dtype="float32", name="classifier"
+            self.classes,
+            dtype=keras.backend.result_type(self.variable_dtype, "float32"),
+            name="classifier",
         )
         self.classifier.build((None, x_shape[-1]))
 
     def call(self, x):
-        self.logits = self.classifier(ops.mean(x, axis=(1, 2)))
+        self.of_thread.logits = self.classifier(ops.mean(x, axis=(1, 2)))
         return x
 
     def compute_output_shape(self, x_shape):
@@ -156,7 +162,7 @@ def companion_logits(model: keras.Model) -> list[tuple[float, Any]]:
     A training step calls the model and asks then, in the same trace.
     """
     return [
-        (layer.weight, layer.logits)
+        (layer.weight, layer.of_thread.logits)
         for layer in model.layers
         if isinstance(layer, Companion)
     ]
@@ -205,7 +211,9 @@ def _maxout_head(x, pieces, classes):
     )(x)
     x = layers.Dropout(0.5)(Maxout(pieces)(x))
     return layers.Dense(
-        classes, kernel_constraint=_max_norm(1.9365), dtype="float32"
+        classes,
+        kernel_constraint=_max_norm(1.9365),
+        dtype=models.classifier_dtype(),
     )(x)
 
 
@@ -411,6 +419,8 @@ def build(
     image = keras.Input(input_shape, name="image")
     x = network.logits(image, classes)
     x = layers.Activation(
-        classifier_activation, dtype="float32", name="predictions"
+        classifier_activation,
+        dtype=models.classifier_dtype(),
+        name="predictions",
     )(x)
     return keras.Model(image, x, name=network.name)

@@ -421,7 +421,7 @@ def resnet(
         x = keras.layers.Dense(
             classes,
             activation=classifier_activation,
-            dtype="float32",  # a softmax in half precision loses its tail
+            dtype=classifier_dtype(),
             name="predictions",
         )(x)
     elif pooling is not None:
@@ -731,6 +731,12 @@ def freeze(model: keras.Model, but: Sequence[str] = ()) -> None:
             for inner in part._flatten_layers():
                 if isinstance(inner, keras.layers.BatchNormalization):
                     inner.trainable = False
+
+
+def classifier_dtype() -> str:
+    """That of logits: a softmax in half precision loses its tail."""
+    policy = keras.config.dtype_policy()
+    return keras.backend.result_type(policy.variable_dtype, "float32")
 
 
 def preprocess_input(x, mode: str = "caffe", data_format=None):

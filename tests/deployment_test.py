@@ -1,16 +1,24 @@
-"""The files that TensorFlow Serving and Docker are given are understood."""
+"""Files that TensorFlow Serving, Docker and Kubernetes are given are right."""
 
+import os
 import pathlib
 import re
 import subprocess
+import tempfile
+import textwrap
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
+from keras_resnet.training import meeting
+from keras_resnet.training import strategies
+
 ROOT = pathlib.Path(__file__).parent.parent
 SERVING = ROOT / "serving"
+TRAIN = (ROOT / "apps" / "train.py").read_text()
 
 
 def fields(name):
@@ -60,6 +68,45 @@ class DeploymentTest(parameterized.TestCase):
             self.assertNotEmpty(names)
             for name in names:
                 self.assertTrue((SERVING / name).is_file(), name)
+
+    def test_worker_of_kubernetes_is_that_of_its_pod(self):
+        manifest = (ROOT / "docs" / "kubernetes.yaml").read_text()
+        _, _, script = manifest.partition("- |\n")
+        script = textwrap.dedent(script.partition("          volumeMounts")[0])
+        folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+        fake = folder / "python"
+        fake.write_text('#!/bin/sh\necho "$@"\necho "$TF_CONFIG"\n')
+        fake.chmod(0o755)
+        outcome = subprocess.run(
+            ["/bin/sh", "-c", script],
+            capture_output=True,
+            check=True,
+            text=True,
+            env={
+                "PATH": f"{folder}:/bin:/usr/bin",
+                "WORKERS": re.search('value: "([0-9]+)"', manifest).group(1),
+                "JOB_COMPLETION_INDEX": "2",
+            },
+        )
+        command, _, config = outcome.stdout.partition("\n")
+        with (
+            mock.patch.dict(os.environ, {"TF_CONFIG": config}),
+            mock.patch.object(meeting, "meet", side_effect=TimeoutError) as met,
+            self.assertRaises(TimeoutError),
+        ):
+            strategies.get_strategy("multi_worker")
+        addresses, index, _ = met.call_args.args
+        self.assertEqual(
+            addresses, [f"resnet50-{i}.resnet50:2222" for i in range(4)]
+        )
+        self.assertEqual(index, 2)
+        self.assertEqual(manifest.count("name: resnet50\n"), 2)
+        self.assertEqual(manifest.count("ort: 2222\n"), 2)
+        self.assertIn("completions: 4\n  parallelism: 4\n", manifest)
+        known = set(re.findall(r'DEFINE_\w+[(]\s*"(.*)"', TRAIN))
+        used = re.findall("--([a-z_]+)", command)
+        self.assertContainsSubset(used, known)
+        self.assertIn("strategy", used)
 
     def test_check_without_docker_says_what_is_missing(self):
         outcome = subprocess.run(

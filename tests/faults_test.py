@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import resource
 import socket
 import tempfile
@@ -282,6 +283,38 @@ class WorkersTest(absltest.TestCase):
             self.assertEqual(other.wait(), 1, other.err)
             self.assertLen(other.err, 1, other.err)
             self.assertIn("another worker does not answer", other.err[0])
+
+    def test_worker_that_never_comes(self):
+        address = runs.free_ports(1)[0]
+        workers = [f"127.0.0.1:{address}", "127.0.0.1:1"]
+        task = {"type": "worker", "index": 0}
+        config = {"cluster": {"worker": workers}, "task": task}
+        run = runs.train(
+            self.root,
+            f"--workdir={self.root}/run",
+            "--meeting_seconds=1",
+            environment={"TF_CONFIG": json.dumps(config)},
+        )
+        self.assertEqual(run.wait(), 1)
+        self.assertLen(run.err, 1, run.err)
+        self.assertRegex(
+            run.err[0], r"did not meet within 1 seconds.*number 1 \(127.0.0.1:1"
+        )
+        self.assertFalse((self.root / "run").exists())
+
+    def test_worker_that_ends_before_the_first_step(self):
+        """Its machine has no data, or other flags."""
+        first, second = runs.workers(
+            self.root,
+            2,
+            f"--workdir={self.root}/run",
+            "--model=tiny",
+            each=[(), (f"--dataset=folder:{self.root}/none",)],
+        )
+        self.assertEqual([second.wait(), first.wait()], [2, 1])
+        self.assertIn("--dataset=folder:", second.err[-1])
+        self.assertLen(first.err, 1, first.err)
+        self.assertIn("another worker does not answer", first.err[0])
 
     def test_worker_that_is_asked_to_stop_stops_all(self):
         started = self.start("run", "--steps=100000")

@@ -16,6 +16,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
+from keras_resnet import layers
 from keras_resnet.training import checkpoints
 from keras_resnet.training import data
 from keras_resnet.training import evaluation
@@ -120,6 +121,21 @@ class TrainingTest(parameterized.TestCase):
         found = evaluation.evaluate(trained.model, dataset.test_batches(100))
         np.testing.assert_allclose(
             found.top1_error, result["test_top1_error"], rtol=1e-6
+        )
+        np.testing.assert_allclose(found.loss, result["test_loss"], rtol=1e-4)
+
+    def test_float64_is_loaded_in_float32(self):
+        recipe = dataclasses.replace(RECIPE, average_momentum=0.9)
+        result = self.train(config(recipe, dtype="float64"))
+        values = runs.values(self.workdir)
+        is_float64 = [v.dtype == "float64" for v in values.values()]
+        self.assertGreater(sum(is_float64), len(values) / 2)
+        trained = loop.load_workdir(self.workdir, classifier_activation=None)
+        self.assertEqual(
+            {weight.dtype for weight in trained.model.weights}, {"float32"}
+        )
+        found = evaluation.evaluate(
+            trained.model, data.load("digits").test_batches(100)
         )
         np.testing.assert_allclose(found.loss, result["test_loss"], rtol=1e-4)
 
@@ -316,11 +332,8 @@ class ConfigTest(parameterized.TestCase):
         ({"model_arguments": {"shortcut": "D"}}, "shortcut must be"),
         ({"model_arguments": {"survival_probability": 2.0}}, "in .0, 1."),
         (
-            {
-                "sync_batch_norm": True,
-                "recipe": dataclasses.replace(RECIPE, micro_batches=2),
-            },
-            "sync_batch_norm is for the batch.*micro_batches=2",
+            {"sync_batch_norm": True, "model_arguments": {"looped": True}},
+            "sync_batch_norm needs model.looped=false.*received model.looped=t",
         ),
     )
     def test_refuses_what_no_network_can_be(self, fields, message):
@@ -328,11 +341,19 @@ class ConfigTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             loop.Config(dataset="digits", **fields)
 
-    @parameterized.parameters("looped", "remat")
-    def test_synchronized_normalization_needs_single_units(self, name):
-        described = config(model_arguments={name: True}, sync_batch_norm=True)
-        with self.assertRaisesRegex(ValueError, "sync_batch_norm needs units"):
-            loop.build_model(described, (8, 8, 1), 10)
+    def test_synchronized_normalization_needs_single_units(self):
+        """41 units in a stage would else be a loop."""
+        long = dataclasses.replace(runs.TINY, units=(1, 42), filters=(1, 1))
+        with mock.patch.dict(keras_resnet.MODELS, {"tiny": long}):
+            for is_synchronized in (False, True):
+                described = config(sync_batch_norm=is_synchronized)
+                model = loop.build_model(described, (8, 8, 1), 10)
+                stacks = [
+                    layer
+                    for layer in model.layers
+                    if isinstance(layer, layers.UnitStack)
+                ]
+                self.assertLen(stacks, 0 if is_synchronized else 1)
 
     def test_model_arguments_come_from_text(self):
         parse = loop.parse_model_argument

@@ -15,13 +15,13 @@ from absl.testing import parameterized
 from keras_resnet.training import checkpoints
 from tests import runs
 
-STEPS = 40
+STEPS = 24
 RUN = (
     "--model=tiny",
     "--batch_size=16",
     f"--steps={STEPS}",
-    "--log_every=10",
-    "--eval_every=20",
+    "--log_every=6",
+    "--eval_every=12",
     "--deterministic",
     "--checkpoint_seconds=0",
     # Random layers, whose seeds have to go on too.
@@ -30,8 +30,8 @@ RUN = (
 )
 
 
-class ResumeTest(parameterized.TestCase):
-    trials = 2
+class RunsTest(parameterized.TestCase):
+    """Starts runs, kills them, compares what they leave."""
 
     @classmethod
     def setUpClass(cls):
@@ -104,27 +104,27 @@ class ResumeTest(parameterized.TestCase):
         self.finish_whole()
         rng = random.Random(seed)
         equal, killed_at, torn = 0, [], 0
-        for _ in range(trials):
+        for trial in range(trials):
             shutil.rmtree(self.root / "run", ignore_errors=True)
             directory = self.root / "run" / "checkpoints"
             started = self.start()
-            # A tenth of them before anything is saved, else in or after the
-            # save of a random step.
-            step = rng.randrange(-STEPS // 10, STEPS)
+            # A tenth of them before anything is saved; else after a random
+            # step, every other time as soon as there is a part of the next
+            # checkpoint.
+            step = rng.randrange(-STEPS // 10, STEPS - 1)
             if step > 0:
                 started[0].wait_for(
                     lambda d=directory, s=step: checkpoints.steps(d)[-1:] >= [s]
                 )
-            time.sleep(rng.uniform(0, 0.05 if step > 0 else 3))
+            if trial % 2:
+                started[0].wait_for(lambda d=directory: parts(d), pause=0)
+            else:
+                time.sleep(rng.uniform(0, 0.05 if step > 0 else 3))
             for run in started:
                 run.kill()
             steps = checkpoints.steps(directory)
             killed_at.append(steps[-1] if steps else 0)
-            whole = {f"ckpt-{step}" for step in steps} | {"checkpoint"}
-            torn += any(
-                path.name.partition(".")[0] not in whole
-                for path in directory.glob("*")
-            )
+            torn += bool(parts(directory))
             self.finish()
             equal += not self.differences()
         print(
@@ -132,6 +132,10 @@ class ResumeTest(parameterized.TestCase):
             f"{torn} of them inside a save"
         )
         return equal
+
+
+class ResumeTest(RunsTest):
+    trials = 2
 
     @parameterized.parameters("one", "mirrored")
     def test_killed_run_ends_with_the_same_bytes(self, devices):
@@ -146,9 +150,7 @@ class ResumeTest(parameterized.TestCase):
         self.finish_whole()
         (run,) = self.start()
         metrics = self.root / "run" / "metrics.csv"
-        run.wait_for(
-            lambda: metrics.exists() and "\n10," in metrics.read_text()
-        )
+        run.wait_for(lambda: metrics.exists() and "\n6," in metrics.read_text())
         run.send(number)
         self.assertEqual(run.wait(), 128 + number)
         self.assertLen(run.err, 1)
@@ -156,16 +158,16 @@ class ResumeTest(parameterized.TestCase):
             run.err[0], r"stopped at step \d+; the state is saved; the same"
         )
         again = self.finish()
-        self.assertRegex("\n".join(again.out), r"goes on at step \d+ of 40")
+        self.assertRegex(
+            "\n".join(again.out), rf"goes on at step \d+ of {STEPS}"
+        )
         self.assertEqual(self.differences(), [])
 
 
 @pytest.mark.large
 @absltest.skipUnless(os.path.isdir(runs.CIFAR10), "needs CIFAR-10")
-class KillTest(ResumeTest):
-    """The same, 20 times each, of runs on CIFAR-10; of two workers 5 times."""
-
-    trials = 20
+class KillTest(RunsTest):
+    """The same of runs on CIFAR-10, more often, and of two workers."""
 
     def setUp(self):
         super().setUp()
@@ -174,15 +176,20 @@ class KillTest(ResumeTest):
             "DECODED": self.enter_context(tempfile.TemporaryDirectory())
         }
 
-    def test_killed_workers_end_with_the_same_bytes(self):
-        self.count = 2
-        self.assertEqual(self.kill_at_random(seed=1, trials=5), 5)
+    @parameterized.parameters(
+        ((), 1, 20), (("--num_devices=2",), 1, 20), ((), 2, 5)
+    )
+    def test_killed_run_ends_with_the_same_bytes(self, flags, count, trials):
+        self.arguments += flags
+        self.count = count
+        self.assertEqual(self.kill_at_random(1, trials), trials)
 
     def test_killed_export_is_made_again(self):
         self.finish("whole")
         flags = [f"--workdir={self.root}/whole", "--export_dir"]
         expected = self.export(*flags, f"{self.root}/expected")
         rng = random.Random(2)
+        torn = 0
         for trial in range(5):
             place = self.root / f"export{trial}"
             run = runs.Run(self.root, "export", [*flags, str(place)])
@@ -190,10 +197,12 @@ class KillTest(ResumeTest):
                 run.wait_for(place.exists)
             time.sleep(rng.uniform(0, 1 if trial else 5))
             run.kill()
+            torn += any(not p.name.isdigit() for p in place.glob("*"))
             whole = [p for p in place.glob("*") if p.name.isdigit()]
             for version in whole:
                 self.assertEqual(names(version), expected)
             self.assertEqual(self.export(*flags, str(place)), expected)
+        print(f"5 of 5 exports made again, {torn} killed while they were made")
 
     def export(self, *flags):
         """The names of the files of a new version."""
@@ -201,6 +210,16 @@ class KillTest(ResumeTest):
         self.assertEqual(run.wait(), 0, run.err)
         versions = [p for p in Path(flags[-1]).iterdir() if p.name.isdigit()]
         return names(max(versions, key=lambda path: int(path.name)))
+
+
+def parts(directory):
+    """The files of checkpoints that are not whole."""
+    whole = {f"ckpt-{step}" for step in checkpoints.steps(directory)}
+    return [
+        path.name
+        for path in directory.glob("ckpt-*")
+        if path.name.partition(".")[0] not in whole
+    ]
 
 
 def names(directory):

@@ -15,6 +15,7 @@ import sys
 import time
 from unittest import mock
 
+import keras
 import numpy as np
 
 # As the programs have it, and as the server will: jax, where it is installed,
@@ -24,10 +25,24 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # Imported by the server too: nothing here may use TensorFlow.
 import keras_resnet
 from apps import command_line  # noqa: F401
+from keras_resnet import baselines
 from keras_resnet.training import loop  # noqa: F401
 from keras_resnet.training import splits
 
 TINY = keras_resnet.Spec("tiny", (1, 2), (4, 8), stem="cifar", shortcut="A")
+
+
+def _with_companion(x, classes):
+    x = keras.layers.Conv2D(4, 3, 2)(x)
+    x = keras_resnet.layers.BatchNormalization()(x)
+    x = baselines.Companion(classes)(x)
+    x = keras.layers.Conv2D(8, 3, 2, activation="relu")(x)
+    x = keras_resnet.layers.BatchNormalization()(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.layers.Dense(classes)(x)
+
+
+COMPANION = baselines.Baseline("companion", 4, _with_companion, 0, "a test")
 CIFAR10 = os.path.join(os.environ.get("KERAS_RESNET_DATA", ""), "tfds")
 
 _context = multiprocessing.get_context("forkserver")
@@ -80,10 +95,10 @@ class Run:
         self.process.join()
         return self.process.exitcode
 
-    def wait_for(self, is_so) -> None:
+    def wait_for(self, is_so, pause=0.002) -> None:
         """Until something is so or the program has ended."""
         while self.process.is_alive() and not is_so():
-            time.sleep(0.002)
+            time.sleep(pause)
 
 
 def train(directory, *arguments, environment=None) -> Run:
@@ -102,7 +117,7 @@ def workers(
         each: Further flags of each.
         environment: Further variables of all.
     """
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
     runs = []
     for index in range(count):
         task = {"type": "worker", "index": index}
@@ -127,7 +142,7 @@ def values(workdir) -> dict[str, np.ndarray]:
     }
 
 
-def _free_ports(count):
+def free_ports(count):
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -147,6 +162,7 @@ def _main(name, arguments, paths, environment):
     sys.stderr = os.fdopen(2, "w", buffering=1)
     sys.argv = [f"{name}.py", *arguments]
     keras_resnet.MODELS["tiny"] = TINY
+    baselines.BASELINES["companion"] = COMPANION
     program = __import__(f"apps.{name}", fromlist=["cli"])
     with mock.patch.object(splits.Records, "in_memory", _cached_in_memory):
         program.cli()

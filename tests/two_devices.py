@@ -16,15 +16,17 @@ from keras_resnet import layers
 STEPS = 3
 
 
-def train(make, start=None):
-    """The weights of a model after some steps on two devices.
+def train(make, start=None, devices=2, offset=0.0):
+    """The weights of a model after some steps on several devices.
 
     Args:
         make: Gives the model, from float images [batch, 6, 6, 3] to [batch, 2].
         start: Is given the model before the first step.
+        devices: How many.
+        offset: Of all images.
     """
     strategy = tf.distribute.MirroredStrategy(
-        ["CPU:0", "CPU:1"],
+        [f"CPU:{i}" for i in range(devices)],
         # Several strategies in one process disturb each other's collectives.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
@@ -35,7 +37,7 @@ def train(make, start=None):
             start(model)
         optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
         optimizer.build(model.trainable_variables)
-    images = np.random.default_rng(0).normal(size=(16, 6, 6, 3))
+    images = np.random.default_rng(0).normal(offset, size=(16, 6, 6, 3))
     batches = tf.data.Dataset.from_tensors(images.astype("float32"))
     batches = batches.unbatch().batch(16).repeat(STEPS)
 
@@ -43,7 +45,7 @@ def train(make, start=None):
     def step(images):
         def replica(images):
             with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(model(images, training=True) ** 2)
+                loss = tf.reduce_sum(model(images, training=True) ** 2) / 32
             variables = model.trainable_variables
             optimizer.apply(tape.gradient(loss, variables), variables)
 
@@ -58,6 +60,16 @@ def difference(a, b):
     """The largest difference of two models' weights."""
     pairs = zip(a.get_weights(), b.get_weights(), strict=True)
     return float(max(np.abs(x - y).max() for x, y in pairs))
+
+
+def statistics(a, b):
+    """The largest difference of two models' moving variances, relative."""
+    pairs = [
+        (x.numpy(), y.numpy())
+        for x, y in zip(a.weights, b.weights, strict=True)
+        if x.name == "moving_variance"
+    ]
+    return float(max(np.abs(x / y - 1).max() for x, y in pairs))
 
 
 def with_norm(norm):
@@ -100,6 +112,18 @@ def main():
         ),
         "moved": difference(unrolled, first),
     }
+    norm = functools.partial(layers.BatchNormalization, synchronized=True)
+    keras_norm = functools.partial(
+        keras.layers.BatchNormalization, synchronized=True
+    )
+    whole = train(with_norm(layers.BatchNormalization), devices=1)
+    differences["synchronized norm"] = difference(train(with_norm(norm)), whole)
+    differences["that of Keras"] = difference(
+        train(with_norm(norm)), train(with_norm(keras_norm))
+    )
+    far = 1000.0  # a mean of which the variance is the millionth part
+    whole = train(with_norm(layers.BatchNormalization), devices=1, offset=far)
+    differences["far"] = statistics(train(with_norm(norm), offset=far), whole)
     for remat in (False, True):
         arguments = {"looped": True, "remat": remat}
         looped = train(functools.partial(network, **arguments), start)

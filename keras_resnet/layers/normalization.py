@@ -22,6 +22,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
     statistics. Everything else, and every other backend, takes Keras' own
     path. The two agree in outputs, gradients and moving statistics.
 
+    Synchronized, the statistics are those of the images of all devices. Keras
+    takes the variance as `mean(x^2) - mean(x)^2`, which loses the digits that
+    the two have in common: all of them where the variance is small beside the
+    mean. Here it is `mean((x - mean)^2)`, as on one device.
+
     Args:
         axis, momentum, epsilon, ...: As in `keras.layers.BatchNormalization`.
 
@@ -86,11 +91,44 @@ class BatchNormalization(keras.layers.BatchNormalization):
             moving.assign(value + (batch - value) * (1.0 - self.momentum))
         return outputs
 
+    def _moments(self, inputs, mask):
+        if mask is not None or not self.synchronized:
+            return super()._moments(inputs, mask)
+        import tensorflow as tf
+
+        axes = self._reduction_axes
+        if not self._is_shared():
+            return tf.nn.moments(inputs, axes)
+        context = tf.distribute.get_replica_context()
+        channels = inputs.shape[self.axis]
+        count = tf.cast(tf.size(inputs) // channels, inputs.dtype)
+        # One message for the sum and the count, one for the squares. The
+        # gradient of a sum over devices is the sum of their gradients.
+        total = context.all_reduce(
+            "SUM",
+            tf.concat([tf.reduce_sum(inputs, axes), [count]], 0),
+        )
+        mean, count = total[:-1] / total[-1], total[-1]
+        shape = [1] * len(inputs.shape)
+        shape[self.axis] = channels
+        squares = tf.math.squared_difference(inputs, tf.reshape(mean, shape))
+        squares = context.all_reduce("SUM", tf.reduce_sum(squares, axes))
+        return mean, squares / count
+
+    def _is_shared(self) -> bool:
+        """Whether the statistics are those of several devices."""
+        if not self.synchronized:
+            return False
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        return context is not None and context.num_replicas_in_sync > 1
+
     def _is_fused(self, inputs, mask) -> bool:
         return (
             keras.backend.backend() == "tensorflow"
             and mask is None
-            and not self.synchronized
+            and not self._is_shared()
             and not getattr(self, "renorm", False)
             and len(inputs.shape) == 4
             and self.axis in (-1, 3)

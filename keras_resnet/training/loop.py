@@ -40,7 +40,8 @@ from keras_resnet.training.recipes import Recipe
 
 training.require_tensorflow(__name__)
 
-DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
+# float64 is for proofs: a difference that stays in it is no rounding.
+DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 COLUMNS = (
     "step",
     "learning_rate",
@@ -117,10 +118,11 @@ class Config:
                 f"dtype must be one of {DTYPES}, received {self.dtype!r}"
             )
         check_model_arguments(network, self.model_arguments)
-        if self.sync_batch_norm and self.recipe.micro_batches > 1:
+        if self.sync_batch_norm and self.model_arguments.get("looped"):
             raise ValueError(
-                "sync_batch_norm is for the batch of all devices at once; "
-                f"received recipe.micro_batches={self.recipe.micro_batches}"
+                "sync_batch_norm needs model.looped=false, because TensorFlow "
+                "adds nothing up over devices inside of a loop; received "
+                "model.looped=true"
             )
 
     def to_json(self) -> dict:
@@ -203,6 +205,9 @@ def build_model(
     Returns:
         A `keras.Model`.
     """
+    arguments = dict(config.model_arguments)
+    if config.sync_batch_norm and config.model not in baselines.BASELINES:
+        arguments["looped"] = False  # as `Config` says
     before = keras.config.dtype_policy()
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.dtype)
@@ -212,28 +217,15 @@ def build_model(
             input_shape=image_shape,
             classes=classes,
             classifier_activation=classifier_activation,
-            **config.model_arguments,
+            **arguments,
         )
     finally:
         keras.config.set_dtype_policy(before)
     if config.sync_batch_norm:
-        _synchronize(model)
+        for layer in model._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = True
     return model
-
-
-def _synchronize(model):
-    """Has a network normalize by the batch of all devices."""
-    for layer in model._flatten_layers():
-        if isinstance(layer, layers.UnitStack) or getattr(
-            layer, "remat", False
-        ):
-            raise ValueError(
-                "sync_batch_norm needs units whose normalization is neither in "
-                "a loop nor computed again: model.looped=false and "
-                "model.remat=false"
-            )
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = True
 
 
 @dataclasses.dataclass
@@ -285,12 +277,16 @@ def load_workdir(
             f"{workdir} has no checkpoint yet: train for some steps first"
         )
     about = _read_json(workdir / "dataset.json")
-    model = build_model(
-        dataclasses.replace(config, dtype="float32"),
-        tuple(about["image_shape"]),
-        len(about["labels"]),
-        classifier_activation,
-    )
+
+    def build(dtype):
+        return build_model(
+            dataclasses.replace(config, dtype=dtype),
+            tuple(about["image_shape"]),
+            len(about["labels"]),
+            classifier_activation,
+        )
+
+    model = build("float64" if config.dtype == "float64" else "float32")
     averages = _averages(config.recipe, model)
     saved = tf.train.Checkpoint(model=model, averages=averages)
     step = checkpoints.restore(
@@ -306,6 +302,10 @@ def load_workdir(
         model.trainable_variables, averages, strict=False
     ):
         variable.assign(value)
+    if config.dtype == "float64":
+        weights = model.get_weights()
+        model = build("float32")
+        model.set_weights(weights)
     return Trained(
         model,
         config,
@@ -372,7 +372,8 @@ def train_and_evaluate(
             dataset = data.load(
                 config.dataset, config.data_dir, image_size=recipe.image_size
             )
-        run = _Run(config, dataset, strategy)
+        with lost_workers(strategy):
+            run = _Run(config, dataset, strategy)
         # Nothing is written before everything that can be refused has been.
         if is_chief:
             _prepare(config, dataset, workdir)
@@ -609,7 +610,8 @@ class _Run:
                 for v, value in zip(self.states, values, strict=True)
                 if not _is_seed(v)
             ],
-            "sums": tf.concat([sums, told], 0),
+            # Of the dtype of the others: workers send them as one.
+            "sums": tf.cast(tf.concat([sums, told], 0), gradients[0].dtype),
         }
         if replicas > 1:  # once over the network, for all there is to add
             total = context.all_reduce("SUM", total)
@@ -621,15 +623,14 @@ class _Run:
             value - shift if _is_seed(v) else next(statistics)
             for v, value in zip(self.states, values, strict=True)
         ]
-        return states, total["sums"]
+        return states, tf.cast(total["sums"], "float32")
 
     def accumulated(self, images, labels, values):
         """`gradients` of the micro-batches, one after the other, added up."""
         count = self.config.recipe.micro_batches
         if count == 1:
             return self.gradients(images, labels, values)
-        images = tf.reshape(images, [count, -1, *images.shape[1:]])
-        labels = tf.reshape(labels, [count, -1])
+        images, labels = self.parts(images), self.parts(labels)
         is_seed = [_is_seed(v) for v in self.states]
 
         def body(i, gradients, totals, sums):
@@ -640,7 +641,9 @@ class _Run:
                     totals, values, is_seed, strict=True
                 )
             ]
-            more, after, counted = self.gradients(images[i], labels[i], before)
+            with tf.control_dependencies(gradients):  # one after the other
+                part = tf.identity(images[i])
+            more, after, counted = self.gradients(part, labels[i], before)
             totals = [
                 new if is_one else total + new / count
                 for total, new, is_one in zip(
@@ -654,17 +657,33 @@ class _Run:
             tf.zeros(v.shape, v.dtype) for v in self.model.trainable_variables
         ]
         totals = [
-            tf.convert_to_tensor(value) if is_one else tf.zeros(value.shape)
+            tf.convert_to_tensor(value) if is_one else tf.zeros_like(value)
             for value, is_one in zip(values, is_seed, strict=True)
         ]
-        _, gradients, totals, sums = tf.while_loop(
-            lambda i, *_: i < count,
-            body,
-            (0, none, totals, tf.zeros([4])),
-            parallel_iterations=1,
-            maximum_iterations=count,
-        )
-        return gradients, totals, sums
+        state = (0, none, totals, tf.zeros([4]))
+        if self.config.sync_batch_norm:
+            for _ in range(count):
+                state = body(*state)
+        else:
+            state = tf.while_loop(
+                lambda i, *_: i < count,
+                body,
+                state,
+                parallel_iterations=1,
+                maximum_iterations=count,
+            )
+        return state[1:]
+
+    def parts(self, tensor):
+        """The micro-batches of the share of a device, `[count, n, ...]`.
+
+        Synchronized, they are every `count`-th image, so that a micro-batch
+        has the same images on however many devices.
+        """
+        count = self.config.recipe.micro_batches
+        if self.config.sync_batch_norm:
+            return tf.stack([tensor[i::count] for i in range(count)])
+        return tf.reshape(tensor, [count, -1, *tensor.shape[1:]])
 
     def gradients(self, images, labels, values):
         """Gradients of the mean loss of the global batch, by some images of it.
@@ -683,7 +702,7 @@ class _Run:
         with tf.GradientTape() as tape:
             with keras.StatelessScope(mapping) as scope:
                 logits = self.model(images, training=True)
-            logits = tf.cast(logits, "float32")
+            logits = _widened(logits)
             loss = tf.reduce_sum(self._losses(labels, logits))
             loss /= float(self.config.recipe.batch_size)
             scaled = loss
@@ -695,7 +714,9 @@ class _Run:
         return (
             gradients,
             values,
-            evaluation.count_errors(logits, labels, counted),
+            evaluation.count_errors(
+                tf.cast(logits, "float32"), labels, counted
+            ),
         )
 
     def regularized(self, gradients):
@@ -720,7 +741,7 @@ class _Run:
         """Of the network, and of its companions in the same call."""
         losses = self._cross_entropies(labels, logits)
         for weight, companion in baselines.companion_logits(self.model):
-            companion = tf.cast(companion, "float32")
+            companion = _widened(companion)
             losses += weight * self._cross_entropies(labels, companion)
         return losses
 
@@ -752,7 +773,13 @@ def _averages(recipe, model):
 
 
 def _move(average, value, momentum):
-    average.assign(average + (value - average) * (1.0 - momentum))
+    share = tf.cast(1.0 - momentum, average.dtype)
+    average.assign(average + (value - average) * share)
+
+
+def _widened(logits):
+    """In float32 at least: a softmax in half precision loses its tail."""
+    return logits if logits.dtype == "float64" else tf.cast(logits, "float32")
 
 
 def _assign(variable, value):

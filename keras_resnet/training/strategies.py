@@ -10,11 +10,17 @@ import contextlib
 import functools
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable
 from collections.abc import Iterator
 
 import tensorflow as tf
 
+from keras_resnet.training import meeting
+
+# Time in which a cluster starts its machines and they read the program.
+MEETING_SECONDS = 300.0
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 _EXAMPLE = (
@@ -24,7 +30,9 @@ _EXAMPLE = (
 
 
 def get_strategy(
-    name: str = "auto", num_devices: int | None = None
+    name: str = "auto",
+    num_devices: int | None = None,
+    meeting_seconds: float = MEETING_SECONDS,
 ) -> tf.distribute.Strategy:
     """The strategy of a name.
 
@@ -39,6 +47,7 @@ def get_strategy(
             one device asked for.
         num_devices: How many devices of this machine. Without accelerators,
             the processor is divided into as many logical ones. None: all.
+        meeting_seconds: How long workers wait for one another.
 
     Returns:
         A `tf.distribute.Strategy`.
@@ -46,6 +55,7 @@ def get_strategy(
     Raises:
         ValueError: If the name is unknown, or the machine does not have what
             was asked for.
+        TimeoutError: If not all workers came.
     """
     if name not in STRATEGIES:
         raise ValueError(
@@ -58,7 +68,7 @@ def get_strategy(
     if name == "auto":
         name = _automatic(num_devices)
     if name == "multi_worker":
-        return _multi_worker(num_devices)
+        return _multi_worker(num_devices, meeting_seconds)
     if name == "tpu":
         return _tpu(num_devices)
     devices = _devices(1 if name == "one_device" else num_devices)
@@ -137,7 +147,7 @@ def _split(count, tensor):
 
 def _automatic(num_devices):
     config = os.environ.get("TF_CONFIG")
-    if config and len(_workers(config)) > 1:
+    if config and len(_workers(config)[0]) > 1:
         return "multi_worker"
     if tf.config.list_physical_devices("TPU"):
         return "tpu"
@@ -171,14 +181,14 @@ def _devices(count):
     return [f"CPU:{i}" for i in range(count or there)]
 
 
-def _multi_worker(num_devices):
+def _multi_worker(num_devices, meeting_seconds):
     config = os.environ.get("TF_CONFIG")
     if not config:
         raise ValueError(
             "multi_worker needs the environment variable TF_CONFIG, alike on "
             f"all workers but for the index: {_EXAMPLE}; it is not set"
         )
-    workers = _workers(config)
+    workers, index = _workers(config)
     gpus = tf.config.list_physical_devices("GPU")
     if num_devices is not None:
         if num_devices > max(len(gpus), 1):
@@ -189,22 +199,28 @@ def _multi_worker(num_devices):
         tf.config.set_visible_devices(gpus[:num_devices], "GPU")
     if len(workers) == 1:  # TensorFlow would wait for nobody
         return get_strategy("auto", num_devices)
+    meeting.meet(workers, index, meeting_seconds)
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
         raise ValueError(
             f"multi_worker must be asked for before TensorFlow runs ({error})"
         ) from error
+    # TensorFlow's servers take SIGTERM for themselves, and nothing ends by it.
+    handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+    return strategy
 
 
 def _workers(config):
-    """The addresses in TF_CONFIG, the chief's first."""
+    """The addresses in TF_CONFIG, the chief's first, and whose this is."""
     try:
         fields = json.loads(config)
         jobs = fields["cluster"]
         workers = [*jobs.get("chief", []), *jobs.get("worker", [])]
         task = fields["task"]
-        jobs[task["type"]][int(task["index"])]
+        own = jobs[task["type"]][int(task["index"])]
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(
             f"TF_CONFIG must be JSON like {_EXAMPLE}, with a task that is in "
@@ -215,7 +231,7 @@ def _workers(config):
             "the task of TF_CONFIG must be a chief or a worker, received "
             f"{task}"
         )
-    return workers
+    return workers, workers.index(own)
 
 
 def _tpu(num_devices):
