@@ -225,7 +225,7 @@ class LayersTest(parameterized.TestCase):
         np.testing.assert_array_equal(layer(x), x)
         kernel, bias = layer.get_weights()
         np.testing.assert_allclose(
-            layer.logits, x.mean((1, 2)) @ kernel + bias, atol=1e-5
+            layer.of_thread.logits, x.mean((1, 2)) @ kernel + bias, atol=1e-5
         )
 
 
