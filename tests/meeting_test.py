@@ -36,7 +36,7 @@ class MeetingTest(absltest.TestCase):
 
     def test_first_says_who_did_not_come(self):
         workers = addresses(3)
-        started = [self.start(workers, index, 1) for index in (0, 2)]
+        started = [self.start(workers, 0, 1), self.start(workers, 2, 2)]
         with self.assertRaisesRegex(
             TimeoutError,
             rf"the 3 workers .* within 1 seconds: .* 1 \({workers[1]}\);",

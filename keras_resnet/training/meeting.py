@@ -77,6 +77,7 @@ def _port(address):
 def _gather(own, count, deadline):
     """Lets all go when each is here; else gives the numbers of the others."""
     here = {}  # connection -> number
+    heard = set()
     with contextlib.ExitStack() as connections:
         while True:
             missing = set(range(1, count)) - set(here.values())
@@ -85,8 +86,8 @@ def _gather(own, count, deadline):
                     connection.sendall(_GO)
                 return missing
             left = deadline - time.monotonic()
-            if left <= 0:
-                return missing
+            if left <= 0:  # some may have gone a moment before
+                return (missing - heard) or missing
             for ready in select.select([own, *here], [], [], left)[0]:
                 if ready is not own:  # it said all it had to say: it is gone
                     del here[ready]
@@ -95,6 +96,7 @@ def _gather(own, count, deadline):
                 number = _hear(connection, count)
                 if number is not None:
                     here[connection] = number
+                    heard.add(number)
 
 
 def _hear(connection, count):
