@@ -32,7 +32,7 @@ def match(x, channels: int, stride: int, zeros: str = "end"):
     """
     if stride > 1:
         # The average of one pixel is that pixel: on TensorFlow a slice with
-        # strides takes 4 to 20 times as long, forward and backward.
+        # strides takes 4 to 9 times as long, forward and backward.
         x = ops.average_pool(x, 1, stride, "valid", data_format="channels_last")
     missing = channels - x.shape[-1]
     if missing:
