@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import pathlib
 import sys
@@ -14,6 +15,7 @@ from keras_resnet.benchmark import contenders
 from keras_resnet.benchmark import measure
 from keras_resnet.benchmark import peers
 from keras_resnet.benchmark import report
+from keras_resnet.benchmark import worker
 from keras_resnet.benchmark import works
 from tests import programs
 from tests import reference
@@ -52,6 +54,27 @@ class WorksTest(parameterized.TestCase):
     def test_depth_of_a_network_that_is_no_row(self):
         spec = dataclasses.replace(SMALL, network="resnet302").spec()
         self.assertEqual((spec.depth, spec.units), (302, (50, 50, 50)))
+
+
+class WorkerTest(absltest.TestCase):
+    def test_contender_that_times_itself_takes_its_steps_at_once(self):
+        asked = []
+
+        def make(work):
+            return lambda: asked.append(work) or 0.25, {"times_itself": True}
+
+        ours = contenders.Contender(("keras_resnet",), make, {})
+        self.enter_context(
+            mock.patch.dict(contenders.CONTENDERS["train"], ours=ours)
+        )
+        self.enter_context(mock.patch.object(sys, "stdin", io.StringIO("40\n")))
+        said = self.enter_context(
+            mock.patch.object(sys, "stdout", io.StringIO())
+        )
+        worker.main("ours", json.dumps(dataclasses.asdict(SMALL)), "")
+        _, turn = map(json.loads, said.getvalue().splitlines())
+        self.assertEqual(turn["seconds"], 40 * 0.25)
+        self.assertLen(asked, 2)  # the first step, and the turn
 
 
 class PeersTest(parameterized.TestCase):
