@@ -140,7 +140,7 @@ class UsageTest(parameterized.TestCase):
         (["--steps=0"], 2, "--steps=0"),
         (["--recipe=cifar"], 2, "--recipe=cifar: .*cifar10"),
         (["--batch_size=0"], 2, "--batch_size=0: .*at least 1"),
-        (["--dtype=float64"], 2, "--dtype=float64: .*mixed_bfloat16"),
+        (["--dtype=float8"], 2, "--dtype=float8: .*mixed_bfloat16"),
         (["--set=learning_rate=1"], 2, "expected recipe.NAME=VALUE or"),
         (["--set=recipe.rate=1"], 2, "--set=recipe.rate=1: .*learning_rate"),
         (
