@@ -26,7 +26,7 @@ from keras_resnet.layers.normalization import MOMENTUM
 
 # From how many identical units on a stage is a loop by default. Seconds to the
 # end of the first step, and the time of a later one, looped against unrolled
-# (TensorFlow 2.21, two cores, float32):
+# (TensorFlow 2.21, two cores, float32; before two units ran at once):
 #
 #     network     identical units  batch  to the first step  a later step
 #     ResNet-56         8           128      4.0 -> 3.1         1.00 x
