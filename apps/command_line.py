@@ -80,13 +80,13 @@ def with_fields(owner, prefix: str, given: list[tuple[str, str]]):
 
 def model_arguments(network, given: list[tuple[str, str]]) -> dict:
     """The arguments of a network that --set=model.NAME=VALUE gives."""
-    from keras_resnet.training import loop
+    from keras_resnet.training import configs
 
     arguments: dict = {}
     for name, text in given:
         with usage("set", f"model.{name}={text}"):
-            arguments[name] = loop.parse_model_argument(name, text)
-            loop.check_model_arguments(network, arguments)
+            arguments[name] = configs.parse_model_argument(name, text)
+            configs.check_model_arguments(network, arguments)
     return arguments
 
 
@@ -150,6 +150,7 @@ def _outcome(main, argv) -> int:
 
     try:
         from keras_resnet.training import loop
+        from keras_resnet.training import strategies
     except ImportError as error:  # Keras runs on another backend
         _fail(error)
         return 1
@@ -158,7 +159,7 @@ def _outcome(main, argv) -> int:
         ValueError,
         OSError,
         ArithmeticError,
-        loop.WorkerLostError,
+        strategies.WorkerLostError,
         tf.errors.OpError,
     )
     try:

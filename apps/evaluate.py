@@ -117,10 +117,10 @@ def _load(name, data_dir=None, **arguments):
 
 
 def _of_workdir():
-    from keras_resnet.training import loop
+    from keras_resnet.training import workdirs
 
     with command_line.usage("workdir", _WORKDIR.value):
-        trained = loop.load_workdir(
+        trained = workdirs.load_workdir(
             _WORKDIR.value,
             classifier_activation=None,
             checkpoint=_CHECKPOINT.value,

@@ -118,8 +118,8 @@ def _set_by_experiment():
 def _config():
     """The configuration that the flags describe, and its data set."""
     from keras_resnet import baselines
+    from keras_resnet.training import configs
     from keras_resnet.training import data
-    from keras_resnet.training import loop
     from keras_resnet.training import recipes
 
     with command_line.usage("model", _MODEL.value):
@@ -149,7 +149,7 @@ def _config():
                 _DATASET.value, _DATA_DIR.value, image_size=recipe.image_size
             )
     with command_line.usage("dtype", _DTYPE.value):
-        config = loop.Config(
+        config = configs.Config(
             spec.name,
             _DATASET.value,
             recipe,
@@ -168,7 +168,9 @@ def _config():
 
 def main(argv):
     """Trains as the flags say."""
+    from keras_resnet.training import configs
     from keras_resnet.training import loop
+    from keras_resnet.training import workdirs
 
     # First of all: TensorFlow divides its devices once.
     strategy = command_line.strategy(
@@ -180,7 +182,7 @@ def main(argv):
         _set_by_experiment()
     config, dataset = _config()
     with command_line.usage("batch_size", config.recipe.batch_size):
-        loop.check_devices(config, strategy)
+        configs.check_devices(config.recipe, strategy.num_replicas_in_sync)
     name = config.dataset.replace(":", "_").replace("/", "_")
     workdir = _WORKDIR.value or f"runs/{config.model}_{name}"
     if _EXPERIMENT.value and not _WORKDIR.value:
@@ -200,7 +202,7 @@ def main(argv):
             eval_every=_EVAL_EVERY.value,
             checkpoint_seconds=_CHECKPOINT_SECONDS.value,
         )
-    except loop.WorkdirError as error:
+    except workdirs.WorkdirError as error:
         raise command_line.UsageError("workdir", workdir, error) from error
     print(
         f"test error {result['test_top1_error']:.2f}%, "

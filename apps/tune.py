@@ -50,8 +50,8 @@ _SET = flags.DEFINE_multi_string(
 
 def _search():
     """The search that the flags describe."""
+    from keras_resnet.training import configs
     from keras_resnet.training import data
-    from keras_resnet.training import loop
     from keras_resnet.training import recipes
     from keras_resnet.training import tuning
 
@@ -73,7 +73,7 @@ def _search():
     space = command_line.with_fields(space, "space", given["space"])
     recipe = command_line.with_fields(recipe, "recipe", given["recipe"])
     with command_line.usage("dtype", _DTYPE.value):
-        config = loop.Config(
+        config = configs.Config(
             f"resnet{space.depth[0]}",
             _DATASET.value,
             recipe,
@@ -90,8 +90,8 @@ def _search():
 def main(argv):
     """Searches as the flags say."""
     from keras_resnet.analysis import complexity
-    from keras_resnet.training import loop
     from keras_resnet.training import tuning
+    from keras_resnet.training import workdirs
 
     search = _search()
     name = _DATASET.value.replace(":", "_").replace("/", "_")
@@ -99,7 +99,7 @@ def main(argv):
     print(f"at most {_TRIALS.value} trials, in {workdir}")
     try:
         trials = tuning.tune(search, workdir, _WORKERS.value)
-    except loop.WorkdirError as error:
+    except workdirs.WorkdirError as error:
         raise command_line.UsageError("workdir", workdir, error) from error
     rows = [["trial", "validation error", *trials[0].values()]]
     for trial in trials:

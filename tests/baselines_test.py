@@ -12,11 +12,14 @@ from absl.testing import parameterized
 
 from keras_resnet import baselines
 from keras_resnet.results import runs
+from keras_resnet.training import configs
 from keras_resnet.training import data
 from keras_resnet.training import experiments
 from keras_resnet.training import loop
 from keras_resnet.training import optimizers
 from keras_resnet.training import recipes
+from keras_resnet.training import steps
+from keras_resnet.training import workdirs
 from tests import programs
 
 NAMES = [(name,) for name in baselines.BASELINES]
@@ -130,7 +133,7 @@ class TrainingTest(parameterized.TestCase):
             "--recipe=cifar10_unnormalized",
         )
         self.assertEqual(outcome.code, 0, outcome.err)
-        again = loop.load_workdir(f"{directory}/run")
+        again = workdirs.load_workdir(f"{directory}/run")
         self.assertEqual((again.step, again.model.name), (4, "dsn"))
 
     @parameterized.parameters(*NAMES)
@@ -142,7 +145,7 @@ class TrainingTest(parameterized.TestCase):
             batch_size=32,
             decay_at_steps=(),
         )
-        config = loop.Config(name, "synthetic", recipe)
+        config = configs.Config(name, "synthetic", recipe)
         dataset = data.load("synthetic", image_size=32)
         directory = self.enter_context(tempfile.TemporaryDirectory())
         loop.train_and_evaluate(
@@ -186,9 +189,9 @@ class TrainingTest(parameterized.TestCase):
         self.assertBetween(signal, 0.05, 4.0)
 
     def test_companions_are_trained_by_their_own_loss(self):
-        config = loop.Config("dsn", "digits", recipes.RECIPES["digits"])
+        config = configs.Config("dsn", "digits", recipes.RECIPES["digits"])
         dataset = data.load("digits")
-        run = loop._Run(config, dataset, tf.distribute.get_strategy())
+        run = steps.Run(config, dataset, tf.distribute.get_strategy())
         images, labels = np.zeros((4, 8, 8, 1), "float32"), np.arange(4)
         logits = run.model(images, training=True)
         alone = run._cross_entropies(labels, logits)
@@ -198,7 +201,7 @@ class TrainingTest(parameterized.TestCase):
 
     def test_arguments_of_residual_networks_are_refused(self):
         with self.assertRaisesRegex(ValueError, "nin takes no arguments"):
-            loop.Config(
+            configs.Config(
                 "nin", "digits", recipes.RECIPES["digits"], {"shortcut": "A"}
             )
 

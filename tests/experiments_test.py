@@ -9,6 +9,7 @@ from absl.testing import parameterized
 
 from keras_resnet import baselines
 from keras_resnet.layers import shortcuts
+from keras_resnet.training import configs
 from keras_resnet.training import data
 from keras_resnet.training import experiments
 from keras_resnet.training import loop
@@ -134,7 +135,7 @@ class ExperimentsTest(parameterized.TestCase):
     def test_every_row_can_be_trained(self, name):
         row = experiments.EXPERIMENTS[name]
         self.assertEqual(row.name, name)
-        loop.Config(
+        configs.Config(
             row.model,
             row.dataset,
             recipes.get_recipe(row.recipe),

@@ -16,8 +16,10 @@ from absl.testing import parameterized
 
 import keras_resnet
 from keras_resnet.training import checkpoints
+from keras_resnet.training import configs
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
+from keras_resnet.training import workdirs
 from tests import programs
 from tests import records
 from tests import runs
@@ -78,7 +80,7 @@ class FaultTest(parameterized.TestCase):
     def train(self, name="run", recipe=RECIPE, **arguments):
         arguments = {"checkpoint_seconds": 0.0, "log_every": 4, **arguments}
         return loop.train_and_evaluate(
-            loop.Config(recipe=recipe, **CONFIG),
+            configs.Config(recipe=recipe, **CONFIG),
             self.root / name,
             report=self.lines.append,
             **arguments,
@@ -111,14 +113,16 @@ class FaultTest(parameterized.TestCase):
         damage(directory)
         self.lines.clear()
         if step:
-            trained = loop.load_workdir(
+            trained = workdirs.load_workdir(
                 self.root / "run", report=self.lines.append
             )
             self.assertEqual(trained.step, step)
             self.assertIn("ckpt-8 is damaged", self.lines[0])
         else:
-            with self.assertRaisesRegex(loop.WorkdirError, "is damaged"):
-                loop.load_workdir(self.root / "run", report=self.lines.append)
+            with self.assertRaisesRegex(workdirs.WorkdirError, "is damaged"):
+                workdirs.load_workdir(
+                    self.root / "run", report=self.lines.append
+                )
         self.lines.clear()
         self.train()
         said = "\n".join(self.lines)
@@ -194,7 +198,7 @@ class FaultTest(parameterized.TestCase):
                 r"at step \d: the run diverged.*lower recipe.learning_rate",
             ):
                 self.train(recipe=recipe)
-        trained = loop.load_workdir(self.root / "run")
+        trained = workdirs.load_workdir(self.root / "run")
         self.assertGreaterEqual(trained.step, 4)
         for weight in trained.model.weights:
             self.assertTrue(np.all(np.isfinite(weight)))
@@ -247,7 +251,7 @@ class FaultTest(parameterized.TestCase):
         path = self.root / "run" / "config.json"
         path.write_text(path.read_text().replace("label_smoothing", "smooth"))
         with self.assertRaisesRegex(
-            loop.WorkdirError, "written by another version of keras_resnet"
+            workdirs.WorkdirError, "written by another version of keras_resnet"
         ):
             self.train()
 

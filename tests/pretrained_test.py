@@ -20,9 +20,11 @@ import keras_resnet
 from keras_resnet import pretrained
 from keras_resnet.results import shipping
 from keras_resnet.serving import client
+from keras_resnet.training import configs
 from keras_resnet.training import data
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
+from keras_resnet.training import workdirs
 from tests import programs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -218,14 +220,14 @@ class ShippingTest(parameterized.TestCase):
 
     def train(self, **fields):
         recipe = recipes.RECIPES["digits"].with_steps(4)
-        config = loop.Config("tiny", "digits", recipe, **fields)
+        config = configs.Config("tiny", "digits", recipe, **fields)
         loop.train_and_evaluate(config, self.root / "run")
 
     def test_what_is_written_is_read_as_it_was_trained(self):
         self.train()
         dataset = data.load("digits")
         card = shipping.ship(self.root / "run", dataset, self.root)
-        trained = loop.load_workdir(self.root / "run")
+        trained = workdirs.load_workdir(self.root / "run")
         with mock.patch.object(pretrained, "_FOLDER", self.root):
             self.assertEqual(pretrained.networks("digits"), ["tiny"])
             self.assertEqual(pretrained.card("tiny", "digits"), card)

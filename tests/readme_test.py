@@ -31,6 +31,7 @@ from keras_resnet.training import loop
 from keras_resnet.training import recipes
 from keras_resnet.training import strategies
 from keras_resnet.training import tuning
+from keras_resnet.training import workdirs
 from tests import programs
 from tests import reference
 
@@ -250,7 +251,7 @@ class TablesTest(parameterized.TestCase):
     def test_columns_of_the_metrics_are_those_of_the_code(self):
         rows = table("docs/training.md", "column")
         self.assertEqual(
-            [row[0].strip("`") for row in rows], list(loop.COLUMNS)
+            [row[0].strip("`") for row in rows], list(workdirs.COLUMNS)
         )
 
     def test_the_space_of_a_search_is_that_of_the_code(self):

@@ -16,9 +16,10 @@ from keras_resnet.layers import shortcuts
 from keras_resnet.results import figures
 from keras_resnet.results import runs
 from keras_resnet.results import tables
+from keras_resnet.training import configs
 from keras_resnet.training import experiments
-from keras_resnet.training import loop
 from keras_resnet.training import recipes
+from keras_resnet.training import workdirs
 from tests import programs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -33,7 +34,7 @@ def a_run(name, error, model="resnet20", seed=0, step=1_000, **fields):
         {"step": 600.0, "train_top1_error": 70.0},
         {"step": step, "train_top1_error": 1.0, "test_top1_error": error},
     ]
-    config = loop.Config(model, seed=seed, **fields)
+    config = configs.Config(model, seed=seed, **fields)
     return runs.Run(name, config, tuple(rows))
 
 
@@ -43,7 +44,7 @@ def save(run, directory):
     workdir.mkdir(parents=True)
     (workdir / "config.json").write_text(json.dumps(run.config.to_json()))
     with (workdir / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, loop.COLUMNS)
+        writer = csv.DictWriter(file, workdirs.COLUMNS)
         writer.writeheader()
         writer.writerows(run.metrics)
     return workdir
@@ -54,7 +55,7 @@ class ExperimentOfConfigTest(parameterized.TestCase):
     def test_every_row_is_known_again(self, name):
         row = experiments.EXPERIMENTS[name]
         recipe = recipes.get_recipe(row.recipe).with_steps(1_600)
-        config = loop.Config(
+        config = configs.Config(
             row.model, row.dataset, recipe, row.arguments, "mixed_bfloat16", 7
         )
         self.assertEqual(experiments.of_config(config), row)
@@ -71,7 +72,7 @@ class ExperimentOfConfigTest(parameterized.TestCase):
         ),
     )
     def test_one_network_has_several_names(self, model, arguments, name):
-        config = loop.Config(model, "cifar10", RECIPE, arguments)
+        config = configs.Config(model, "cifar10", RECIPE, arguments)
         self.assertEqual(experiments.of_config(config).name, name)
 
     @parameterized.parameters(
@@ -84,7 +85,7 @@ class ExperimentOfConfigTest(parameterized.TestCase):
     )
     def test_other_trainings_are_no_row(self, **fields):
         fields = {"recipe": RECIPE, "dataset": "cifar10", **fields}
-        config = loop.Config("resnet20", **fields)
+        config = configs.Config("resnet20", **fields)
         self.assertIsNone(experiments.of_config(config))
 
 

@@ -18,11 +18,13 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet import models
+from keras_resnet.training import configs
 from keras_resnet.training import data
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
 from keras_resnet.training import splits
 from keras_resnet.training import tuning
+from keras_resnet.training import workdirs
 from tests import programs
 
 SMALL = tuning.Space(depth=(20,), width=(0.5,), optimizer=("momentum", "adam"))
@@ -30,7 +32,7 @@ SMALL = tuning.Space(depth=(20,), width=(0.5,), optimizer=("momentum", "adam"))
 
 def search(algorithm="random", trials=4, steps=2, space=SMALL, **kwargs):
     recipe = dataclasses.replace(recipes.RECIPES["digits"], batch_size=8)
-    config = loop.Config("resnet20", "digits", recipe, **kwargs)
+    config = configs.Config("resnet20", "digits", recipe, **kwargs)
     return tuning.Search(config, space, algorithm, trials, steps)
 
 
@@ -117,7 +119,7 @@ class SearchTest(TuningTestCase):
         self.assertLen(lines, 2)
         for trial in first:
             self.assertIn(trial, more)
-        with self.assertRaisesRegex(loop.WorkdirError, "another steps"):
+        with self.assertRaisesRegex(workdirs.WorkdirError, "another steps"):
             self.tune(search(steps=3), folder)
 
     def test_a_trial_that_was_stopped_is_taken_up_again(self):
@@ -139,7 +141,7 @@ class SearchTest(TuningTestCase):
         folder = self.folder()
         with open(os.path.join(folder, "letter.txt"), "w") as file:
             file.write("Dear")
-        with self.assertRaisesRegex(loop.WorkdirError, "no search.json"):
+        with self.assertRaisesRegex(workdirs.WorkdirError, "no search.json"):
             self.tune(search(), folder)
 
     def test_a_hypermodel_builds_what_a_trial_trains(self):
@@ -273,7 +275,7 @@ class CommandTest(TuningTestCase):
             "recipe": recipes.RECIPES["digits"],
             **kwargs,
         }
-        config = loop.Config(**kwargs)
+        config = configs.Config(**kwargs)
         command = tuning.train_command(config, "a workdir")
         result = {"test_top1_error": 0.0, "test_images": 1}
         with mock.patch.object(

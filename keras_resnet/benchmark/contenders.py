@@ -300,13 +300,14 @@ def _infer_openvino(work):
 
 def _train_program(work, data_dir):
     """`apps.train` with its input and its metrics; it times itself."""
+    from keras_resnet.training import configs
     from keras_resnet.training import data
     from keras_resnet.training import loop
     from keras_resnet.training import recipes
 
     dataset = data.load("cifar10", data_dir)
     recipe = recipes.get_recipe("cifar10").with_steps(work.steps + 1)
-    config = loop.Config(
+    config = configs.Config(
         work.network,
         "cifar10",
         recipe,

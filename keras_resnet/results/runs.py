@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from keras_resnet.training import experiments
-from keras_resnet.training.loop import Config
+from keras_resnet.training.configs import Config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from keras_resnet.analysis import complexity
 from keras_resnet.training import checkpoints
 from keras_resnet.training import data
 from keras_resnet.training import evaluation
-from keras_resnet.training import loop
+from keras_resnet.training import workdirs
 
 
 def ship(
@@ -43,7 +43,7 @@ def ship(
             a preprocessing that `weights="DATASET"` could not know.
     """
     folder = Path(folder or Path(pretrained.__file__).parent)
-    trained = loop.load_workdir(workdir, classifier_activation=None)
+    trained = workdirs.load_workdir(workdir, classifier_activation=None)
     config, preprocessing = trained.config, trained.preprocessing
     if config.dataset != dataset.name or config.model_arguments:
         raise ValueError(

@@ -17,7 +17,7 @@ import numpy as np
 from keras_resnet import models
 from keras_resnet.serving import export
 from keras_resnet.training import data
-from keras_resnet.training import loop
+from keras_resnet.training import workdirs
 
 _CALIBRATION_IMAGES = 200
 _PHOTO_SIZE = 224
@@ -77,9 +77,9 @@ def of_workdir(workdir: str | os.PathLike) -> Source:
     """The newest checkpoint of what `apps.train` wrote.
 
     Raises:
-        loop.WorkdirError: it is no work directory or has no checkpoint yet.
+        workdirs.WorkdirError: it is no work directory or has no checkpoint yet.
     """
-    trained = loop.load_workdir(workdir)
+    trained = workdirs.load_workdir(workdir)
     config = trained.config
     return Source(
         trained.model,

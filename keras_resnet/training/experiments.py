@@ -16,7 +16,7 @@ from keras_resnet import baselines
 from keras_resnet import names
 from keras_resnet.layers import shortcuts
 from keras_resnet.training import recipes
-from keras_resnet.training.loop import Config
+from keras_resnet.training.configs import Config
 
 #: Printed as "fail" in [2, Table 1]: a test error of more than 20%.
 FAIL = math.inf

@@ -74,3 +74,12 @@ def of_recipe(
         # Keras has no switch for it: this is where it would add them.
         optimizer._all_reduce_sum_gradients = list
     return optimizer
+
+
+def averages(recipe: Recipe, model: keras.Model) -> list[tf.Variable]:
+    """Variables for the moving average of the parameters; none without."""
+    if not recipe.average_momentum:
+        return []
+    return [
+        tf.Variable(v.value, trainable=False) for v in model.trainable_variables
+    ]

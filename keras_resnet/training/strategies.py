@@ -29,6 +29,10 @@ _EXAMPLE = (
 )
 
 
+class WorkerLostError(RuntimeError):
+    """Another worker does not answer any more."""
+
+
 def get_strategy(
     name: str = "auto",
     num_devices: int | None = None,
@@ -101,6 +105,32 @@ def worker_index(strategy: tf.distribute.Strategy) -> int:
     has_chief = "chief" in resolver.cluster_spec().jobs
     is_worker = resolver.task_type == "worker"
     return resolver.task_id + (has_chief and is_worker)
+
+
+def has_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether several workers share the steps."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+@contextlib.contextmanager
+def lost_workers(strategy: tf.distribute.Strategy):
+    """Turns what TensorFlow says when another worker is gone into one line."""
+    try:
+        yield
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.InternalError,
+        tf.errors.FailedPreconditionError,
+    ) as error:
+        if not has_workers(strategy):
+            raise
+        raise WorkerLostError(
+            "another worker does not answer any more; start all of them again "
+            "with the same command, and they go on from the last checkpoint"
+        ) from error
 
 
 def distributed(

@@ -33,9 +33,11 @@ from keras_tuner.engine.base_tuner import BaseTuner
 from keras_resnet import models
 from keras_resnet import names
 from keras_resnet.training import checkpoints
+from keras_resnet.training import configs
 from keras_resnet.training import data
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
+from keras_resnet.training import workdirs
 
 ALGORITHMS = ("random", "hyperband", "bayesian")
 
@@ -126,7 +128,7 @@ class HyperModel(keras_tuner.HyperModel):
         image_shape: Height, width and channels of an image.
         classes: Number of classes.
 
-    >>> config = loop.Config("resnet20", "digits", recipes.RECIPES["digits"])
+    >>> config = configs.Config("resnet20", "digits", recipes.RECIPES["digits"])
     >>> hypermodel = HyperModel(config, Space(width=(0.5,)), (8, 8, 1), 10)
     >>> hypermodel.build(keras_tuner.HyperParameters()).name
     'resnet20x0.5'
@@ -134,7 +136,7 @@ class HyperModel(keras_tuner.HyperModel):
 
     def __init__(
         self,
-        config: loop.Config,
+        config: configs.Config,
         space: Space,
         image_shape: tuple[int, int, int],
         classes: int,
@@ -145,7 +147,7 @@ class HyperModel(keras_tuner.HyperModel):
         self.image_shape = image_shape
         self.classes = classes
 
-    def config(self, hp: keras_tuner.HyperParameters) -> loop.Config:
+    def config(self, hp: keras_tuner.HyperParameters) -> configs.Config:
         """What a trial trains."""
 
         def choice(name):
@@ -178,7 +180,9 @@ class HyperModel(keras_tuner.HyperModel):
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """The network of a trial; it gives logits."""
-        return loop.build_model(self.config(hp), self.image_shape, self.classes)
+        return configs.build_model(
+            self.config(hp), self.image_shape, self.classes
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +199,7 @@ class Search:
         steps: Of the longest trial; None for those of the recipe.
     """
 
-    config: loop.Config
+    config: configs.Config
     space: Space
     algorithm: str = "random"
     trials: int = 20
@@ -218,7 +222,7 @@ class Search:
             for unit in self.space.unit:
                 for shortcut in self.space.shortcut:
                     arguments = {"unit": unit, "shortcut": shortcut}
-                    loop.check_model_arguments(spec, arguments)
+                    configs.check_model_arguments(spec, arguments)
         for name in self.space.augmentation:
             if name not in data.AUGMENTATIONS:
                 raise ValueError(
@@ -278,7 +282,7 @@ class Trial:
     """
 
     name: str
-    config: loop.Config
+    config: configs.Config
     steps: int
     validation_error: float | None
 
@@ -339,11 +343,12 @@ def tune(
     )
 
 
-def train_command(config: loop.Config, workdir: str | os.PathLike) -> str:
+def train_command(config: configs.Config, workdir: str | os.PathLike) -> str:
     """The command line that trains a configuration.
 
     >>> recipe = recipes.RECIPES["digits"].with_field("optimizer", "adam")
-    >>> print(train_command(loop.Config("resnet20", "digits", recipe), "best"))
+    >>> config = configs.Config("resnet20", "digits", recipe)
+    >>> print(train_command(config, "best"))
     python -m apps.train --model=resnet20 --dataset=digits --recipe=digits \
 --set=recipe.optimizer=adam --workdir=best
     """
@@ -371,7 +376,7 @@ def train_command(config: loop.Config, workdir: str | os.PathLike) -> str:
             words.append(f"--set=recipe.{field.name}={text}")
     for name in ("dtype", "seed", "deterministic"):
         value = getattr(config, name)
-        if value != loop.Config.__dataclass_fields__[name].default:
+        if value != configs.Config.__dataclass_fields__[name].default:
             words.append(f"--{name}={str(value).lower()}")
     words.append(f"--workdir={os.fspath(workdir)}")
     return shlex.join(["python", "-m", "apps.train", *words])
@@ -479,13 +484,13 @@ def _check_directory(search, directory):
         del old["trials"], fields["trials"]
         if old != fields:
             differing = [n for n in fields if old.get(n) != fields[n]]
-            raise loop.WorkdirError(
+            raise workdirs.WorkdirError(
                 f"{directory} belongs to a search with another "
                 f"{' and '.join(differing)}: choose another directory or the "
                 "old search"
             )
     elif directory.is_dir() and any(directory.iterdir()):
-        raise loop.WorkdirError(
+        raise workdirs.WorkdirError(
             f"{directory} is neither empty nor of a search (it has no "
             "search.json): choose another"
         )

@@ -1,0 +1,376 @@
+"""A run's variables and its steps: `strategy.run` under one `tf.function`.
+
+A step is a pure function on each device; its results are added up over all
+devices at once, and only then is anything written.
+"""
+
+import keras
+import tensorflow as tf
+
+from keras_resnet import baselines
+from keras_resnet import training
+from keras_resnet.training import checkpoints
+from keras_resnet.training import configs
+from keras_resnet.training import evaluation
+from keras_resnet.training import optimizers
+from keras_resnet.training import strategies
+from keras_resnet.training import workdirs
+
+training.require_tensorflow(__name__)
+
+
+class Run:
+    """The variables of a run and the function that advances them."""
+
+    def __init__(self, config, dataset, strategy):
+        recipe = config.recipe
+        self.config = config
+        self.strategy = strategy
+        with strategy.scope():
+            self.model = configs.build_model(
+                config, dataset.image_shape, dataset.classes
+            )
+            self.rates = recipe.learning_rates()
+            self.optimizer = optimizers.of_recipe(recipe, adds_replicas=False)
+            if config.dtype == "mixed_float16":
+                self.optimizer = keras.optimizers.LossScaleOptimizer(
+                    self.optimizer
+                )
+            self.optimizer.build(self.model.trainable_variables)
+            self.step = tf.Variable(0, dtype="int64")
+            self.sums = tf.Variable(tf.zeros([4]))
+            self.averages = optimizers.averages(recipe, self.model)
+        self.devices = tf.Variable(0, dtype="int64")
+        # Moving statistics, and the seeds of random layers, which TensorFlow's
+        # checkpoints do not find by themselves.
+        weights = set(map(id, self.model.weights))
+        self.states = self.model.non_trainable_variables
+        self.checkpoint = tf.train.Checkpoint(
+            model=self.model,
+            optimizer=self.optimizer,
+            step=self.step,
+            sums=self.sums,
+            devices=self.devices,
+            averages=self.averages,
+            seeds=[v.value for v in self.states if id(v) not in weights],
+        )
+        self.decayed = [
+            recipe.decay_norms or variable.name.endswith("kernel")
+            for variable in self.model.trainable_variables
+        ]
+        self.evaluate = evaluation.Evaluator(self.predict, strategy)
+        self.advance = tf.function(self._advance)
+
+    @property
+    def completed_steps(self) -> int:
+        return int(self.step.numpy())
+
+    @property
+    def images_since_row(self) -> int:
+        return int(self.sums.numpy()[3])
+
+    def restore(self, directory, report):
+        """Reads the newest checkpoint that is whole, if there is any."""
+        step = checkpoints.restore(
+            lambda path: self.checkpoint.read(path).assert_consumed(),
+            directory,
+            report,
+        )
+        if step is None and checkpoints.steps(directory):
+            report("every checkpoint is damaged; starts at step 0")
+        if strategies.is_chief(self.strategy):
+            checkpoints.set_aside(directory, after=-1 if step is None else step)
+            checkpoints.clean(directory)
+        if self.meet() != self.completed_steps:
+            raise workdirs.WorkdirError(
+                f"{directory} must be the same for all workers; worker "
+                f"{strategies.worker_index(self.strategy)} finds step "
+                f"{self.completed_steps} there, another one does not"
+            )
+        if step is not None:
+            report(f"goes on at step {step} of {self.config.recipe.steps}")
+            before, now = (
+                int(self.devices.numpy()),
+                self.strategy.num_replicas_in_sync,
+            )
+            if before != now:
+                report(
+                    f"on {now} device{'s' * (now > 1)} now, on {before} before:"
+                    " the batches stay the same, the share that a device "
+                    "normalizes by does not"
+                )
+        self.devices.assign(self.strategy.num_replicas_in_sync)
+
+    def meet(self):
+        """Waits for all workers; gives the mean of their steps."""
+        if not strategies.has_workers(self.strategy):
+            return self.completed_steps
+        with strategies.lost_workers(self.strategy):
+            return float(self._mean_step().numpy())
+
+    @tf.function
+    def _mean_step(self):
+        each = self.strategy.run(lambda: tf.cast(self.step, "float64"))
+        return self.strategy.reduce("MEAN", each, axis=None)
+
+    @tf.function
+    def is_finite(self):
+        """Whether every weight is a finite number."""
+        finite = [
+            tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(v.value)))
+            for v in self.model.weights
+        ]
+        return tf.reduce_all(finite)
+
+    def _advance(self, iterator, steps, told):
+        """Takes up to `steps` training steps, all of them in one graph.
+
+        All workers must ask for as many steps: TensorFlow matches what they
+        add up by its place in the loop.
+
+        Args:
+            iterator: Of batches, for all devices.
+            steps: How many at most.
+            told: What this worker tells the others: whether it was asked to
+                stop, 1 or 0, and the seconds that a step takes.
+
+        Returns:
+            The sum of `told` over all devices. If one was asked to stop, all
+            end after the first step.
+        """
+        sums = tf.convert_to_tensor(self.sums)
+        heard, done = tf.zeros([2]), tf.constant(0)
+        while (done < steps) & (heard[0] == 0.0):
+            images, labels = next(iterator)
+            states, totals = self.strategy.run(
+                self.train_step, (images, labels, told)
+            )
+            for variable, state in zip(self.states, states, strict=True):
+                self.strategy.extended.update(
+                    variable.value, _assign, (state,), group=False
+                )
+            totals = self.strategy.experimental_local_results(totals)[0]
+            sums, heard = sums + totals[:4], totals[4:]
+            done += 1
+            self.move_averages(tf.cast(self.step, "float32"), done)
+        self.sums.assign(sums)
+        self.step.assign_add(tf.cast(done, "int64"))
+        return heard
+
+    def move_averages(self, step, done):
+        """Lets the moving average follow the parameters after a step."""
+        step += tf.cast(done, "float32")
+        momentum = tf.minimum(
+            self.config.recipe.average_momentum, (1.0 + step) / (10.0 + step)
+        )
+        for average, variable in zip(
+            self.averages, self.model.trainable_variables, strict=False
+        ):
+            self.strategy.extended.update(
+                average, _move, (variable.value, momentum), group=False
+            )
+
+    def predict(self, images):
+        """The logits of test images, by the moving average if there is one."""
+        if not self.averages:
+            return self.model(images, training=False)
+        mapping = zip(
+            self.model.trainable_variables, self.averages, strict=True
+        )
+        with keras.StatelessScope(mapping):
+            return self.model(images, training=False)
+
+    def train_step(self, images, labels, told):
+        """One step on one device.
+
+        Returns:
+            The new values of `states`, and the sums of `count_errors` with
+            of `told`: both alike on all devices.
+        """
+        context = tf.distribute.get_replica_context()
+        replicas = self.strategy.num_replicas_in_sync
+        # Each device draws numbers of its own; one device, those of Keras.
+        shift = tf.constant([1, 0], "int64") * tf.cast(
+            context.replica_id_in_sync_group, "int64"
+        )
+        shift *= 2**32
+        values = [
+            v.value + shift if _is_seed(v) else v.value for v in self.states
+        ]
+        gradients, values, sums = self.accumulated(images, labels, values)
+        total = {
+            "gradients": gradients,
+            "statistics": [
+                value / replicas
+                for v, value in zip(self.states, values, strict=True)
+                if not _is_seed(v)
+            ],
+            # Of the dtype of the others: workers send them as one.
+            "sums": tf.cast(tf.concat([sums, told], 0), gradients[0].dtype),
+        }
+        if replicas > 1:  # once over the network, for all there is to add
+            total = context.all_reduce("SUM", total)
+        self.optimizer.apply(
+            self.regularized(total["gradients"]), self.model.trainable_variables
+        )
+        statistics = iter(total["statistics"])
+        states = [
+            value - shift if _is_seed(v) else next(statistics)
+            for v, value in zip(self.states, values, strict=True)
+        ]
+        return states, tf.cast(total["sums"], "float32")
+
+    def accumulated(self, images, labels, values):
+        """`gradients` of the micro-batches, one after the other, added up."""
+        count = self.config.recipe.micro_batches
+        if count == 1:
+            return self.gradients(images, labels, values)
+        images, labels = self.parts(images), self.parts(labels)
+        is_seed = [_is_seed(v) for v in self.states]
+
+        def body(i, gradients, totals, sums):
+            # Each starts with the statistics from before, as devices do.
+            before = [
+                total if is_one else value
+                for total, value, is_one in zip(
+                    totals, values, is_seed, strict=True
+                )
+            ]
+            with tf.control_dependencies(gradients):  # one after the other
+                part = tf.identity(images[i])
+            more, after, counted = self.gradients(part, labels[i], before)
+            totals = [
+                new if is_one else total + new / count
+                for total, new, is_one in zip(
+                    totals, after, is_seed, strict=True
+                )
+            ]
+            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
+            return i + 1, gradients, totals, sums + counted
+
+        none = [
+            tf.zeros(v.shape, v.dtype) for v in self.model.trainable_variables
+        ]
+        totals = [
+            tf.convert_to_tensor(value) if is_one else tf.zeros_like(value)
+            for value, is_one in zip(values, is_seed, strict=True)
+        ]
+        state = (0, none, totals, tf.zeros([4]))
+        if self.config.sync_batch_norm:
+            for _ in range(count):
+                state = body(*state)
+        else:
+            state = tf.while_loop(
+                lambda i, *_: i < count,
+                body,
+                state,
+                parallel_iterations=1,
+                maximum_iterations=count,
+            )
+        return state[1:]
+
+    def parts(self, tensor):
+        """The micro-batches of the share of a device, `[count, n, ...]`.
+
+        Synchronized, they are every `count`-th image, so that a micro-batch
+        has the same images on however many devices.
+        """
+        count = self.config.recipe.micro_batches
+        if self.config.sync_batch_norm:
+            return tf.stack([tensor[i::count] for i in range(count)])
+        return tf.reshape(tensor, [count, -1, *tensor.shape[1:]])
+
+    def gradients(self, images, labels, values):
+        """Gradients of the mean loss of the global batch, by some images of it.
+
+        Args:
+            images: Of one device.
+            labels: Of the same.
+            values: Of the variables `states`.
+
+        Returns:
+            The gradients, the new values of `states`, the sums of
+            `count_errors`; no variable is changed.
+        """
+        variables = self.model.trainable_variables
+        mapping = list(zip(self.states, values, strict=True))
+        with tf.GradientTape() as tape:
+            with keras.StatelessScope(mapping) as scope:
+                logits = self.model(images, training=True)
+            logits = _widened(logits)
+            loss = tf.reduce_sum(self._losses(labels, logits))
+            loss /= float(self.config.recipe.batch_size)
+            scaled = loss
+            if self.config.dtype == "mixed_float16":
+                scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, [v.value for v in variables])
+        values = [scope.get_current_value(v) for v in self.states]
+        counted = tf.ones_like(labels, dtype="float32")
+        return (
+            gradients,
+            values,
+            evaluation.count_errors(
+                tf.cast(logits, "float32"), labels, counted
+            ),
+        )
+
+    def regularized(self, gradients):
+        """With the gradient of the L2 penalty [1, Sec. 3.4].
+
+        It is no part of the loss that is reported.
+        """
+        scale = self.config.recipe.weight_decay
+        if self.config.dtype == "mixed_float16":
+            scale = self.optimizer.scale_loss(scale)
+        return [
+            gradient + scale * variable.value if is_decayed else gradient
+            for gradient, variable, is_decayed in zip(
+                gradients,
+                self.model.trainable_variables,
+                self.decayed,
+                strict=True,
+            )
+        ]
+
+    def _losses(self, labels, logits):
+        """Of the network, and of its companions in the same call."""
+        losses = self._cross_entropies(labels, logits)
+        for weight, companion in baselines.companion_logits(self.model):
+            companion = _widened(companion)
+            losses += weight * self._cross_entropies(labels, companion)
+        return losses
+
+    def _cross_entropies(self, labels, logits):
+        smoothing = self.config.recipe.label_smoothing
+        if not smoothing:
+            return keras.ops.sparse_categorical_crossentropy(
+                labels, logits, from_logits=True
+            )
+        classes = logits.shape[-1]
+        targets = tf.one_hot(
+            labels,
+            classes,
+            on_value=1.0 - smoothing + smoothing / classes,
+            off_value=smoothing / classes,
+        )
+        return keras.ops.categorical_crossentropy(
+            targets, logits, from_logits=True
+        )
+
+
+def _move(average, value, momentum):
+    share = tf.cast(1.0 - momentum, average.dtype)
+    average.assign(average + (value - average) * share)
+
+
+def _widened(logits):
+    """In float32 at least: a softmax in half precision loses its tail."""
+    return logits if logits.dtype == "float64" else tf.cast(logits, "float32")
+
+
+def _assign(variable, value):
+    variable.assign(value)
+
+
+def _is_seed(variable):
+    return not variable.dtype.startswith("float")

@@ -1,0 +1,71 @@
+"""Configurations: what no network can be is refused before any data is read."""
+
+import dataclasses
+import json
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import keras_resnet
+from keras_resnet import layers
+from keras_resnet.training import configs
+from tests import runs
+from tests import tiny_runs
+
+
+class ConfigTest(tiny_runs.TestCase):
+    def test_comes_back_from_json(self):
+        described = tiny_runs.config(
+            model_arguments={"shortcut": "C", "survival_probability": 0.5},
+            seed=3,
+        )
+        text = json.dumps(described.to_json())
+        self.assertEqual(configs.Config.from_json(json.loads(text)), described)
+
+    @parameterized.parameters(
+        ({"dtype": "int8"}, "dtype must be one of.*'int8'"),
+        ({"model": "resnet21"}, "did you mean"),
+        ({"model_arguments": {"unit": "orginal"}}, "mean 'original'"),
+        ({"model_arguments": {"shortcut": "D"}}, "shortcut must be"),
+        ({"model_arguments": {"survival_probability": 2.0}}, "in .0, 1."),
+        (
+            {"sync_batch_norm": True, "model_arguments": {"looped": True}},
+            "sync_batch_norm needs model.looped=false.*received model.looped=t",
+        ),
+    )
+    def test_refuses_what_no_network_can_be(self, fields, message):
+        fields = {"model": "resnet20", "recipe": tiny_runs.RECIPE, **fields}
+        with self.assertRaisesRegex(ValueError, message):
+            configs.Config(dataset="digits", **fields)
+
+    def test_synchronized_normalization_needs_single_units(self):
+        """41 units in a stage would else be a loop."""
+        long = dataclasses.replace(runs.TINY, units=(1, 42), filters=(1, 1))
+        with mock.patch.dict(keras_resnet.MODELS, {"tiny": long}):
+            for is_synchronized in (False, True):
+                described = tiny_runs.config(sync_batch_norm=is_synchronized)
+                model = configs.build_model(described, (8, 8, 1), 10)
+                stacks = [
+                    layer
+                    for layer in model.layers
+                    if isinstance(layer, layers.UnitStack)
+                ]
+                self.assertLen(stacks, 0 if is_synchronized else 1)
+
+    def test_model_arguments_come_from_text(self):
+        parse = configs.parse_model_argument
+        self.assertEqual(parse("shortcut", "C"), "C")
+        self.assertEqual(parse("batch_norm_momentum", "0.99"), 0.99)
+        with self.assertRaisesRegex(ValueError, "did you mean 'shortcut'"):
+            parse("shortcuts", "C")
+        self.assertIs(parse("remat", "true"), True)
+        self.assertIs(parse("looped", "False"), False)
+        with self.assertRaisesRegex(ValueError, "true or false.*'maybe'"):
+            parse("remat", "maybe")
+        with self.assertRaisesRegex(ValueError, "must be a number.*'high'"):
+            parse("survival_probability", "high")
+
+
+if __name__ == "__main__":
+    absltest.main()
