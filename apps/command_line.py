@@ -90,15 +90,44 @@ def model_arguments(network, given: list[tuple[str, str]]) -> dict:
     return arguments
 
 
+def channels(flag: flags.FlagHolder, count: int) -> list[float]:
+    """The numbers of --mean or --standard_deviation, one for each channel."""
+    with usage(flag.name, ",".join(flag.value)):
+        numbers = [float(text) for text in flag.value]
+        if len(numbers) != count:
+            raise ValueError(
+                f"expected a number for each of {count} channels, received "
+                f"{len(numbers)}"
+            )
+    return numbers
+
+
 def strategy(name: str, num_devices: int | None, **arguments):
     """The strategy of --strategy, --num_devices and further arguments."""
     from keras_resnet.training import strategies
 
     with usage("strategy", name):
+        strategies.check_name(name)
         if num_devices is None:
             return strategies.get_strategy(name, **arguments)
     with usage("num_devices", num_devices):
         return strategies.get_strategy(name, num_devices, **arguments)
+
+
+def only_with(mode: flags.FlagHolder, *others: flags.FlagHolder) -> None:
+    """Refuses flags that mean nothing beside the one that was given.
+
+    Args:
+        mode: The flag that was given.
+        others: Flags that belong to another one.
+    """
+    for other in others:
+        if other.present:
+            raise UsageError(
+                other.name,
+                other.value,
+                f"means nothing with --{mode.name}: leave it out",
+            )
 
 
 def run(main: Callable[[list[str]], None], takes_arguments=False) -> None:
@@ -141,6 +170,14 @@ def _parse(main, arguments: list[str]) -> list[str]:
 
 
 def _outcome(main, argv) -> int:
+    try:
+        return _code(main, argv)
+    except KeyboardInterrupt:
+        _fail("interrupted")
+        return 130
+
+
+def _code(main, argv) -> int:
     # What a user's data, disk and network can cause. Anything else is a
     # mistake of ours, whose trace a report needs.
     with _quiet():
@@ -171,9 +208,6 @@ def _outcome(main, argv) -> int:
     except loop.Interrupted as error:
         _fail(f"{error}; the same command goes on from there")
         return 128 + error.signal_number
-    except KeyboardInterrupt:
-        _fail("interrupted")
-        return 130
     except expected as error:
         _fail(error)
         return 1

@@ -80,8 +80,15 @@ def main(argv):
         "saved_model": _of_saved_model,
         "model": _of_model,
     }
+    if not _WORKDIR.value:
+        command_line.only_with(given[0], _CHECKPOINT)
+    if not _MODEL.value:
+        command_line.only_with(
+            given[0], _WEIGHTS, _MEAN, _STANDARD_DEVIATION, _SET
+        )
     with strategy.scope():
-        predict, dataset = sources[given[0].name]()
+        predict, labels, dataset = sources[given[0].name]()
+        _check_labels(labels, dataset)
         if _PROTOCOL.value == "multi_scale":
             predict = evaluation.any_size(predict)
     counts_classes = _PER_CLASS.value or _CONFUSION_MATRIX.value is not None
@@ -116,6 +123,23 @@ def _load(name, data_dir=None, **arguments):
         return data.load(name, _DATA_DIR.value or data_dir, **arguments)
 
 
+def _check_labels(labels, dataset):
+    """Refuses images of other classes than the network's."""
+    if len(labels) != dataset.classes:
+        raise command_line.UsageError(
+            "dataset",
+            dataset.name,
+            f"the network has {len(labels)} classes, the images have "
+            f"{dataset.classes}",
+        )
+    if list(labels) != list(dataset.labels):
+        print(
+            f"the network calls its classes {', '.join(labels[:5])}, ..., the "
+            f"images theirs {', '.join(dataset.labels[:5])}, ...; they are "
+            "compared by their place"
+        )
+
+
 def _of_workdir():
     from keras_resnet.training import workdirs
 
@@ -130,7 +154,7 @@ def _of_workdir():
         trained.config.data_dir,
         preprocessing=trained.preprocessing,
     )
-    return trained.model, dataset
+    return trained.model, trained.labels, dataset
 
 
 def _of_saved_model():
@@ -160,9 +184,9 @@ def _of_saved_model():
 
     def predict(images):
         pixels = tf.cast(tf.round(images * 255.0), "uint8")
-        return tf.math.log(network.views(pixels))
+        return tf.math.log(tf.maximum(network.views(pixels), 1e-37))
 
-    return predict, dataset
+    return predict, network.labels, dataset
 
 
 def _of_model():
@@ -172,9 +196,15 @@ def _of_model():
 
     with command_line.usage("model", _MODEL.value):
         spec = models.get_spec(_MODEL.value)
+    if not _WEIGHTS.value:
+        raise command_line.UsageError(
+            "weights", "", "name a file of weights, or cifar10 or imagenet"
+        )
     dataset = _load(_DATASET.value)
     numbers = {
-        flag.name: np.array(flag.value, "float32")
+        flag.name: np.array(
+            command_line.channels(flag, dataset.image_shape[-1]), "float32"
+        )
         for flag in (_MEAN, _STANDARD_DEVIATION)
         if flag.value
     }
@@ -193,7 +223,7 @@ def _of_model():
             classifier_activation=None,
             **arguments,
         )
-    return model, dataset
+    return model, dataset.labels, dataset
 
 
 def cli():

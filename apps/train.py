@@ -72,7 +72,13 @@ _DTYPE = flags.DEFINE_string(
     "float32",
     "float32, mixed_bfloat16, mixed_float16, or float64 for proofs.",
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
+_SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "Seed of weights and batches.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+)
 _DETERMINISTIC = flags.DEFINE_bool(
     "deterministic", False, "Whether equal runs are equal to the bit."
 )
@@ -138,6 +144,10 @@ def _config():
             if _LINEAR_SCALING.value:
                 changed = recipe.scaled_to(_BATCH_SIZE.value)
             recipe = changed
+    elif _LINEAR_SCALING.value:
+        raise command_line.UsageError(
+            "linear_scaling", True, "it scales with --batch_size: give that too"
+        )
     if _STEPS.value:
         recipe = recipe.with_steps(_STEPS.value)
     given = command_line.settings(_SET.value, "recipe", "model")

@@ -70,6 +70,13 @@ def _search():
     if _BATCH_SIZE.value is not None:
         recipe = dataclasses.replace(recipe, batch_size=_BATCH_SIZE.value)
     given = command_line.settings(_SET.value, "space", "recipe")
+    for field, text in given["recipe"]:
+        if hasattr(space, field):
+            raise command_line.UsageError(
+                "set",
+                f"recipe.{field}={text}",
+                f"it is searched: set space.{field}",
+            )
     space = command_line.with_fields(space, "space", given["space"])
     recipe = command_line.with_fields(recipe, "recipe", given["recipe"])
     with command_line.usage("dtype", _DTYPE.value):

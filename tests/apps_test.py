@@ -127,6 +127,9 @@ class ChainTest(parameterized.TestCase):
         self.assertIn("recipe.steps was 120, is 60", outcome.err[0])
 
 
+DIGITS = ("--model=resnet20", "--weights=no.h5", "--dataset=digits")
+
+
 class UsageTest(parameterized.TestCase):
     @parameterized.parameters(
         (
@@ -148,6 +151,15 @@ class UsageTest(parameterized.TestCase):
             2,
             "--set=model.shortcut=D: shortcut must",
         ),
+        (
+            ["--set=recipe.augmentation=flip"],
+            2,
+            "--set=recipe.augmentation=flip: unknown augmentation",
+        ),
+        (["--set=recipe.momentum=2"], 2, "momentum=2: momentum must be"),
+        (["--seed=-1"], 2, "--seed=-1"),
+        (["--linear_scaling"], 2, "--linear_scaling=True: .*--batch_size"),
+        (["--strategy=all", "--num_devices=2"], 2, "--strategy=all: .*auto"),
         (["--set=model.unit=plain"], 2, "--set=model.unit=plain: unit must be"),
         (["resnet20"], 2, "unexpected argument resnet20"),
         (["--dataset=folder:nowhere"], 1, "nowhere"),
@@ -173,14 +185,40 @@ class UsageTest(parameterized.TestCase):
             "--saved_model=nowhere",
         ),
         (["--model=resnet20", "--weights=no.h5", "--dataset=digits"], "no.h5"),
-        (["--model=resnet20"], "--dataset=: name the test images"),
+        (
+            ["--model=resnet20", "--weights=cifar10"],
+            "--dataset=: name the test images",
+        ),
+        (["--model=resnet20", "--dataset=digits"], "--weights=: name a file"),
         (["--model=resnet20", "--protocol=double"], "protocol"),
+        (["--workdir=a", "--weights=b"], "--weights=b: means nothing with --w"),
+        ([*DIGITS, "--mean=grey"], "--mean=grey: could not convert"),
+        (
+            [*DIGITS, "--mean=1,2"],
+            "--mean=1,2: expected a number for each of 1",
+        ),
     )
     def test_evaluation_refuses_what_it_cannot_do(self, arguments, message):
         outcome = programs.run("evaluate", *arguments)
         self.assertLen(outcome.err, 1)
         self.assertRegex(outcome.err[0], message)
         self.assertEqual(outcome.code, 2)
+
+    def test_images_of_other_classes_are_refused(self):
+        root = self.enter_context(tempfile.TemporaryDirectory())
+        for i in range(10):
+            path = Path(root, "ab"[i % 2], f"{i}.png")
+            path.parent.mkdir(exist_ok=True)
+            picture = tf.fill((32, 32, 3), tf.cast(i, "uint8"))
+            path.write_bytes(tf.io.encode_png(picture).numpy())
+        outcome = programs.run(
+            "evaluate",
+            "--saved_model=savedmodels/resnet20_cifar10",
+            f"--dataset=folder:{root}",
+        )
+        self.assertEqual(outcome.code, 2)
+        (line,) = outcome.err
+        self.assertRegex(line, "--dataset=.*10 classes, the images have 2")
 
     def test_help_is_no_error(self):
         for name in ("train", "evaluate", "export", "predict"):
@@ -204,11 +242,41 @@ class UsageTest(parameterized.TestCase):
             "--steps=2",
             "--batch_size=8",
         )
-        self.assertEqual(
-            outcome.code, 2 if "--dataset" in outcome.err[0] else 1
-        )
+        self.assertEqual(outcome.code, 2)  # small images are read at the start
         self.assertLen(outcome.err, 1)
-        self.assertIn("a/0.jpg", outcome.err[0])
+        self.assertRegex(outcome.err[0], "--dataset=.*a/0.jpg")
+
+    @parameterized.parameters("train", "test")
+    def test_photo_that_does_not_decode_is_named(self, split):
+        root = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        for i in range(8):
+            size = (150 + i, 140, 3)
+            picture = tf.io.encode_jpeg(tf.zeros(size, "uint8")).numpy()
+            path = root / "photos" / ("train", "test")[i // 4] / "ab"[i % 2]
+            path.mkdir(parents=True, exist_ok=True)
+            (path / f"{i}.jpg").write_bytes(picture)
+        bad = root / "photos" / split / "b" / "bad.jpg"
+        bad.write_bytes(picture[:200])
+        outcome = programs.run(
+            "train",
+            f"--dataset=folder:{root}/photos",
+            f"--workdir={root}/run",
+            "--model=resnet20",
+            "--recipe=cifar10",
+            "--set=recipe.image_size=32",
+            "--steps=1",
+            "--batch_size=5",
+        )
+        self.assertEqual(outcome.code, 1)
+        self.assertLen(outcome.err, 1)
+        self.assertIn(f"{split}/b/bad.jpg", outcome.err[0])
+
+    def test_interrupt_is_one_line(self):
+        with mock.patch.object(data, "load", side_effect=KeyboardInterrupt):
+            outcome = programs.run("train")
+        self.assertEqual(
+            (outcome.code, outcome.err), (130, ["train: interrupted"])
+        )
 
     def test_failure_of_tensorflow_is_one_line(self):
         error = tf.errors.ResourceExhaustedError(None, None, "no memory\nleft")

@@ -54,6 +54,22 @@ class EvaluationTest(parameterized.TestCase):
         )
         self.assertEqual((result.top1_errors, result.top5_errors), (2, 0))
 
+    def test_equal_scores_are_those_of_the_first_class(self):
+        """A network that tells no classes apart is right as often as chance."""
+        logits = np.zeros((10, 10), "float32")
+        result = evaluation.evaluate(
+            lambda x: x, batches(logits, np.arange(10), 4)
+        )
+        self.assertEqual((result.top1_errors, result.top5_errors), (9, 5))
+
+    def test_a_class_that_cannot_be_makes_no_error_of_a_right_one(self):
+        with np.errstate(divide="ignore"):
+            logits = np.log(np.array([[1, 0, 0], [0.2, 0.8, 0]], "float32"))
+        result = evaluation.evaluate(
+            lambda x: x, batches(logits, np.array([0, 1]), 2)
+        )
+        self.assertEqual(result.top1_errors, 0)
+
     def test_no_images_are_refused(self):
         with self.assertRaisesRegex(ValueError, "no test images"):
             evaluation.evaluate(lambda x: x, [])

@@ -13,6 +13,7 @@ from absl.testing import parameterized
 
 from keras_resnet.training import configs
 from keras_resnet.training import loop
+from keras_resnet.training import steps
 from keras_resnet.training import workdirs
 from tests import runs
 from tests import tiny_runs
@@ -72,6 +73,30 @@ class TrainingTest(tiny_runs.TestCase):
         self.assertEqual(
             [p.name for p in kept], ["ckpt-7.index", "ckpt-8.index"]
         )
+
+    def test_evaluations_need_no_row_of_their_own(self):
+        self.train(tiny_runs.config(), log_every=4, eval_every=3)
+        text = (self.workdir / "metrics.csv").read_text()
+        rows = [row.split(",") for row in text.splitlines()[1:]]
+        self.assertEqual(
+            [(row[0], row[-1] != "") for row in rows],
+            [("3", True), ("4", False), ("6", True), ("8", True)],
+        )
+
+    def test_signal_before_the_first_step_ends_the_run(self):
+        """Not after it: the first step of a deep network takes minutes."""
+        build = steps.Run
+
+        def interrupted(*arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return build(*arguments)
+
+        with (
+            mock.patch.object(steps, "Run", interrupted),
+            self.assertRaises(loop.Interrupted) as caught,
+        ):
+            self.train(tiny_runs.config())
+        self.assertEqual(caught.exception.step, 0)
 
     @parameterized.parameters("mixed_bfloat16", "mixed_float16")
     def test_mixed_precision_learns(self, dtype):

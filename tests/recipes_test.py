@@ -91,6 +91,15 @@ class RecipesTest(parameterized.TestCase):
         ("expected_errors", "[]", "received"),
         ("micro_batches", "3", "micro_batches must divide batch_size"),
         ("average_momentum", "1.0", "less than 1, received 1.0"),
+        ("momentum", "2", "momentum must be .* less than 1, received 2.0"),
+        ("label_smoothing", "7", "label_smoothing must be .*received 7.0"),
+        ("learning_rate", "-1", "finite and at least 0, received -1.0"),
+        ("learning_rate", "NaN", "finite and at least 0, received nan"),
+        ("weight_decay", "-5", "weight_decay must be finite and at least 0"),
+        ("warmup_steps", "-3", "warmup_steps must be finite and at least 0"),
+        ("decay_at_steps", "[-4]", "decay_at_steps must be finite"),
+        ("image_size", "0", "image_size must be at least 1, received 0"),
+        ("augmentation", "pad_flip", "did you mean pad_crop_flip"),
     )
     def test_wrong_fields_and_values_are_refused(self, name, text, message):
         with self.assertRaisesRegex(ValueError, message):

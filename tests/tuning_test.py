@@ -239,7 +239,8 @@ class ProcessesTest(TuningTestCase):
     @parameterized.parameters(
         ("--algorithm=grid", "algorithm"),
         ("--set=space.depht=20", "depht.*allowed are depth"),
-        ("--set=space.depth=21", "resnet21"),
+        ("--set=space.depth=21", "--set=space.depth=21: .*resnet21"),
+        ("--set=recipe.learning_rate=1", "set space.learning_rate"),
         ("--set=space.depth=deep", "space.depth=deep"),
         ("--set=space.width=0.01", "whole numbers"),
         ("--set=space.shortcut=A,Q", "'Q'"),

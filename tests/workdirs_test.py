@@ -1,6 +1,7 @@
 """Work directories: what is left, what is loaded, what is refused."""
 
 import dataclasses
+import json
 import os
 from unittest import mock
 
@@ -101,6 +102,48 @@ class WorkdirTest(tiny_runs.TestCase):
         self.assertEqual(after, before)
         # Where the data lies is no part of the configuration.
         self.train(tiny_runs.config(data_dir="elsewhere"))
+
+    def test_best_checkpoint_of_a_lost_way_is_dropped(self):
+        """Where the last checkpoints are lost, so are the best after them."""
+
+        def trained(*errors):
+            left = iter(errors)
+
+            def evaluated(*_, **__):
+                return evaluation.Evaluation(100, next(left), 0, 1.0)
+
+            with mock.patch.object(evaluation.Evaluator, "__call__", evaluated):
+                self.train(
+                    tiny_runs.config(),
+                    eval_every=2,
+                    keep=9,
+                    checkpoint_seconds=0.0,
+                )
+            return workdirs.load_workdir(self.workdir, checkpoint="best").step
+
+        self.assertEqual(trained(9, 8, 7, 6), 8)
+        for path in self.workdir.glob("checkpoints/ckpt-[5-8].index"):
+            path.unlink()
+        self.assertEqual(trained(5, 6), 6)
+
+    def test_other_data_of_the_same_name_is_refused(self):
+        self.train(tiny_runs.config())
+        path = self.workdir / "dataset.json"
+        about = json.loads(path.read_text())
+        # The rounding of another machine is no other data.
+        about["preprocessing"]["mean"][3][3][0] *= 1 + 1e-7
+        path.write_text(json.dumps(about))
+        self.train(tiny_runs.config())
+        about["labels"][3] = "drei"
+        about["preprocessing"]["mean"][3][3][0] += 0.1
+        path.write_text(json.dumps(about))
+        before = path.stat().st_mtime_ns
+        with self.assertRaisesRegex(
+            workdirs.WorkdirError,
+            "trained on other data: labels was .*'drei'.*; mean was ",
+        ):
+            self.train(tiny_runs.config())
+        self.assertEqual(path.stat().st_mtime_ns, before)
 
     def test_directory_of_something_else_is_refused(self):
         self.workdir.mkdir()

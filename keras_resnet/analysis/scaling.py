@@ -1,7 +1,7 @@
 """How the time of a step grows with the number of devices that share it.
 
 A model of data-parallel training with a ring all-reduce (Patarasuk and Yuan
-2009), as `training.loop` has it: every device computes its share of the batch,
+2009), as `training.steps` has it: every device computes its share of the batch,
 then gradients and moving statistics are added up over all of them, at once.
 """
 

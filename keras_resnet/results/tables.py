@@ -175,10 +175,12 @@ def in_order(
     Args:
         printed: The paper's errors by row; pairs whose errors are equal or
             not printed do not count.
-        errors: Ours, by row.
+        errors: Ours, by row; a pair that is equal here is not in order.
 
     >>> in_order({"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 5.0, "b": 4.0, "c": 6.0})
     (2, 3)
+    >>> in_order({"a": 1.0, "b": 2.0}, {"a": 5.0, "b": 5.0})
+    (0, 1)
     """
     known = {name: error for name, error in printed.items() if error}
     pairs = [
@@ -187,7 +189,7 @@ def in_order(
         if known[a] != known[b]
     ]
     right = sum(
-        (known[a] < known[b]) == (errors[a] < errors[b]) for a, b in pairs
+        (known[a] - known[b]) * (errors[a] - errors[b]) > 0 for a, b in pairs
     )
     return right, len(pairs)
 

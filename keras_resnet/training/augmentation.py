@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from keras_resnet import names
 from keras_resnet.training.images import decode_window
 from keras_resnet.training.images import resize
 
@@ -110,6 +111,19 @@ AUGMENTATIONS = {
     # ImageNet, [2], and most recipes since.
     "scale_aspect": Augmentation(scale_aspect, flips=True),
 }
+
+
+def get_augmentation(name: str) -> Augmentation:
+    """The row of `AUGMENTATIONS` with this name.
+
+    Raises:
+        ValueError: If there is none; near names are suggested.
+    """
+    if name in AUGMENTATIONS:
+        return AUGMENTATIONS[name]
+    raise ValueError(
+        names.unknown("augmentation", name, AUGMENTATIONS, count=3)
+    )
 
 
 def pad_crop(images, top, left, is_flipped):

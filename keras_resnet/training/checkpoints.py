@@ -126,6 +126,13 @@ def set_aside(directory: str | os.PathLike, after: int) -> None:
                 os.replace(path, path.with_name(f"damaged-{path.name}"))
 
 
+def drop(directory: str | os.PathLike, after: int) -> None:
+    """Removes the checkpoints after a step: of a run that went another way."""
+    for step in steps(directory):
+        if step > after:
+            _remove(Path(directory), step)
+
+
 def clean(directory: str | os.PathLike) -> None:
     """Removes what a program left that died while it saved."""
     whole = {f"ckpt-{step}" for step in steps(directory)}

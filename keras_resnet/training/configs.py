@@ -50,6 +50,10 @@ class Config:
             raise ValueError(
                 f"dtype must be one of {DTYPES}, received {self.dtype!r}"
             )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(
+                f"seed must be at least 0 and below 2**32, received {self.seed}"
+            )
         check_model_arguments(network, self.model_arguments)
         if self.sync_batch_norm and self.model_arguments.get("looped"):
             raise ValueError(

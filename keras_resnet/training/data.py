@@ -24,6 +24,7 @@ from keras_resnet.training import splits
 from keras_resnet.training.augmentation import AUGMENTATIONS
 from keras_resnet.training.augmentation import Augmentation
 from keras_resnet.training.augmentation import colour_shift
+from keras_resnet.training.augmentation import get_augmentation
 from keras_resnet.training.augmentation import integer
 from keras_resnet.training.augmentation import pad_crop
 from keras_resnet.training.augmentation import random_view
@@ -51,6 +52,9 @@ __all__ = [
     "scale_jitter",
     "write_examples",
 ]
+
+# What TensorFlow raises for an image that does not decode; it names none.
+UNREADABLE = (tf.errors.InvalidArgumentError, tf.errors.DataLossError)
 
 
 class DataSet:
@@ -140,13 +144,7 @@ class DataSet:
             ValueError: If the augmentation is unknown or the shard does not
                 divide the batch.
         """
-        if augmentation not in AUGMENTATIONS:
-            raise ValueError(
-                names.unknown(
-                    "augmentation", augmentation, AUGMENTATIONS, count=3
-                )
-            )
-        row = AUGMENTATIONS[augmentation]
+        row = get_augmentation(augmentation)
         share = _share(batch_size, shard)
 
         def finished(step, images, labels):

@@ -91,9 +91,12 @@ def count_errors(logits, labels, counted):
     losses = keras.ops.sparse_categorical_crossentropy(
         labels, logits, from_logits=True
     )
-    k = min(5, logits.shape[-1])
-    correct1 = tf.cast(tf.math.in_top_k(labels, logits, 1), "float32")
-    correct5 = tf.cast(tf.math.in_top_k(labels, logits, k), "float32")
+    # Of equal scores the first class counts, as for argmax; not in_top_k, to
+    # which a network that tells no classes apart would be right always.
+    best = tf.math.top_k(logits, min(5, logits.shape[-1])).indices
+    label = tf.cast(labels, "int32")[:, None]
+    is_label = tf.cast(best == label, "float32")
+    correct1, correct5 = is_label[:, 0], tf.reduce_max(is_label, axis=1)
     # Padding may hold anything, NaN too: 0 * NaN must not reach the sum.
     losses = tf.where(counted > 0, losses, 0.0)
     return tf.stack(
@@ -207,7 +210,11 @@ class Evaluator:
         total = _Total(classes)
         for _ in range(-(-dataset.test_size // batch_size)):
             asked = tf.constant(float(is_asked()))
-            parts = self._step(batches, asked, classes)
+            try:
+                parts = self._step(batches, asked, classes)
+            except data.UNREADABLE:
+                dataset.check()  # names the image that does not decode
+                raise
             *sums, stops = parts[0].numpy().tolist()
             if stops:
                 return None

@@ -111,8 +111,10 @@ def train_and_evaluate(
         if is_chief:
             workdirs.prepare(config, dataset, workdir)
         run.restore(workdir / workdirs.CHECKPOINTS["last"], report)
-        signals.saved_at = run.completed_steps
         steps_done = run.completed_steps
+        if is_chief:
+            checkpoints.drop(workdir / workdirs.CHECKPOINTS["best"], steps_done)
+        signals.note_saved(steps_done)
         metrics = workdirs.Metrics(
             workdir, steps_done, run.images_since_row > 0, is_chief
         )
@@ -173,8 +175,10 @@ class _Trainer:
         ) as bar:
             while True:
                 is_last = step == recipe.steps
-                if run.images_since_row and (step % log_every == 0 or is_last):
-                    row = self.add_row(step, is_last or step % eval_every == 0)
+                is_tested = is_last or step % eval_every == 0
+                is_due = is_tested or step % log_every == 0
+                if run.images_since_row and is_due:
+                    row = self.add_row(step, is_tested)
                     bar.set_postfix_str(f"{speed or 0:,.0f} images/s")
                     if not is_terminal or "test_loss" in row:
                         with tqdm.tqdm.external_write_mode(file=sys.stderr):
@@ -188,6 +192,7 @@ class _Trainer:
                     batches = self.batches(step)
                 until = min(
                     (step // log_every + 1) * log_every,
+                    (step // eval_every + 1) * eval_every,
                     recipe.steps,
                     step + chunk,
                 )
@@ -239,7 +244,7 @@ class _Trainer:
                     batches, tf.constant(steps), tf.constant([asked, seconds])
                 )
                 stops, seconds = heard.numpy().tolist()  # waits for the device
-        except (tf.errors.InvalidArgumentError, tf.errors.DataLossError):
+        except data.UNREADABLE:
             self.dataset.check()  # names the image that does not decode
             raise
         self.signals.saved_at = None
@@ -266,8 +271,11 @@ class _Trainer:
             row["test_loss"] = result.loss
             row["test_top1_error"] = result.top1_error
             row["test_top5_error"] = result.top5_error
-            if self.is_chief and result.top1_error < self.metrics.best_error():
-                best = self.workdir / workdirs.CHECKPOINTS["best"]
+            best = self.workdir / workdirs.CHECKPOINTS["best"]
+            if self.is_chief and (
+                result.top1_error < self.metrics.best_error()
+                or not checkpoints.steps(best)  # it went another way
+            ):
                 checkpoints.save(self.run.checkpoint, best, step, keep=1)
         self.metrics.add(row)
         self.run.sums.assign(tf.zeros([4]))
@@ -357,6 +365,12 @@ class _Signals:
         self.received = number
         if self.can_raise and self.saved_at is not None:
             raise Interrupted(number, self.saved_at)
+
+    def note_saved(self, step):
+        """Tells that everything up to a step is saved."""
+        self.saved_at = step
+        if self.received is not None:  # while there was nothing to say yet
+            self._note(self.received, None)
 
     def __exit__(self, *_):
         for number, handler in self.before.items():

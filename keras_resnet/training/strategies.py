@@ -61,10 +61,7 @@ def get_strategy(
             was asked for.
         TimeoutError: If not all workers came.
     """
-    if name not in STRATEGIES:
-        raise ValueError(
-            f"strategy must be one of {', '.join(STRATEGIES)}, received {name}"
-        )
+    check_name(name)
     if num_devices is not None and num_devices < 1:
         raise ValueError(
             f"num_devices must be at least 1, received {num_devices}"
@@ -90,6 +87,14 @@ def get_strategy(
     return tf.distribute.MirroredStrategy(
         devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
+
+
+def check_name(name: str) -> None:
+    """Raises a ValueError if there is no such strategy."""
+    if name not in STRATEGIES:
+        raise ValueError(
+            f"strategy must be one of {', '.join(STRATEGIES)}, received {name}"
+        )
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

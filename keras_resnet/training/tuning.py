@@ -84,6 +84,20 @@ class Space:
                     + ("its lowest and highest" if is_range else "choices")
                     + f", received {values}"
                 )
+        for depth in self.depth:
+            spec = models.get_spec(f"resnet{depth}")
+            for width in self.width:
+                spec.widened(width)
+            for unit in self.unit:
+                for shortcut in self.shortcut:
+                    arguments = {"unit": unit, "shortcut": shortcut}
+                    configs.check_model_arguments(spec, arguments)
+        for field, values in (
+            ("augmentation", self.augmentation),
+            ("optimizer", self.optimizer),
+        ):
+            for value in values:
+                recipes.RECIPES["digits"].with_field(field, value)
 
     def with_field(self, name: str, text: str) -> "Space":
         """The space with one field set from text: values and commas.
@@ -215,22 +229,6 @@ class Search:
             raise ValueError(
                 f"trials must be at least 1, received {self.trials}"
             )
-        for depth in self.space.depth:
-            spec = models.get_spec(f"resnet{depth}")
-            for width in self.space.width:
-                spec.widened(width)
-            for unit in self.space.unit:
-                for shortcut in self.space.shortcut:
-                    arguments = {"unit": unit, "shortcut": shortcut}
-                    configs.check_model_arguments(spec, arguments)
-        for name in self.space.augmentation:
-            if name not in data.AUGMENTATIONS:
-                raise ValueError(
-                    "augmentation must be among "
-                    f"{', '.join(data.AUGMENTATIONS)}, received {name!r}"
-                )
-        for name in self.space.optimizer:
-            dataclasses.replace(self.config.recipe, optimizer=name)
 
     def to_json(self) -> dict:
         """The fields as JSON has them."""

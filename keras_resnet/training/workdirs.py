@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_resnet import training
@@ -132,19 +133,20 @@ def load_workdir(
 
 def prepare(config, dataset, workdir):
     """Makes the work directory; the configuration is the first thing in it."""
+    about = {
+        "image_shape": list(dataset.image_shape),
+        "labels": list(dataset.labels),
+        "preprocessing": json.loads(dataset.preprocessing.to_json()),
+    }
+    path = workdir / "dataset.json"
+    if path.exists():
+        _check_same_data(path, about)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        for path in checkpoints.remains(workdir):
-            path.unlink()
+        for remains in checkpoints.remains(workdir):
+            remains.unlink()
         _write_json(workdir / "config.json", config.to_json())
-        _write_json(
-            workdir / "dataset.json",
-            {
-                "image_shape": list(dataset.image_shape),
-                "labels": list(dataset.labels),
-                "preprocessing": json.loads(dataset.preprocessing.to_json()),
-            },
-        )
+        _write_json(path, about)
     except OSError as error:
         raise OSError(
             f"the work directory {workdir} cannot be written "
@@ -186,6 +188,37 @@ def check(config, workdir):
             f"{'; '.join(differing)}. Choose another directory or the old "
             "configuration"
         )
+
+
+def _check_same_data(path, about):
+    """Refuses data whose name is the old one's and whose images are not."""
+    old, new = _read_json(path), dict(about)
+    old.update(old.pop("preprocessing", {}))
+    new.update(new.pop("preprocessing"))
+    differing = [
+        f"{name} was {_shown(old.get(name))}, is {_shown(new.get(name))}"
+        for name in sorted(old.keys() | new.keys())
+        if not _is_close(old.get(name), new.get(name))
+    ]
+    if differing:
+        raise WorkdirError(
+            f"{path.parent} was trained on other data: {'; '.join(differing)}. "
+            "Choose another directory or the old data"
+        )
+
+
+def _shown(value):
+    """The beginning of a value: there may be a thousand labels."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _is_close(a, b):
+    """Equal, or numbers that differ by the rounding of another machine."""
+    try:
+        return np.allclose(a, b, rtol=1e-5)
+    except (TypeError, ValueError):
+        return a == b
 
 
 class Metrics:
