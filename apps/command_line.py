@@ -5,16 +5,19 @@ code 2. A failure while running is one line that says what to do, and exit code
 1. A run that a signal stopped ends with 128 + the signal.
 """
 
+import atexit
 import contextlib
 import difflib
 import functools
 import os
 import sys
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 
-# TensorFlow reports its build on every start; errors are still shown. It reads
-# this when it is imported, so nothing above may import it.
+# TensorFlow reports its build on every start. Its errors come as exceptions
+# too, so no level of its log is shown. It reads this when it is imported, so
+# nothing above may import it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app
@@ -53,6 +56,20 @@ def extra(name: str) -> Iterator[None]:
         raise OSError(
             f"{error}: pip install 'keras-resnet[{name}]' brings it"
         ) from error
+
+
+def no_effect(given: Iterable[flags.FlagHolder], reason: str) -> None:
+    """Refuses flags that were given and would change nothing."""
+    for flag in given:
+        if flag.present:
+            raise UsageError(flag.name, text(flag), reason)
+
+
+def text(flag: flags.FlagHolder) -> str:
+    """The value of a flag as it was given."""
+    if isinstance(flag.value, list):
+        return ",".join(flag.value)
+    return "" if flag.value is None else str(flag.value)
 
 
 def settings(
@@ -142,7 +159,9 @@ def run(main: Callable[[list[str]], None], takes_arguments=False) -> None:
         if argv[1:] and not takes_arguments:
             _fail(f"unexpected argument {argv[1]}; flags are --NAME=VALUE")
             sys.exit(2)
-        sys.exit(_outcome(main, argv))
+        code = _outcome(main, argv)
+        atexit.register(_drop)  # what TensorFlow may say of its own end
+        sys.exit(code)
 
     app.run(outcome, flags_parser=functools.partial(_parse, main))
 
@@ -180,7 +199,7 @@ def _outcome(main, argv) -> int:
 def _code(main, argv) -> int:
     # What a user's data, disk and network can cause. Anything else is a
     # mistake of ours, whose trace a report needs.
-    with _quiet():
+    with quiet():
         import tensorflow as tf
 
         tf.config.list_physical_devices()
@@ -214,22 +233,28 @@ def _code(main, argv) -> int:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Drops what libraries write to stderr below Python.
 
     TensorFlow reports how it was built, and the lack of a GPU, whatever its
-    log level: six lines before the one that a user needs.
+    log level: six lines before the one that a user needs. Decoders of images
+    say there what they think of a damaged one.
     """
     sys.stderr.flush()
     kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        _drop()
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)
+
+
+def _drop() -> None:
+    """Leads what is written to stderr, below Python too, nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _fail(error) -> None:

@@ -25,7 +25,9 @@ _SET = flags.DEFINE_multi_string(
 _DATASET = flags.DEFINE_string(
     "dataset", None, "With --model: what it was trained on, as for apps.train."
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where TFDS keeps its sets; default: as in training."
+)
 _LABELS = flags.DEFINE_string(
     "labels", None, "With --model: a file with one label a line."
 )
@@ -72,6 +74,7 @@ def main(argv):
     from keras_resnet.serving import export
     from keras_resnet.serving import formats
     from keras_resnet.serving import limits
+    from keras_resnet.serving import versions
     from keras_resnet.serving import warmup
 
     if not _EXPORT_DIR.value:
@@ -82,10 +85,12 @@ def main(argv):
             _WORKDIR.value or "",
             "give --workdir, or --model=NAME or a .keras file",
         )
-    with command_line.usage("formats", ",".join(_FORMATS.value)):
+    with command_line.usage("export_dir", _EXPORT_DIR.value):
+        versions.check(_EXPORT_DIR.value)
+    with command_line.usage("formats", command_line.text(_FORMATS)):
         formats.check(_FORMATS.value, _PRECISION.value)
-    with command_line.usage("warmup_batch_sizes", ",".join(_WARMUP.value)):
-        sizes = [int(size) for size in _WARMUP.value]
+    sizes = _numbers(_WARMUP, int)
+    with command_line.usage("warmup_batch_sizes", command_line.text(_WARMUP)):
         warmup.check(sizes)
     source = _source()
     print(
@@ -122,29 +127,65 @@ def _source():
     from keras_resnet.serving import sources
 
     if _WORKDIR.value:
+        command_line.no_effect(
+            (_WEIGHTS, _SET, _DATASET, _LABELS, _MEAN, _STANDARD_DEVIATION),
+            "it goes with --model; a work directory has its own",
+        )
         with command_line.usage("workdir", _WORKDIR.value):
-            return sources.of_workdir(_WORKDIR.value)
+            return sources.of_workdir(_WORKDIR.value, _DATA_DIR.value)
+    if _MODEL.value.endswith(".keras"):
+        command_line.no_effect(
+            (_WEIGHTS, _SET), "it goes with --model=NAME; a file has its own"
+        )
     arguments = {}
     given = command_line.settings(_SET.value, "model")["model"]
     if given:
         with command_line.usage("model", _MODEL.value):
             spec = models.get_spec(_MODEL.value)
         arguments = command_line.model_arguments(spec, given)
-    labels = None
-    if _LABELS.value:
-        with open(_LABELS.value, encoding="utf-8") as file:
-            labels = file.read().splitlines()
-    with command_line.usage("model", _MODEL.value):
+    try:
         return sources.of_model(
             _MODEL.value,
             _WEIGHTS.value,
             arguments,
             dataset=_DATASET.value,
             data_dir=_DATA_DIR.value,
-            labels=labels,
-            mean=_MEAN.value,
-            standard_deviation=_STANDARD_DEVIATION.value,
+            labels=_labels(),
+            mean=_numbers(_MEAN),
+            standard_deviation=_numbers(_STANDARD_DEVIATION),
         )
+    except sources.ArgumentError as error:
+        flag = flags.FLAGS[error.argument]
+        value = command_line.text(flag)
+        raise command_line.UsageError(flag.name, value, error) from error
+
+
+def _labels():
+    if not _LABELS.value:
+        return None
+    try:
+        with open(_LABELS.value, encoding="utf-8") as file:
+            return file.read().splitlines()
+    except (OSError, ValueError) as error:  # or it is no text
+        reason = getattr(error, "strerror", None) or error
+        raise command_line.UsageError(
+            "labels", _LABELS.value, reason
+        ) from error
+
+
+def _numbers(flag, kind=float):
+    """The numbers of a flag; None where it was not given."""
+    if flag.value is None:
+        return None
+    try:
+        return [kind(text) for text in flag.value]
+    except ValueError as error:
+        examples = "1,8" if kind is int else "0.5,0.4,0.4"
+        raise command_line.UsageError(
+            flag.name,
+            command_line.text(flag),
+            f"numbers with commas between them are allowed, such as {examples}",
+        ) from error
 
 
 def _images(source):

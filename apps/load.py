@@ -22,51 +22,54 @@ _SERVER = flags.DEFINE_string(
 _MODEL_NAME = flags.DEFINE_string(
     "model_name", None, "What the server calls the network."
 )
-_RATE = flags.DEFINE_float("rate", 10.0, "Requests a second.")
-_SECONDS = flags.DEFINE_float("seconds", 10.0, "How long.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images of a request.")
+_RATE = flags.DEFINE_float(
+    "rate", 10.0, "Requests a second.", lower_bound=0.001
+)
+_SECONDS = flags.DEFINE_float("seconds", 10.0, "How long.", lower_bound=0.001)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 1, "Images of a request.", lower_bound=1
+)
 _IN_FLIGHT = flags.DEFINE_integer(
-    "in_flight", 64, "Requests on the way at once, at most."
+    "in_flight", 64, "Requests on the way at once, at most.", lower_bound=1
 )
 _TIMEOUT = flags.DEFINE_float(
-    "timeout", 10.0, "Seconds until a request to a server has failed."
+    "timeout",
+    10.0,
+    "Seconds until a request to a server has failed.",
+    lower_bound=0.001,
 )
 
 
 def main(argv):
     """Sends the images in `argv[1:]`."""
-    from keras_resnet.serving import client
     from keras_resnet.serving import inputs
     from keras_resnet.serving import load
     from keras_resnet.serving import servers
 
-    if bool(_SERVER.value) == bool(_SAVED_MODEL.value):
+    network = _network()
+    names = inputs.expand(argv[1:])
+    if not names:
+        flag = _SERVER if _SERVER.value else _SAVED_MODEL
         raise command_line.UsageError(
-            "server", _SERVER.value or "", "give it or --saved_model"
+            flag.name, flag.value, "name images behind the flags"
         )
-    if _SERVER.value:
-        # Once: a request that is asked again would hide what was lost.
-        with command_line.usage("server", _SERVER.value):
-            network = servers.connect(
-                _SERVER.value,
-                _MODEL_NAME.value or "",
-                timeout_seconds=_TIMEOUT.value,
-                attempts=1,
-            )
-    else:
-        with command_line.usage("saved_model", _SAVED_MODEL.value):
-            network = client.SavedModel(_SAVED_MODEL.value)
-    images = [inputs.read(name) for name in inputs.expand(argv[1:])]
-    if images:
-        network.probabilities(images[:1])  # it is there, and knows its labels
-    report = load.hold(
-        network.probabilities,
-        images,
-        _RATE.value,
-        _SECONDS.value,
-        _BATCH_SIZE.value,
-        _IN_FLIGHT.value,
-    )
+    images = [inputs.read(name) for name in names]
+    try:  # it is there, takes such images, and knows its labels
+        with command_line.quiet():
+            network.probabilities(images[:1])
+    except servers.Refused as error:
+        raise ValueError(
+            f"the network refuses {inputs.shown(names[0])}: {error}"
+        ) from error
+    with command_line.quiet():
+        report = load.hold(
+            network.probabilities,
+            images,
+            _RATE.value,
+            _SECONDS.value,
+            _BATCH_SIZE.value,
+            _IN_FLIGHT.value,
+        )
     found = report.to_json()
     errors = sum(report.errors.values())
     print(
@@ -80,6 +83,33 @@ def main(argv):
             f"99% took {found['p99_ms']:.0f} ms or less"
         )
     print(json.dumps(found))
+
+
+def _network():
+    """What the flags name: a server, or a directory in this process."""
+    from keras_resnet.serving import client
+    from keras_resnet.serving import servers
+
+    if bool(_SERVER.value) == bool(_SAVED_MODEL.value):
+        raise command_line.UsageError(
+            "server", _SERVER.value or "", "give it or --saved_model"
+        )
+    if _SAVED_MODEL.value:
+        command_line.no_effect((_MODEL_NAME, _TIMEOUT), "it goes with --server")
+        with command_line.usage("saved_model", _SAVED_MODEL.value):
+            return client.SavedModel(_SAVED_MODEL.value)
+    if not _MODEL_NAME.value:
+        raise command_line.UsageError(
+            "model_name", "", "give what the server calls the network"
+        )
+    # Once: a request that is asked again would hide what was lost.
+    with command_line.usage("server", _SERVER.value):
+        return servers.connect(
+            _SERVER.value,
+            _MODEL_NAME.value,
+            timeout_seconds=_TIMEOUT.value,
+            attempts=1,
+        )
 
 
 def cli():

@@ -22,8 +22,9 @@ _SHIPPED = pathlib.Path(__file__).parents[1] / "savedmodels/resnet20_cifar10"
 _SAVED_MODEL = flags.DEFINE_string(
     "saved_model",
     None,
-    "What apps.export wrote; the newest version is asked. Default: "
-    "savedmodels/resnet20_cifar10 of the repository, where that is there.",
+    "What apps.export wrote; the newest version is asked, or --version. "
+    "Default: savedmodels/resnet20_cifar10 of the repository, where that is "
+    "there.",
 )
 _SERVER = flags.DEFINE_string(
     "server",
@@ -38,7 +39,10 @@ _VERSION = flags.DEFINE_string(
     "version", None, "A number, or a label that the server knows."
 )
 _TIMEOUT = flags.DEFINE_float(
-    "timeout", 10.0, "Seconds until a question to a server is asked again."
+    "timeout",
+    10.0,
+    "Seconds until a question to a server is asked again.",
+    lower_bound=0.001,
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 32, "Images that are sent at once, at most.", lower_bound=1
@@ -69,9 +73,10 @@ def main(argv):
     names = [inputs.shown(name) for name in names]
     show = _as_json if _JSON.value else _Table(names)
     failed = 0
-    for name, answer in zip(names, answers, strict=True):
-        show(name, answer)
-        failed += answer.error is not None
+    with command_line.quiet():
+        for name, answer in zip(names, answers, strict=True):
+            show(name, answer)
+            failed += answer.error is not None
     if failed:
         raise ValueError(f"{failed} of {len(names)} images got no answer")
 
@@ -80,6 +85,7 @@ def _client():
     """Asks what the flags name: a server, or a directory in this process."""
     from keras_resnet.serving import client
     from keras_resnet.serving import servers
+    from keras_resnet.serving import versions
 
     if _SERVER.value and not _SAVED_MODEL.value:
         if not _MODEL_NAME.value:
@@ -97,8 +103,15 @@ def _client():
             _SAVED_MODEL.value or "",
             "give the directory that apps.export wrote, or --server",
         )
+    command_line.no_effect(
+        (_MODEL_NAME, _TIMEOUT, _IN_FLIGHT), "it goes with --server"
+    )
+    directory = _SAVED_MODEL.value
+    if _VERSION.value:
+        with command_line.usage("version", _VERSION.value):
+            directory = versions.find(directory, _VERSION.value)
     with command_line.usage("saved_model", _SAVED_MODEL.value):
-        network = client.SavedModel(_SAVED_MODEL.value)
+        network = client.SavedModel(directory)
     return client.Client(network, _BATCH_SIZE.value)
 
 

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -268,6 +270,61 @@ class SavedModelTest(parameterized.TestCase):
         )
         self.assertIn("only file: and data:", answers[5]["error"])
 
+    def test_program_asks_the_version_that_is_named(self):
+        with tempfile.TemporaryDirectory() as export_dir:
+            shutil.copytree(self.path, os.path.join(export_dir, "1"))
+            colours.export(export_dir, ["schwarz", "rot", "grün", "blau"])
+            for version, label in (("1", "red"), ("2", "rot")):
+                code, out, _ = self.predict(
+                    f"--saved_model={export_dir}",
+                    f"--version={version}",
+                    "--top=1",
+                    "red.png",
+                )
+                self.assertEqual((code, out[1].split()[-1]), (0, label))
+            for version in ("7", "canary"):
+                code, _, err = self.predict(
+                    f"--saved_model={export_dir}",
+                    f"--version={version}",
+                    "red.png",
+                )
+                self.assertEqual(code, 2)
+                self.assertLen(err, 1)
+                self.assertIn(
+                    f"--version={version}: the versions in {export_dir} are "
+                    f"1, 2, received {version}",
+                    err[0],
+                )
+
+    def test_whatever_an_image_is_and_is_called_the_others_are_answered(self):
+        """In a process: its libraries write to stderr below Python."""
+        jpeg = tf.io.encode_jpeg(np.zeros([16, 16, 3], np.uint8)).numpy()
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in (
+                (b"1.png", self.images["red"]),
+                (b"2.jpg", jpeg[:-2] + jpeg[2:]),  # a JPEG inside of one
+                (b"\xff.png", self.images["blue"]),  # no UTF-8
+            ):
+                with open(os.path.join(folder.encode(), name), "wb") as file:
+                    file.write(content)
+            for flags in ([], ["--json"]):
+                command = [sys.executable, "-m", "apps.predict", *flags]
+                outcome = subprocess.run(
+                    [*command, f"--saved_model={self.path}", "--top=1", folder],
+                    capture_output=True,
+                    env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+                )
+                lines = outcome.stdout.decode().splitlines()
+                self.assertEqual(
+                    outcome.stderr.decode().splitlines(),
+                    ["predict: 1 of 3 images got no answer"],
+                )
+                self.assertEqual(outcome.returncode, 1)
+                self.assertIn("red", lines[-3])
+                self.assertIn("error", lines[-2])
+                self.assertIn("\N{REPLACEMENT CHARACTER}.png", lines[-1])
+                self.assertIn("blue", lines[-1])
+
     def test_folder_without_images_is_an_error(self):
         with tempfile.TemporaryDirectory() as folder:
             code, _, err = self.predict(
@@ -298,6 +355,10 @@ class SavedModelTest(parameterized.TestCase):
         (["--saved_model=a", "--server=b:1", "x.png"], "--saved_model=a"),
         (["--server=b:1", "x.png"], "--model_name"),
         (["--server=b", "--model_name=n", "x.png"], "--server=b: .*HOST:PORT"),
+        (["--server=b:1", "--timeout=0", "x.png"], "--timeout=0"),
+        (["--saved_model=b", "--timeout=3", "x.png"], "--timeout=3.0: it goes"),
+        (["--saved_model=b", "--in_flight=3", "x.png"], "--in_flight=3: it go"),
+        (["--saved_model=b", "--model_name=m", "x.png"], "--model_name=m: it"),
         (["--top=0", "x.png"], "top"),
         (["--tob=3", "x.png"], "--tob .did you mean --top"),
     )

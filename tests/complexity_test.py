@@ -150,6 +150,24 @@ class ComplexityTest(parameterized.TestCase):
             "resnet20/stem_conv", [p["name"] for p in outer["layers"]]
         )
 
+    def test_a_model_of_open_size_inside_one_has_the_size_that_it_is_given(
+        self,
+    ):
+        spec = keras_resnet.Spec("small", (1, 1), (4, 8), stem="cifar")
+        image = keras.Input((16, 16, 3))
+        counts = [
+            complexity.complexity(
+                keras.Model(
+                    image,
+                    keras_resnet.resnet(
+                        spec, include_top=False, pooling="avg", input_shape=size
+                    )(image * 2.0),
+                )
+            )["multiply_adds"]
+            for size in (None, (16, 16, 3))
+        ]
+        self.assertEqual(*counts)
+
     def test_weights_of_a_shortcut_of_ones_own_are_counted(self):
         class Scale(keras_resnet.layers.Shortcut):
             def build(self, x_shape, residual_shape):

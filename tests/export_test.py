@@ -22,15 +22,19 @@ from absl.testing import parameterized
 from tensorflow.core.protobuf import saved_model_pb2
 
 import keras_resnet
+from keras_resnet import pretrained
+from keras_resnet.serving import client
 from keras_resnet.serving import export as export_lib
 from keras_resnet.serving import folding
 from keras_resnet.serving import limits
+from keras_resnet.serving import sources
 from keras_resnet.serving import versions
 from keras_resnet.serving import warmup
 from keras_resnet.training import data
 from tests import programs
 from tests import saved_models
 
+CAT = os.path.join(os.path.dirname(__file__), "cat.png")
 LABELS = ["red kite", "Gämse", "3", "lion", "yak"]
 
 # Four squares of 8x8 pixels: red and green above, blue and white below.
@@ -505,6 +509,95 @@ class VariantTest(parameterized.TestCase):
         ):
             server.ask_encoded([large])
 
+    @parameterized.parameters(True, False)
+    def test_network_on_another_one_is_exported(self, is_nested):
+        """As docs/fine_tuning.md builds it, and on Keras' own pooling."""
+        base = keras.Model(
+            (whole := small_network()).input,
+            whole.get_layer("pool" if is_nested else "stage3_unit1").output,
+        )
+        x = image = keras.Input((8, 8, 1))
+        x = keras.layers.RandomFlip()(x * 2.0 - 1.0)
+        x = keras.layers.UpSampling2D(2, interpolation="bilinear")(x)
+        x = keras.layers.Concatenate()([x, x, x])
+        features = base(x)
+        if not is_nested:
+            features = keras.layers.GlobalAveragePooling2D()(features)
+        classify = keras.layers.Dense(5, "softmax")
+        model = keras.Model(image, classify(features))
+        preprocessing = data.Preprocessing(8, 1, None, [0.5], [0.2])
+        path = export_lib.export(model, preprocessing, LABELS, scratch(self))
+        images = images_of_noise(3, channels=1)[:, :8, :8]
+        server = served(self, path)
+        inputs = preprocessing(images)
+        np.testing.assert_allclose(
+            server.ask("images", images=images)["probabilities"],
+            model(inputs, training=False),
+            atol=1e-4,
+        )
+        expected = np.asarray(
+            keras.Model(image, features)(inputs, training=False)
+        )
+        np.testing.assert_allclose(
+            server.ask("features", images=images)["features"],
+            expected,
+            atol=1e-4 * np.abs(expected).max(),
+        )
+
+
+class SourceTest(parameterized.TestCase):
+    """What is known of weights that others made is used."""
+
+    def test_weights_that_ship_have_their_mean_and_their_labels(self):
+        source = sources.of_model("resnet20", "cifar10")
+        self.assertEqual(source.labels[3], "cat")
+        self.assertIsNone(source.preprocessing.shorter_side)
+        np.testing.assert_array_equal(
+            source.preprocessing.mean, pretrained.mean()
+        )
+        with open(CAT, "rb") as file:
+            view = source.preprocessing.decode(tf.constant(file.read()))
+        (row,) = np.asarray(source.model(source.preprocessing(view[None])))
+        self.assertEqual(source.labels[row.argmax()], "cat")
+        self.assertGreater(row.max(), 0.99)
+
+    def test_labels_of_the_weights_that_ship_can_be_others(self):
+        names = [f"class {i}" for i in range(10)]
+        source = sources.of_model("resnet20", "cifar10", labels=names)
+        self.assertEqual(source.labels, names)
+
+    @parameterized.parameters(".weights.h5", ".keras")
+    def test_files_of_keras_applications_see_what_they_were_trained_on(
+        self, ending
+    ):
+        shape = (224, 224, 3)
+        theirs = keras.applications.ResNet50(
+            weights=None, input_shape=shape, classes=5
+        )
+        path = os.path.join(scratch(self), "theirs" + ending)
+        save = theirs.save if ending == ".keras" else theirs.save_weights
+        save(path)
+        arguments = {"batch_norm_epsilon": 1.001e-5}
+        source = sources.of_model(
+            "resnet50", path, arguments, labels=list("abcde")
+        )
+        images = np.random.default_rng(0).integers(0, 256, (1, *shape))
+        images = images.astype("float32")
+        prepared = keras.applications.resnet.preprocess_input(images.copy())
+        np.testing.assert_allclose(
+            source.model(source.preprocessing(images)),
+            theirs(prepared),
+            atol=1e-5,
+        )
+        source = sources.of_model(
+            "resnet50", path, arguments, labels=list("abcde"), mean=[0.5] * 3
+        )
+        np.testing.assert_allclose(
+            source.model(source.preprocessing(images)),
+            theirs(images / 255.0 - 0.5),
+            atol=1e-5,
+        )
+
 
 class PrecisionTest(parameterized.TestCase):
     @classmethod
@@ -865,6 +958,25 @@ class RefusalTest(parameterized.TestCase):
     def test_precision_that_is_not_known(self):
         self.assert_refused(ValueError, "'float8'", precision="float8")
 
+    def test_model_of_two_outputs(self):
+        model = small_network()
+        self.assert_refused(
+            ValueError,
+            "one output, probabilities; received one with 1 and 2",
+            keras.Model(model.input, [model.output, model.output + 1.0]),
+        )
+
+    @parameterized.parameters(
+        ("gs://bucket/m", "local directory.*received gs://bucket/m"),
+        (__file__, "must be a directory, received the file"),
+    )
+    def test_place_that_is_no_local_directory(self, place, message):
+        with self.assertRaisesRegex(ValueError, message):
+            export_lib.export(
+                small_network(), small_preprocessing(), LABELS, place
+            )
+        self.assertFalse(os.path.exists("gs:"))
+
     def test_network_that_cannot_be_folded(self):
         x = keras.Input((16, 16, 3))
         y = keras.layers.Conv2D(4, 3, name="other")(x)
@@ -881,7 +993,9 @@ class RefusalTest(parameterized.TestCase):
         preprocessing = Drifting(**vars(small_preprocessing()))
         self.assert_refused(
             export_lib.DisagreementError,
-            "as the model does",
+            # In one line of numbers that help.
+            "^the exported signature serving_default must answer as the model "
+            "does, received probabilities up to 0[.][0-9]+ apart .{,200}$",
             preprocessing=preprocessing,
         )
 
@@ -980,8 +1094,58 @@ class ProgramTest(parameterized.TestCase):
         if "--mean=0.5" in source:
             self.assertEqual(card["preprocessing"]["mean"], [0.5])
 
+    def test_weights_that_ship_are_exported_by_their_name(self):
+        outcome, export_dir = self.export(
+            source=["--model=resnet20", "--weights=cifar10"]
+        )
+        self.assertEqual((outcome.code, outcome.err), (0, []))
+        network = client.Client(client.SavedModel(export_dir))
+        with open(CAT, "rb") as file:
+            (answer,) = network.predict([file.read()])
+        self.assertEqual(answer.best[0][0], "cat")
+
     @parameterized.parameters(
         (["--export_dir=x"], "--workdir"),
+        *(
+            (["--workdir=x", "--export_dir=x", flag], f"{flag}: it goes with")
+            for flag in (
+                "--weights=cifar10",
+                "--set=model.shortcut=C",
+                "--dataset=digits",
+                "--labels=x",
+                "--mean=0.5,0.4,0.3",
+                "--standard_deviation=0.2",
+            )
+        ),
+        *(
+            (["--model=a.keras", "--export_dir=x", flag], f"{flag}: it goes")
+            for flag in ("--weights=cifar10", "--set=model.shortcut=C")
+        ),
+        *(
+            (["--model=small", "--export_dir=x", flag], f"{flag}: {reason}")
+            for flag, reason in (
+                ("--mean=abc", "numbers with commas"),
+                ("--mean=0.5", "mean must have the shape"),
+                ("--standard_deviation=0,0,0", "standard_deviation must be 3"),
+                ("--dataset=nosuch", "unknown data set"),
+                ("--weights=/nowhere.h5", "The `weights` argument"),
+                ("--labels=/nowhere", "No such file"),
+                ("--warmup_batch_sizes=a", "numbers with commas"),
+                ("--warmup_batch_sizes=1.5", "numbers with commas"),
+            )
+        ),
+        (
+            ["--model=/nowhere.keras", "--export_dir=x"],
+            "--model=/nowhere.keras: there is no such file",
+        ),
+        (
+            ["--workdir=x", "--export_dir=gs://bucket/m"],
+            "--export_dir=gs://bucket/m: ",
+        ),
+        (
+            ["--workdir=x", f"--export_dir={__file__}"],
+            f"--export_dir={__file__}: it must be a directory",
+        ),
         (["--workdir=x", "--model=x", "--export_dir=x"], "--workdir=x"),
         (["--workdir=x", "--export_dir=x", "--precision=int4"], "int4"),
         (["--workdir=x", "--export_dir=x", "--formats=tflite"], "litert"),

@@ -35,6 +35,10 @@ def network(spec=CIFAR, size=12, classes=5, activation=None, **arguments):
         classifier_activation=activation,
         **arguments,
     )
+    return weighted(model)
+
+
+def weighted(model):
     rng = np.random.default_rng(0)
     for weight in model.weights:
         if weight.name.endswith("kernel"):
@@ -122,6 +126,66 @@ class AnswerTest(parameterized.TestCase):
         x = keras.layers.GlobalMaxPooling2D()(base(x))
         x = keras.layers.Dense(4, activation="tanh")(x)
         self.assert_answers_as(keras.Model(image, x))
+
+    def test_operations_before_and_behind_the_network(self):
+        image = keras.Input((12, 12, 3))
+        base = network(include_top=False, pooling="avg")
+        x = base(image * 2.0 - 1.0)
+        x = keras.layers.Dense(4)(x * keras.ops.sigmoid(x))
+        self.assert_answers_as(keras.Model(image, x))
+
+    def test_image_that_was_made_of_another(self):
+        model = network(
+            input_tensor=keras.Input((12, 12, 3)) / 0.5 - 1.0, activation=None
+        )
+        self.assert_answers_as(model)
+
+    def test_grey_image_as_three_channels(self):
+        image = keras.Input((6, 6, 1))
+        x = keras.layers.UpSampling2D(2, interpolation="bilinear")(image)
+        x = keras.layers.Concatenate()([x, x, x])
+        x = network(include_top=False, pooling="avg")(x)
+        model = keras.Model(image, keras.layers.Dense(4)(x))
+        grey = images(6)[..., :1]
+        for precision, share in (("float32", 1e-5), ("bfloat16", 0.05)):
+            expected = np.asarray(model(grey))
+            found = folding.fold(model, precision)(grey)
+            error = np.max(np.abs(found - expected))
+            self.assertLess(error, share * np.max(np.abs(expected)))
+
+    def test_network_that_is_called_twice(self):
+        image = keras.Input((12, 12, 3))
+        base = network(include_top=False, pooling="avg")
+        self.assert_answers_as(
+            keras.Model(image, [base(image) - 2.0 * base(0.5 * image)])
+        )
+
+    def test_augmentation_is_switched_off(self):
+        model = keras.Sequential(
+            [
+                keras.Input((12, 12, 3)),
+                keras.layers.RandomFlip(seed=0),
+                keras.layers.RandomRotation(0.4, seed=0),
+                network(include_top=False),
+                keras.layers.GlobalAveragePooling2D(),
+                keras.layers.Dense(4),
+            ]
+        )
+        self.assert_answers_as(model)
+        _, captures = traced(model)
+        self.assertEmpty(captures)
+
+    def test_convolution_that_others_read_does_not_carry_the_normalization(
+        self,
+    ):
+        image = keras.Input((12, 12, 3))
+        x = layers.Convolution(4, 3)(image)
+        normalization = layers.BatchNormalization()
+        y = normalization(x)
+        self.assert_answers_as(weighted(keras.Model(image, x + y)))
+        self.assert_answers_as(
+            weighted(keras.Model(image, y + normalization(2.0 * y)))
+        )
 
     def test_several_outputs(self):
         model = network()
@@ -313,6 +377,18 @@ class RefusalTest(parameterized.TestCase):
         x = keras.layers.Conv2D(4, 3, name="other")(x)
         with self.assertRaisesRegex(ValueError, "'other', a Conv2D"):
             folding.fold(keras.Model(image, x))
+
+    def test_model_of_two_images(self):
+        pair = [keras.Input((8, 8, 3)), keras.Input((8, 8, 3))]
+        with self.assertRaisesRegex(ValueError, "one input.* which has 2"):
+            folding.fold(keras.Model(pair, pair[0] + pair[1]))
+
+    def test_model_without_a_graph(self):
+        class OwnModel(keras.Model):
+            pass
+
+        with self.assertRaisesRegex(ValueError, "'mine', a OwnModel"):
+            folding.fold(OwnModel(name="mine"))
 
 
 if __name__ == "__main__":

@@ -99,10 +99,32 @@ class ProgramTest(parameterized.TestCase):
                     self.assertEqual(found["answers"], 10)
                     self.assertEqual(found["errors"], {})
 
+    def test_image_that_is_refused_is_named_in_one_line(self):
+        with tempfile.TemporaryDirectory() as folder:
+            colours.export(os.path.join(folder, "exported"))
+            path = os.path.join(folder, "text.png")
+            with open(path, "w") as file:
+                file.write("no image")
+            code, out, err = programs.run(
+                "load", f"--saved_model={folder}/exported", path
+            )
+        self.assertEqual((code, out), (1, []))
+        self.assertLen(err, 1)
+        self.assertRegex(err[0], f"refuses {path}: an image must be a JPEG")
+
     @parameterized.parameters(
         ([], "--server=: give it or --saved_model"),
         (["--server=a", "--saved_model=b"], "--server=a"),
-        (["--server=a"], "--server=a: .*HOST:PORT"),
+        (["--server=a", "--model_name=m"], "--server=a: .*HOST:PORT"),
+        (["--server=a:1"], "--model_name=: give what the server calls"),
+        (["--server=a:1", "--model_name=m"], "--server=a:1: name images"),
+        (["--saved_model=b", "--model_name=m"], "--model_name=m: it goes with"),
+        (["--saved_model=b", "--timeout=1"], "--timeout=1.0: it goes with"),
+        (["--server=a:1", "--rate=0"], "--rate=0"),
+        (["--server=a:1", "--seconds=-1"], "--seconds=-1"),
+        (["--server=a:1", "--batch_size=0"], "--batch_size=0"),
+        (["--server=a:1", "--in_flight=0"], "--in_flight=0"),
+        (["--server=a:1", "--timeout=0"], "--timeout=0"),
     )
     def test_usage_error_is_one_line_and_exit_code_2(self, arguments, message):
         code, out, err = programs.run("load", *arguments)

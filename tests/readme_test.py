@@ -44,7 +44,7 @@ PAGES = {
 README = PAGES["README.md"]
 
 # What a command line may start with, beside our programs and make.
-OTHER_COMMANDS = ("curl", "docker", "saved_model_cli", "tensorboard")
+OTHER_COMMANDS = ("curl", "docker", "printf", "saved_model_cli", "tensorboard")
 
 
 def examples(page: str, language: str) -> list[str]:

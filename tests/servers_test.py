@@ -110,6 +110,42 @@ class ProtocolTest(ServersTestCase):
         self.assertEqual(caught.exception.code, "NOT_FOUND")
         self.assertEqual(addresses.models.requests, 1)
 
+    @parameterized.product(
+        kind=["grpc", "rest"],
+        wrong=[
+            ("label", "NOT_FOUND.*Unrecognized servable version label"),
+            ("signature", "FAILED_PRECONDITION.*Serving signature key"),
+            ("input", "FAILED_PRECONDITION.*input size does not match"),
+        ],
+    )
+    def test_what_the_model_lacks_is_not_the_fault_of_an_image(
+        self, kind, wrong
+    ):
+        what, message = wrong
+        addresses = self.serve()
+        version = "canary" if what == "label" else None
+        network = self.connect(addresses, kind, version=version)
+        ask = network._ask
+
+        def of_another_model(signature, inputs):
+            (values,) = inputs.values()
+            if what == "signature":
+                return ask("other", inputs)
+            if what == "input":
+                # Over REST a server takes the only input by any name.
+                if kind == "rest":
+                    values = []
+                return ask(signature, {"pixels": values})
+            return ask(signature, inputs)
+
+        images = [colours.image("red"), colours.image("blue")]
+        with (
+            mock.patch.object(network, "_ask", of_another_model),
+            self.assertRaisesRegex(servers.Unanswered, message),
+        ):
+            client_lib.Client(network).predict(images)
+        self.assertEqual(addresses.models.requests, 1)
+
     @parameterized.parameters("grpc", "rest")
     def test_question_is_asked_again_until_there_is_an_answer(self, kind):
         faults = [tf_serving.Fault("UNAVAILABLE", 0.0)] * 3

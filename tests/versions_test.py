@@ -107,6 +107,15 @@ versions.publish(sys.argv[1], write)
             versions.publish(self.export_dir, write_slowly, version=4)
         self.assertEqual(self.names(), ["4"])
 
+    @parameterized.parameters(
+        ("gs://bucket/m", "copy it; received gs://bucket/m"),
+        (__file__, "must be a directory, received the file"),
+    )
+    def test_what_is_no_local_directory_is_refused(self, path, message):
+        with self.assertRaisesRegex(ValueError, message):
+            versions.publish(path, write)
+        self.assertFalse(os.path.exists("gs:"))
+
     def test_negative_version_is_refused(self):
         with self.assertRaisesRegex(ValueError, "0 or greater, received -1"):
             versions.publish(self.export_dir, write, version=-1)

@@ -113,8 +113,7 @@ def complexity(
     (269722, 40551040)
     """
     if input_shape is not None:
-        image = keras.Input(input_shape, name="image")
-        model = keras.models.clone_model(model, input_tensors=image)
+        model = _of_size(model, input_shape)
     if None in model.inputs[0].shape[1:]:
         raise ValueError(
             f"{model.name!r} leaves the size of its image open: give "
@@ -213,11 +212,18 @@ def columns(rows: list[list[str]]) -> str:
 Shape = tuple[int | None, ...]
 
 
+def _of_size(model: keras.Model, input_shape: Shape) -> keras.Model:
+    image = keras.Input(input_shape, name="image")
+    return keras.models.clone_model(model, input_tensors=image)
+
+
 def _model_layers(model: keras.Model, prefix: str = "") -> Iterator[dict]:
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
             continue
         tensors = layer.input
+        if isinstance(layer, keras.Model):  # called there, and not its own
+            tensors = layer._inbound_nodes[-1].input_tensors[0]
         shape = (
             [tensor.shape for tensor in tensors]
             if isinstance(tensors, list)
@@ -229,6 +235,8 @@ def _model_layers(model: keras.Model, prefix: str = "") -> Iterator[dict]:
 def _layers(layer: keras.Layer, name: str, shape: Any) -> Iterator[dict]:
     """The counts of a layer and of those inside it, for an input shape."""
     if isinstance(layer, keras.Model):
+        if None in layer.inputs[0].shape[1:]:
+            layer = _of_size(layer, shape[1:])
         yield from _model_layers(layer, f"{name}/")
         return
     if isinstance(layer, UnitStack):

@@ -120,9 +120,11 @@ def export(
     must answer real images as the model does (`TOLERANCES`).
 
     Args:
-        model: a network of `keras_resnet.resnet`, whole: one input,
-            preprocessed images; one output, probabilities; a layer named
-            "pool". Its dtype policy makes no difference.
+        model: a network of `keras_resnet.resnet`, whole, or a functional or
+            sequential model that has one inside (`folding.fold`): one input,
+            preprocessed images; a global pooling, whose answer are the
+            features; one output, probabilities. Its dtype policy makes no
+            difference.
         preprocessing: what stands between an image and the model.
         labels: one line of text for each class.
         export_dir: where the versions are; made where there is none.
@@ -146,13 +148,16 @@ def export(
 
     Raises:
         FileExistsError: `version` stands there already.
-        ValueError: the model's outputs are no probabilities, the labels, the
-            preprocessing and the model do not belong together, the precision
-            or a format is unknown, or the model cannot be folded.
+        ValueError: `export_dir` is no local directory, the model's outputs are
+            no probabilities, the labels, the preprocessing and the model do
+            not belong together, the precision or a format is unknown, or the
+            model cannot be folded.
         DisagreementError: what was written answers otherwise than the model.
     """
     formats_lib.check(tuple(formats), precision)
     warmup.check(warmup_batch_sizes)
+    versions.check(export_dir)
+    _check_is_one_to_one(model)
     labels = _checked_labels(labels, model)
     _check_input(model, preprocessing)
     model = _in_float32(model)
@@ -215,8 +220,18 @@ def bundled_images(
     return Images(views, source=f"{count} bundled digits")
 
 
+def _check_is_one_to_one(model: keras.Model) -> None:
+    graph = folding.graph(model)
+    counts = len(graph.inputs), len(graph.outputs)
+    if counts != (1, 1):
+        raise ValueError(
+            "the model must have one input, images, and one output, "
+            f"probabilities; received one with {counts[0]} and {counts[1]}"
+        )
+
+
 def _checked_labels(labels: Sequence[str], model: keras.Model) -> list[str]:
-    classes = model.output_shape[-1]
+    classes = model.outputs[0].shape[-1]
     if len(labels) != classes:
         raise ValueError(
             f"labels must be as many as the model's classes ({classes}), "
@@ -229,7 +244,7 @@ def _checked_labels(labels: Sequence[str], model: keras.Model) -> list[str]:
 
 
 def _check_input(model, preprocessing) -> None:
-    wanted, given = model.input_shape[1:], preprocessing.image_shape
+    wanted, given = model.inputs[0].shape[1:], preprocessing.image_shape
     if any(w not in (None, g) for w, g in zip(wanted, given, strict=True)):
         raise ValueError(
             f"the preprocessing must give the images that the model takes, "
@@ -352,14 +367,34 @@ def _check_probabilities(outputs: np.ndarray) -> None:
 
 def _with_features(model: keras.Model) -> keras.Model:
     """Images -> (features, probabilities)."""
-    names = [layer.name for layer in model.layers]
-    if "pool" not in names:
+    pooled = [
+        node.outputs[0]
+        for node in folding.nodes(model)
+        if _is_global_pooling(node.operation)
+    ]
+    if not pooled:
+        names = [layer.name for layer in model.layers[-3:]]
         raise ValueError(
-            'the model must have a layer "pool", whose output are the '
-            f"features; received one whose last layers are {names[-3:]}"
+            "the model must have a global pooling before its classifier, whose "
+            'answer are the features: the layer "pool" of a network of '
+            "keras_resnet, or of one inside that was built with pooling="
+            '"avg", or a keras.layers.GlobalAveragePooling2D; received one '
+            f"whose last layers are {names}"
         )
-    return keras.Model(
-        model.inputs[0], [model.get_layer("pool").output, model.outputs[0]]
+    return keras.Model(model.inputs[0], [pooled[0], model.outputs[0]])
+
+
+def _is_global_pooling(operation) -> bool:
+    """Whether an operation is one, or a model that ends with one."""
+    if isinstance(operation, keras.Model):
+        last = folding.graph(operation).outputs[0]._keras_history.operation
+        return _is_global_pooling(last)
+    return isinstance(
+        operation,
+        (
+            keras.layers.GlobalAveragePooling2D,
+            keras.layers.GlobalMaxPooling2D,
+        ),
     )
 
 
@@ -504,7 +539,10 @@ def _check_saved_model(
             if not is_right:
                 raise DisagreementError(
                     f"the exported signature {signature} must answer as the "
-                    f"model does: {output} {wanted}; received {answers}"
+                    f"model does, received {output} up to {error:.2g} apart "
+                    f"(of {len(wanted)} test images, in {precision}); nothing "
+                    "was exported. A layer that is random, or another in a "
+                    "graph than in Python, does so: take it out of the model"
                 )
         found = _in_batches(
             lambda views: ask("images", {"images": views})["probabilities"],

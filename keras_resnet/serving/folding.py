@@ -18,10 +18,15 @@ The order of a unit stays as `layers.units` has it; its parts are replaced:
 and the norm of a projection goes into the projection. What is left are
 convolutions, biases, sums and ReLUs over constants: TensorFlow computes one of
 each as one kernel, whose weights it prepares once.
+
+Around the units a network is the graph that Keras has of it: each operation is
+replaced where it stands, whatever it reads and whoever reads it.
 """
 
+import collections
+import functools
+import inspect
 from collections.abc import Callable
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -39,9 +44,10 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
     """The inference function of a network, over constants.
 
     Args:
-        model: a network of `keras_resnet.resnet`, or part of one from the
-            image to any layer after `stem_norm`; several outputs may be asked
-            for. Layers without weights and dense ones may follow.
+        model: a network of `keras_resnet.resnet`, part of one, or a functional
+            or sequential model that has one inside. Dense layers, layers
+            without weights and operations (`keras.ops`) may stand before it,
+            behind it and beside it; several outputs may be asked for.
         precision: `"float32"`; `"bfloat16"` for kernels and activations; or
             `"int8"` for kernels, with a scale for each output channel, whose
             activations are float32. The global pooling, what follows it and
@@ -52,7 +58,8 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
         `model(images, training=False)` gives. It has the weights of now.
 
     Raises:
-        ValueError: the precision is unknown, or the model has other layers.
+        ValueError: the precision is unknown, or the model has other layers,
+            several inputs, or no graph.
 
     >>> import keras_resnet
     >>> model = keras_resnet.ResNet20()
@@ -63,57 +70,133 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
         raise ValueError(
             f"precision must be one of {PRECISIONS}, received {precision!r}"
         )
-    functions = list(_functions(model, precision))
-    names = [tensor._keras_history.operation.name for tensor in model.outputs]
+    inputs = graph(model).inputs
+    if len(inputs) != 1:
+        raise ValueError(
+            "a network that is folded must have one input, received "
+            f"{model.name!r}, which has {len(inputs)}"
+        )
+    answer = _graph_function(model, precision)
 
     def network(images):
         # TensorFlow does not trust the shape of what a graph is fed, and puts
         # an addition into a convolution only where it knows both shapes.
-        images = tf.ensure_shape(images, model.input_shape)
-        x = tf.cast(images, _compute_dtype(precision))
-        outputs = {}
-        for name, function in functions:
-            x = outputs[name] = function(x)
-        found = [tf.cast(outputs[name], "float32") for name in names]
-        return found if len(found) > 1 else found[0]
+        images = tf.ensure_shape(images, inputs[0].shape)
+        outputs = answer(tf.cast(images, _compute_dtype(precision)))
+        return keras.tree.map_structure(
+            lambda output: tf.cast(output, "float32"), outputs
+        )
 
     return network
 
 
-def _functions(model, precision) -> Iterator[tuple[str, Function]]:
-    """The layers of a model, each as its name and its inference function."""
-    is_normalized = False  # whether the layer before has carried this one
-    after_each = [*model.layers[1:], None]
-    for layer, after in zip(model.layers, after_each, strict=True):
-        match layer:
-            case keras.layers.InputLayer():
-                continue
-            case keras.Model():
-                yield from _functions(layer, precision)
-                function = _identity
-            case layers.Convolution():
-                is_normalized = isinstance(after, layers.BatchNormalization)
-                norm = after if is_normalized else None
-                function = _convolution(layer, norm, precision)
-            case layers.BatchNormalization():
-                function = _identity if is_normalized else _standing(layer)
-                is_normalized = False
-            case layers.Unit():
-                function = fold_unit(layer, precision)
-            case layers.UnitStack():
-                function = _stack(layer, precision)
-            case (
-                keras.layers.GlobalAveragePooling2D()
-                | keras.layers.GlobalMaxPooling2D()
-            ):
-                function = _in_float32(layer)
-            case keras.layers.Dense():
-                function = _dense(layer)
-            case _ if not layer.weights:
-                function = layer.call
-            case _:
-                raise _cannot_fold(layer)
-        yield layer.name, function
+def graph(model: keras.Model):
+    """The graph of a functional or sequential model, as Keras has it.
+
+    Raises:
+        ValueError: it has none: it is of a class of its own.
+    """
+    found = getattr(model, "_functional", model)  # of keras.Sequential
+    if not hasattr(found, "_nodes_by_depth"):
+        raise ValueError(
+            "a network that is folded must be a functional or a sequential "
+            f"model, received {model.name!r}, a {type(model).__name__}"
+        )
+    return found
+
+
+def nodes(model: keras.Model) -> list[Any]:
+    """What a model calls: Keras' nodes, the last ones first."""
+    by_depth = graph(model)._nodes_by_depth
+    return [
+        node
+        for depth in sorted(by_depth)
+        for node in by_depth[depth]
+        if not node.is_input
+    ]
+
+
+def _graph_function(model, precision) -> Function:
+    """The operations of a model, each on what it reads there."""
+    carried = _carried(model)
+    functions = {
+        operation: _as_called(_function(operation, carried, precision))
+        for operation in {node.operation for node in nodes(model)}
+    }
+
+    def answer(*inputs):
+        outputs = graph(model)._run_through_graph(inputs, functions.__getitem__)
+        is_one = isinstance(outputs, (list, tuple)) and len(outputs) == 1
+        return outputs[0] if is_one else outputs
+
+    return answer
+
+
+def _as_called(function) -> Function:
+    """As a graph calls it; how that was in training says nothing here."""
+    return lambda *args, training=None, mask=None, **kwargs: function(
+        *args, **kwargs
+    )
+
+
+def _carried(model) -> dict[Any, Any]:
+    """Convolution -> the normalization that it can carry.
+
+    Nothing else reads the convolution, and each of the two is called once.
+    """
+    calls = collections.Counter(node.operation for node in nodes(model))
+    readers = collections.defaultdict(list)
+    for node in nodes(model):
+        for tensor in node.input_tensors:
+            readers[id(tensor)].append(node.operation)
+    for tensor in graph(model).outputs:
+        readers[id(tensor)].append(None)
+    found = {}
+    for node in nodes(model):
+        match node.operation, readers[id(node.outputs[0])]:
+            case layers.Convolution(), [layers.BatchNormalization() as norm]:
+                if calls[node.operation] == calls[norm] == 1:
+                    found[node.operation] = norm
+    return found
+
+
+def _function(operation, carried, precision) -> Function:
+    """The inference function of one operation of a graph."""
+    match operation:
+        case keras.Model():
+            return _graph_function(operation, precision)
+        case layers.Convolution():
+            function = _convolution(
+                operation, carried.get(operation), precision
+            )
+        case layers.BatchNormalization():
+            if operation in carried.values():
+                return _identity
+            function = _standing(operation)
+        case layers.Unit():
+            function = fold_unit(operation, precision)
+        case layers.UnitStack():
+            function = _stack(operation, precision)
+        case (
+            keras.layers.GlobalAveragePooling2D()
+            | keras.layers.GlobalMaxPooling2D()
+        ):
+            return _in_float32(operation)
+        case keras.layers.Dense():
+            return _dense(operation)
+        case _ if not getattr(operation, "weights", ()):
+            return _without_training(operation)
+        case _:
+            raise _cannot_fold(operation)
+    # What stands before, such as an enlargement, may answer in float32.
+    return lambda x: function(tf.cast(x, _compute_dtype(precision)))
+
+
+def _without_training(operation) -> Function:
+    """Augmentation layers, unlike Dropout, are switched on by default."""
+    if "training" in inspect.signature(operation.call).parameters:
+        return functools.partial(operation.call, training=False)
+    return operation.call
 
 
 def fold_unit(unit: layers.Unit, precision: str = "float32") -> Function:

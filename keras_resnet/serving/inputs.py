@@ -63,11 +63,11 @@ def read(name: str) -> bytes:
 
 
 def shown(name: str) -> str:
-    """The name as it is printed; a data URL is cut.
+    """The name as it is printed: a data URL is cut, and in UTF-8.
 
     >>> shown("data:image/png;base64," + "A" * 1000)
     'data:image/png;base64,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA...'
     """
     if name.startswith("data:") and len(name) > _SHOWN_CHARACTERS:
         return name[:_SHOWN_CHARACTERS] + "..."
-    return name
+    return os.fsencode(name).decode("utf-8", "replace")

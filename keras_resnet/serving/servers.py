@@ -35,6 +35,13 @@ _CODES = {
     504: "DEADLINE_EXCEEDED",
 }
 _REST_PORT = 8501  # of TensorFlow Serving's image
+# What TensorFlow Serving calls INVALID_ARGUMENT, over REST at least, and is
+# not the fault of an image: the beginning of what it says, and the better code.
+_OF_THE_MODEL = {
+    "Unrecognized servable version label": "NOT_FOUND",
+    "Serving signature": "FAILED_PRECONDITION",
+    "input size does not match signature": "FAILED_PRECONDITION",
+}
 
 
 class Refused(Exception):
@@ -198,7 +205,14 @@ class Server(abc.ABC):
         """What is raised for what a server says."""
         reason = sentence(message)
         if code == "INVALID_ARGUMENT":
-            return Refused(reason)
+            known = [
+                better
+                for beginning, better in _OF_THE_MODEL.items()
+                if reason.startswith(beginning)
+            ]
+            if not known:
+                return Refused(reason)
+            code = known[0]
         name = self.model.name
         if self.model.version is not None:
             name += f", version {self.model.version}"

@@ -2,12 +2,14 @@
 
 A work directory has everything: the network, its preprocessing, its labels and
 the name of its data set. A `.keras` file has the network; a builder's name and
-a file of weights make one. What these two lack is said, or taken from a data
-set, or as for photos of ImageNet.
+a file of weights make one. What these two lack is said, or known of the
+weights, or taken from a data set, or as for photos of ImageNet.
 """
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +17,26 @@ import keras
 import numpy as np
 
 from keras_resnet import models
+from keras_resnet import pretrained
+from keras_resnet import weight_files
 from keras_resnet.serving import export
 from keras_resnet.training import data
 from keras_resnet.training import workdirs
 
 _CALIBRATION_IMAGES = 200
 _PHOTO_SIZE = 224
+
+
+class ArgumentError(ValueError):
+    """An argument of `of_model` is not as it must be.
+
+    Attributes:
+        argument: its name.
+    """
+
+    def __init__(self, argument: str, reason):
+        super().__init__(str(reason))
+        self.argument = argument
 
 
 @dataclasses.dataclass
@@ -73,8 +89,14 @@ class Source:
         return export.Images(views, labels, calibration, source)
 
 
-def of_workdir(workdir: str | os.PathLike) -> Source:
+def of_workdir(
+    workdir: str | os.PathLike, data_dir: str | None = None
+) -> Source:
     """The newest checkpoint of what `apps.train` wrote.
+
+    Args:
+        workdir: its directory.
+        data_dir: where the data set is, if it has moved since.
 
     Raises:
         workdirs.WorkdirError: it is no work directory or has no checkpoint yet.
@@ -97,7 +119,7 @@ def of_workdir(workdir: str | os.PathLike) -> Source:
             "data": config.dataset,
         },
         config.dataset,
-        config.data_dir,
+        data_dir or config.data_dir,
     )
 
 
@@ -119,57 +141,74 @@ def of_model(
         weights: as the builder takes them; None: random ones.
         arguments: further arguments of the builder.
         dataset: what it was trained on; its preprocessing and labels are the
-            network's, where the arguments below do not say otherwise.
+            network's, where neither the weights nor the arguments below say
+            otherwise.
         data_dir: where the data set is.
-        labels: one for each class; without a data set "0", "1", ...
-        mean: of each channel, in 0..1; without a data set that of ImageNet.
+        labels: one for each class; without a data set those of `"cifar10"`,
+            else "0", "1", ...
+        mean: of each channel, in 0..1. By default that of the weights:
+            `"cifar10"` has its own, and those of keras.applications, published
+            or in a file, Caffe's, which also takes blue first; then that of
+            the data set; then ImageNet's.
         standard_deviation: likewise. Where one of them is given, the other is
             0 or 1.
 
     Raises:
-        ValueError: there is no such network, or it does not fit the rest.
-        OSError: there is no such file.
+        ArgumentError: there is no such network or file, or one argument does
+            not fit the rest; says which.
+        OSError: the data set is not there.
     """
     arguments = arguments or {}
-    found = data.load(dataset, data_dir) if dataset else None
+    with _blames("dataset"):
+        found = data.load(dataset, data_dir) if dataset else None
     if model.endswith(".keras"):
-        if weights or arguments:
-            raise ValueError(
-                "a .keras file has its own weights and arguments; received "
-                f"weights {weights} and arguments {arguments}"
-            )
-        network = _load_keras(model)
+        for name, value in (("weights", weights), ("arguments", arguments)):
+            if value:
+                raise ArgumentError(
+                    name,
+                    "a .keras file has its own weights and arguments; "
+                    f"received {value} for {model}",
+                )
+        with _blames("model"):
+            network = _load_keras(model)
         title = os.path.basename(model)
     else:
-        spec = models.get_spec(model)
-        shape = found.image_shape if found else None
-        network = models.resnet(
-            spec,
-            weights=weights,
-            input_shape=shape,
-            classes=found.classes if found else _classes(spec, labels),
-            **arguments,
-        )
-        if weights == "imagenet":
-            _take_red_first(network)
+        with _blames("model"):
+            spec = models.get_spec(model)
+        with _blames("weights" if weights else "model"):
+            network = models.resnet(
+                spec,
+                weights=weights,
+                input_shape=found.image_shape if found else None,
+                classes=found.classes if found else _classes(spec, labels),
+                **arguments,
+            )
         title = f"{spec.name} with {weights or 'random weights'}"
-    preprocessing = (
-        found.preprocessing if found else _preprocessing(network, weights)
-    )
-    if mean or standard_deviation:
-        preprocessing = dataclasses.replace(
-            preprocessing,
-            mean=np.array(mean or np.zeros(preprocessing.channels), "float32"),
-            standard_deviation=(
-                np.array(standard_deviation, "float32")
-                if standard_deviation
-                else None
-            ),
-        )
-    if labels is None and found:
-        labels = found.labels
+    is_given = bool(mean or standard_deviation)
+    preprocessing = found.preprocessing if found else _of_photos(network)
+    if weights == "cifar10":
+        with _blames("weights"):  # a mean for each pixel, of 32x32
+            preprocessing = dataclasses.replace(
+                preprocessing, mean=pretrained.mean(), standard_deviation=None
+            )
+    elif _is_caffes(weights, is_given):
+        _take_red_first(network)
+        preprocessing = _of_caffe(preprocessing)
+        title += ", pixels as keras.applications prepares them"
+    if is_given:
+        channels = preprocessing.channels
+        with _blames("mean" if mean else "standard_deviation"):
+            preprocessing = dataclasses.replace(
+                preprocessing,
+                mean=np.array(mean or np.zeros(channels), "float32"),
+                standard_deviation=(
+                    np.array(standard_deviation, "float32")
+                    if standard_deviation
+                    else None
+                ),
+            )
     if labels is None:
-        labels = [str(i) for i in range(network.output_shape[-1])]
+        labels = _labels(network, found, model, weights)
     return Source(
         network,
         preprocessing,
@@ -185,14 +224,51 @@ def of_model(
     )
 
 
+@contextlib.contextmanager
+def _blames(argument: str) -> Iterator[None]:
+    """Says which argument an error is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ArgumentError(argument, error) from error
+
+
 def _load_keras(path: str) -> keras.Model:
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no file {path}")
+        raise ValueError("there is no such file")
     return keras.models.load_model(path, compile=False)
 
 
 def _classes(spec, labels) -> int:
     return len(labels) if labels is not None else spec.classes
+
+
+def _labels(network, dataset, model, weights) -> list[str]:
+    if dataset:
+        return dataset.labels
+    if weights == "cifar10":
+        return pretrained.card(models.get_spec(model).name)["labels"]
+    return [str(i) for i in range(network.outputs[0].shape[-1])]
+
+
+def _of_photos(network) -> data.Preprocessing:
+    """That of photos; a network for small images sees them whole."""
+    height, _, channels = network.inputs[0].shape[1:]
+    size = height or _PHOTO_SIZE
+    return data.photo_preprocessing(
+        size, channels, resizes_whole=size < _PHOTO_SIZE // 2
+    )
+
+
+def _is_caffes(weights, is_given: bool) -> bool:
+    """Whether weights are of keras.applications, published or in a file.
+
+    Who has trained such a file otherwise says so by a mean.
+    """
+    if weights is None or weights == "imagenet":
+        return weights == "imagenet"
+    names = () if is_given else weight_files.read(weights)
+    return any("conv1_conv" in name for name in names)
 
 
 def _take_red_first(network: keras.Model) -> None:
@@ -201,16 +277,10 @@ def _take_red_first(network: keras.Model) -> None:
     kernel.assign(keras.ops.flip(kernel, axis=2))
 
 
-def _preprocessing(network, weights) -> data.Preprocessing:
-    """That of photos; a network for small images sees them whole."""
-    height, _, channels = network.input_shape[1:]
-    size = height or _PHOTO_SIZE
-    found = data.photo_preprocessing(
-        size, channels, resizes_whole=size < _PHOTO_SIZE // 2
-    )
-    if weights != "imagenet":
-        return found
-    # Caffe's: pixels of 0..255, less their mean.
+def _of_caffe(preprocessing) -> data.Preprocessing:
+    """Caffe's: pixels of 0..255, less their mean."""
     mean = np.array([123.68, 116.779, 103.939], "float32") / 255
     deviation = np.full(3, 1 / 255, "float32")
-    return dataclasses.replace(found, mean=mean, standard_deviation=deviation)
+    return dataclasses.replace(
+        preprocessing, mean=mean, standard_deviation=deviation
+    )

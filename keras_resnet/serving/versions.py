@@ -38,6 +38,39 @@ def numbered(export_dir: str | os.PathLike) -> dict[int, str]:
     }
 
 
+def check(export_dir: str | os.PathLike) -> None:
+    """Says what can be no directory of versions.
+
+    Raises:
+        ValueError: it is a URL, or something else stands there.
+
+    >>> check("exports/resnet50")
+    """
+    path = os.fspath(export_dir)
+    if "://" in path:
+        raise ValueError(
+            "a version appears by a rename, which needs a local directory: "
+            f"export into one and copy it; received {path}"
+        )
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise ValueError(f"it must be a directory, received the file {path}")
+
+
+def find(export_dir: str | os.PathLike, version: str) -> str:
+    """The path of one version.
+
+    Raises:
+        ValueError: there is none of this number.
+    """
+    there = numbered(export_dir)
+    if not _is_number(version) or int(version) not in there:
+        raise ValueError(
+            f"the versions in {os.fspath(export_dir)} are "
+            f"{', '.join(map(str, there)) or 'none'}, received {version}"
+        )
+    return there[int(version)]
+
+
 def publish(
     export_dir: str | os.PathLike,
     write: Callable[[str], None],
@@ -58,7 +91,9 @@ def publish(
 
     Raises:
         FileExistsError: `version` stands there already.
+        ValueError: `export_dir` is no local directory.
     """
+    check(export_dir)
     if version is not None:
         _check_is_free(export_dir, version)
     os.makedirs(export_dir, exist_ok=True)
