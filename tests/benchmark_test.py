@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import subprocess
 import sys
 import tempfile
 from unittest import mock
@@ -75,6 +76,20 @@ class WorkerTest(absltest.TestCase):
         _, turn = map(json.loads, said.getvalue().splitlines())
         self.assertEqual(turn["seconds"], 40 * 0.25)
         self.assertLen(asked, 2)  # the first step, and the turn
+
+    def test_peak_of_memory_is_that_of_the_worker_alone(self):
+        script = """
+from keras_resnet.benchmark import worker
+print(worker._peak_bytes() - worker._bytes())
+"""
+        held = np.ones(2**30, np.uint8)
+        process = subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+        self.assertLess(int(process.stdout), len(held) // 2)
 
 
 class PeersTest(parameterized.TestCase):

@@ -22,7 +22,7 @@ LIGHT = {
     *("pretrained", "weight_files", "weights"),
 }
 
-# Which rooms a room may import from, beside itself: only those below it.
+# Which parts a part may import from, beside itself: only those below it.
 MAY_IMPORT = {
     "names": set(),
     "layers": {"names"},
@@ -54,8 +54,8 @@ PROGRAMS = {
 TEST_FILES = sorted((ROOT / "tests").glob("*_test.py"))
 
 
-def room(module: str) -> str | None:
-    """The room of a dotted module or name, or None for what is not ours."""
+def part(module: str) -> str | None:
+    """The part of a dotted module or name, or None for what is not ours."""
     first, *rest = module.split(".")
     if first == "apps":
         return "apps"
@@ -95,15 +95,15 @@ class ImportsTest(parameterized.TestCase):
         self.assertIn("keras", loaded)
         heavy = ("tensorflow_datasets", "keras_tuner", "tensorboard", "tqdm")
         self.assertNoCommonElements(heavy, loaded)
-        ours = {room(module) for module in loaded} - {None}
+        ours = {part(module) for module in loaded} - {None}
         self.assertLessEqual(ours, LIGHT)
 
     @parameterized.parameters(*map(str, SOURCES))
     def test_nothing_imports_upward(self, source):
         path = pathlib.Path(source)
-        here = room(".".join(path.with_suffix("").parts))
-        rooms = {room(module) for module in imported(path)} - {None, here}
-        self.assertLessEqual(rooms, MAY_IMPORT[here])
+        here = part(".".join(path.with_suffix("").parts))
+        parts = {part(module) for module in imported(path)} - {None, here}
+        self.assertLessEqual(parts, MAY_IMPORT[here])
 
     @parameterized.parameters(
         ("keras_resnet/layers/units.py", "layers"),
@@ -111,9 +111,9 @@ class ImportsTest(parameterized.TestCase):
         ("keras_resnet/__init__.py", "keras_resnet"),
         ("apps/train.py", "apps"),
     )
-    def test_rooms_are_told_apart(self, source, expected):
+    def test_parts_are_told_apart(self, source, expected):
         module = ".".join(pathlib.Path(source).with_suffix("").parts)
-        self.assertEqual(room(module), expected)
+        self.assertEqual(part(module), expected)
 
     def test_relative_imports_are_resolved(self):
         self.assertIn(

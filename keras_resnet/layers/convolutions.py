@@ -1,6 +1,6 @@
 """The convolution of both papers: no bias, padded alike on both sides.
 
-Its room is apart from the units' because shortcuts and stems convolve too.
+It is apart from the units because shortcuts and stems convolve too.
 """
 
 import keras
