@@ -429,7 +429,9 @@ def _state(contents: Any) -> dict[str, _Tensor]:
     names = ("state_dict", "model_state_dict", "model", "net")
     candidates = [contents]
     if isinstance(contents, dict):
-        candidates += [contents[name] for name in names if name in contents]
+        # Beside a state_dict a checkpoint may have tensors of its own.
+        inside = [contents[name] for name in names if name in contents]
+        candidates = [*inside, contents]
     for candidate in candidates:
         if isinstance(candidate, dict):
             tensors = {

@@ -73,10 +73,10 @@ def load(
     True
     """
     arrays = weight_files.read(path)
-    if rename is not None:
-        arrays = {rename(name): array for name, array in arrays.items()}
     shapes = _shapes(model)
     try:
+        if rename is not None:
+            arrays = _renamed(arrays, rename)
         arrays = _canonical(arrays, model)
         if not any(name.startswith("predictions/") for name in shapes):
             arrays = {
@@ -329,6 +329,19 @@ def _our_layer(layer: str) -> str:
     return ""
 
 
+def _renamed(arrays: Arrays, rename: Callable[[str], str]) -> Arrays:
+    before: dict[str, str] = {}
+    for name in arrays:
+        new = rename(name)
+        if new in before:
+            raise ValueError(
+                "rename must give every array of the file a name of its own, "
+                f"received {new!r} for {before[new]!r} and for {name!r}"
+            )
+        before[new] = name
+    return {new: arrays[name] for new, name in before.items()}
+
+
 def _canonical(arrays: Arrays, model: keras.Model) -> Arrays:
     """The arrays of a file by the weight paths of this package.
 
@@ -381,6 +394,10 @@ def _saved_leaves(arrays: Arrays, model: keras.Model) -> dict:
     }
 
 
+# A variable of a stack that Keras numbered.
+_STACKED = re.compile(r"(\w+_stack)/(\d+)$")
+
+
 def _unstacked(arrays: Arrays, model: keras.Model) -> Arrays:
     """The arrays of a looped network by the units that they belong to.
 
@@ -393,12 +410,28 @@ def _unstacked(arrays: Arrays, model: keras.Model) -> Arrays:
     for layer in model.layers:
         if layer.name.endswith("_unit2"):
             patterns[layer.name.replace("_unit2", "_stack")] = layer
+    # Random states, whole numbers, are nobody's weights, and the network of the
+    # file may have them where this one has none.
+    arrays = {
+        path: array
+        for path, array in arrays.items()
+        if not (_STACKED.match(path) and array.dtype.kind in "iu")
+    }
+    numbers = collections.defaultdict(list)
+    for path in arrays:
+        if match := _STACKED.match(path):
+            numbers[match[1]].append(int(match[2]))
     numbered = {
         # Keras saves the states after what is trained.
-        (stack, str(i)): part
+        (stack, str(number)): part
         for stack, pattern in patterns.items()
-        for i, part in enumerate(
-            sorted(_parts(pattern), key=lambda part: not _is_trained(part))
+        for number, part in zip(
+            sorted(numbers[stack]),
+            sorted(
+                (part for part in _parts(pattern) if part != "seed"),
+                key=lambda part: "/moving_" in part,
+            ),
+            strict=False,  # `_check_fit` says what is missing or too much
         )
     }
     for path, array in arrays.items():
@@ -419,10 +452,6 @@ def _unstacked(arrays: Arrays, model: keras.Model) -> Arrays:
         for i, value in enumerate(array if array.ndim else [], 2):
             unstacked[f"{stack.removesuffix('_stack')}_unit{i}/{leaf}"] = value
     return unstacked
-
-
-def _is_trained(part: str) -> bool:
-    return part != "seed" and "/moving_" not in part
 
 
 def _move(arrays: Arrays, source: str, target: str) -> None:

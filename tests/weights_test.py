@@ -389,6 +389,21 @@ class OwnFilesTest(WeightsTestCase):
             weights.load(model, path)
             np.testing.assert_allclose(model(x), saved(x), atol=1e-6)
 
+    @parameterized.product(saved_p=(0.5, 1.0), looped=(True, False))
+    def test_a_looped_network_is_loaded_without_its_stochastic_depth(
+        self, saved_p, looped
+    ):
+        kwargs = {"bottleneck": False, "looped": True}
+        saved = small(survival_probability=saved_p, **kwargs)
+        randomized(saved, seed=1)
+        path = self.path(None, "model.weights.h5")
+        saved.save_weights(path)
+        kwargs["looped"] = looped
+        model = small(survival_probability=1.5 - saved_p, **kwargs)
+        weights.load(model, path)
+        x = np.random.default_rng(2).normal(size=(2, 8, 8, 3))
+        np.testing.assert_allclose(model(x), saved(x), atol=1e-6)
+
     def test_weights_are_copied_between_looped_and_unrolled_networks(self):
         looped, unrolled = small(looped=True), small(looped=False)
         randomized(looped, seed=1)
@@ -605,7 +620,11 @@ class TorchTest(WeightsTestCase):
         saved, model = randomized(small(), seed=1), small()
         data = torch_file(
             state_dict(saved),
-            wrap=lambda state: {"epoch": 3, "accuracy": 0.5, key: state},
+            wrap=lambda state: {
+                **{"epoch": 3, "arch": "resnet18", "accuracy": 0.5},
+                "best_acc1": state["bn1.weight"],  # a tensor beside
+                key: state,
+            },
         )
         weights.load(model, self.path(data))
         self.assert_weights_equal(model, saved)
@@ -636,6 +655,17 @@ class TorchTest(WeightsTestCase):
         self.assert_refused(model, path, r"xconv1.weight, .* rename=")
         weights.load(model, path, rename=lambda name: name[1:])
         self.assert_weights_equal(model, saved)
+
+    def test_a_translation_gives_no_two_arrays_one_name(self):
+        state = state_dict(small())
+        arrays = {f"model.{name}": a for name, a in state.items()}
+        arrays |= {f"ema.{name}": a for name, a in state.items()}
+        path = self.path(safetensors(arrays))
+        model = small()
+        with self.assertRaisesRegex(
+            ValueError, r"does not fit .*: rename must .* for '\w+\..*' and for"
+        ):
+            weights.load(model, path, lambda name: name.partition(".")[2])
 
     def pre_activation_state(self, model):
         """Names of the usual pre-activation code: every unit has bn1."""
