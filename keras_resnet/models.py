@@ -20,6 +20,7 @@ from keras_resnet import weights as weights_lib
 from keras_resnet.layers import BatchNormalization
 from keras_resnet.layers import Convolution
 from keras_resnet.layers import UnitStack
+from keras_resnet.layers import normalization
 from keras_resnet.layers import units as units_lib
 from keras_resnet.layers.normalization import EPSILON
 from keras_resnet.layers.normalization import MOMENTUM
@@ -696,7 +697,8 @@ def freeze(model: keras.Model, but: Sequence[str] = ()) -> None:
     Batch normalization is in inference mode in all of it, also in what is
     trained: it normalizes by the moving statistics, which stay as they are.
     (Keras' `base(x, training=False)` does not: in Keras 3.15 `fit` overrides
-    it in what is not frozen.) Compile the model that is trained afterwards.
+    it in what is not frozen.) Compile the model that is trained afterwards. A
+    copy of the model, or a `.keras` file, is frozen as the model is.
 
     Args:
         model: A network of this package.
@@ -721,16 +723,10 @@ def freeze(model: keras.Model, but: Sequence[str] = ()) -> None:
             )
     for layer in model.layers:
         layer.trainable = layer.name.startswith(tuple(but))
-        parts = [layer]
         if isinstance(layer, UnitStack):
-            parts.append(layer.pattern())
-            for weight in layer.stacked:
-                if "norm" in weight.name:
-                    weight.trainable = False
-        for part in parts:
-            for inner in part._flatten_layers():
-                if isinstance(inner, keras.layers.BatchNormalization):
-                    inner.trainable = False
+            layer.freeze_norms()
+        else:
+            normalization.freeze(layer)
 
 
 def classifier_dtype() -> str:

@@ -1,6 +1,7 @@
 """The four steps of docs/fine_tuning.md, from weights that others trained."""
 
 import os
+import tempfile
 import unittest
 
 import keras
@@ -16,6 +17,36 @@ def values(model):
     return {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}
 
 
+def features(**kwargs):
+    return keras_resnet.ResNet20(
+        include_top=False, pooling="avg", input_shape=(8, 8, 3), **kwargs
+    )
+
+
+def changed_by_training(base):
+    """The paths of the weights of `base` that a step of `fit` changes."""
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, keras.layers.Dense(10)(base(image)))
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    before = values(base)
+    images = np.random.default_rng(0).normal(size=(8, 8, 8, 3)) + 1
+    model.fit(images, np.arange(8), verbose=0)
+    return {
+        path for path, v in values(base).items() if np.any(v != before[path])
+    }
+
+
+def kernels(base, but):
+    return {
+        path
+        for path in values(base)
+        if path.startswith(but) and path.endswith("kernel")
+    }
+
+
 class FineTuningTest(parameterized.TestCase):
     @parameterized.parameters(
         ({}, ("stage3",)),
@@ -24,34 +55,51 @@ class FineTuningTest(parameterized.TestCase):
         ({"looped": True, "remat": True}, ("stage3",)),
     )
     def test_what_is_frozen_stays_as_it_is(self, kwargs, but):
-        base = keras_resnet.ResNet20(
-            include_top=False, pooling="avg", input_shape=(8, 8, 3), **kwargs
-        )
+        base = features(**kwargs)
         keras_resnet.freeze(base, but)
-        image = keras.Input((8, 8, 3))
-        model = keras.Model(image, keras.layers.Dense(10)(base(image)))
         images = np.random.default_rng(0).normal(size=(8, 8, 8, 3)) + 1
-        expected = np.array(model(images, training=False))
+        expected = np.array(base(images, training=False))
         np.testing.assert_allclose(
-            model(images, training=True), expected, atol=1e-5
+            base(images, training=True), expected, atol=1e-5
         )
-        before = values(base)
-        model.compile(
-            keras.optimizers.SGD(0.1),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        self.assertEqual(changed_by_training(base), kernels(base, but))
+
+    @parameterized.parameters({}, {"looped": True})
+    def test_layers_may_be_released_one_after_the_other(self, **kwargs):
+        base = features(**kwargs)
+        for but in ((), ("stage2", "stage3"), ("stage3",)):
+            keras_resnet.freeze(base, but)
+            expected = kernels(base, but)
+            self.assertEqual(changed_by_training(base), expected)
+        base.trainable = False
+        base.trainable = True
+        self.assertIn(
+            "stage2_unit1/norm1/moving_mean", changed_by_training(base)
         )
-        model.fit(images, np.arange(8), verbose=0)
-        changed = {
-            path
-            for path, value in values(base).items()
-            if np.any(value != before[path])
-        }
-        kernels = {
-            path
-            for path in before
-            if path.startswith(but) and path.endswith("kernel")
-        }
-        self.assertEqual(changed, kernels)
+
+    @parameterized.parameters(
+        ({"shortcut": "C"}, (), "file"),
+        ({"shortcut": "C"}, ("stage2", "stage3"), "file"),
+        ({"looped": True, "shortcut": "C"}, (), "clone"),
+        ({"looped": True, "shortcut": "C"}, ("stage2", "stage3"), "file"),
+    )
+    def test_a_copy_is_frozen_as_the_network_is(self, kwargs, but, copy):
+        base = features(**kwargs)
+        keras_resnet.freeze(base, but)
+        if copy == "file":
+            folder = self.enter_context(tempfile.TemporaryDirectory())
+            base.save(f"{folder}/base.keras")
+            again = keras.models.load_model(f"{folder}/base.keras")
+        else:
+            again = keras.models.clone_model(base)
+        expected = kernels(base, but)
+        self.assertEqual({v.path for v in again.trainable_weights}, expected)
+        self.assertEqual(changed_by_training(again), expected)
+        again.trainable = False
+        again.trainable = True
+        self.assertLen(
+            again.trainable_weights, len(features(**kwargs).trainable_weights)
+        )
 
     def test_a_name_that_is_none_is_refused(self):
         with self.assertRaisesRegex(ValueError, "'stage4'"):

@@ -172,6 +172,28 @@ class ShortcutTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "shortcut A takes zeros"):
             shortcuts.get("A(zeros='left')")
 
+    @parameterized.parameters(
+        "exclusive_gating(-7)",
+        "exclusive_gating(gate_bias=-7)(3)",
+        "exclusive_gating(gate_bias=-7).f()",
+        "exclusive_gating()()",
+        "exclusive_gating(*[1])",
+        "exclusive_gating(**{'gate_bias': -7})",
+        "exclusive_gating(gate_bias=-7",
+        "exclusive_gating(gate_bias=-7) or f()",
+    )
+    def test_what_is_not_one_call_with_names_is_refused(self, text):
+        with self.assertRaisesRegex(ValueError, "takes gate_bias, as in"):
+            shortcuts.get(text)
+
+    def test_identifiers_of_one_function_are_the_same(self):
+        configured = layers.ExclusiveGating(2, gate_bias=-7.0, name="mine")
+        self.assertTrue(
+            shortcuts.is_same(configured, "exclusive_gating(gate_bias=-7)")
+        )
+        self.assertFalse(shortcuts.is_same(configured, "exclusive_gating"))
+        self.assertFalse(shortcuts.is_same("B", "C"))
+
     def test_configured_instance_is_copied_with_the_stride_of_the_unit(self):
         given = layers.ExclusiveGating(gate_bias=-7.0)
         got = shortcuts.get(given, stride=2)

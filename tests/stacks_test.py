@@ -78,6 +78,34 @@ def in_stacks(unrolled, values):
     return [np.stack(values[j::count]) for j in range(count)]
 
 
+@keras.saving.register_keras_serializable(package="stacks_test")
+class OwnShortcut(layers.Shortcut):
+    """`sum = x + kernel * F`, kernel = 0 at the start."""
+
+    def build(self, x_shape, residual_shape):
+        super().build(x_shape, residual_shape)
+        self.kernel = self.add_weight(
+            name="kernel", shape=residual_shape[-1:], initializer="zeros"
+        )
+
+    def call(self, x, residual, training=None):
+        return self.matched(x, residual) + self.kernel * residual
+
+
+@keras.saving.register_keras_serializable(package="stacks_test")
+class OwnUnit(layers.OriginalUnit):
+    """A unit with a dense layer, which starts as Keras starts it."""
+
+    def build(self, x_shape):
+        super().build(x_shape)
+        self.excite = keras.layers.Dense(
+            self.filters,
+            bias_initializer=keras.initializers.Constant(0.25),
+            name="excite",
+        )
+        self.excite.build((None, self.filters))
+
+
 class UnitStackTest(parameterized.TestCase):
     def assert_same(self, unrolled, stack, x, tolerance=1e-4):
         def one_by_one(x):
@@ -176,6 +204,33 @@ class UnitStackTest(parameterized.TestCase):
         np.testing.assert_allclose(kernel.var(), 2 / (9 * 64), rtol=0.02)
         self.assertGreater(np.abs(kernel[0] - kernel[1]).max(), 0.1)
 
+    def test_layers_of_ones_own_start_as_they_say(self):
+        """In a loop as one after the other, and each unit by itself."""
+        keras.utils.set_random_seed(0)
+        stack = layers.UnitStack(OwnUnit(8, shortcut=OwnShortcut()), 40)
+        stack.build(SHAPE)
+        got = {w.name: np.array(w) for w in stack.weights}
+        np.testing.assert_array_equal(got["shortcut_kernel"], 0)
+        np.testing.assert_array_equal(got["excite_bias"], 0.25)
+        # Glorot and Bengio 2010: uniform within sqrt(6 / (8 + 8)).
+        excite, limit = got["excite_kernel"], (6 / 16) ** 0.5
+        self.assertEqual(excite.shape, (40, 8, 8))
+        self.assertBetween(np.abs(excite).max(), 0.98 * limit, limit)
+        np.testing.assert_allclose(excite.var(), limit**2 / 3, rtol=0.1)
+        np.testing.assert_allclose(got["conv1_kernel"].var(), 2 / 72, rtol=0.1)
+        for kernel in (excite, got["conv1_kernel"]):
+            self.assertGreater(np.abs(kernel[0] - kernel[1]).max(), 0.1)
+
+    def test_gates_start_as_those_of_single_units(self):
+        shortcut = layers.ExclusiveGating(gate_bias=-7.0)
+        stack = layers.UnitStack(layers.OriginalUnit(32, shortcut=shortcut), 20)
+        stack.build((None, 8, 8, 32))
+        got = {w.name: np.array(w) for w in stack.weights}
+        np.testing.assert_array_equal(got["shortcut_gate_bias"], -7.0)
+        np.testing.assert_allclose(
+            got["shortcut_gate_kernel"].var(), 2 / 32, rtol=0.05
+        )
+
     def test_stack_refuses_units_that_change_the_shape(self):
         with self.assertRaisesRegex(ValueError, "keep the shape.*stride 2"):
             layers.UnitStack(layers.OriginalUnit(8, 2), 3).build(SHAPE)
@@ -183,6 +238,9 @@ class UnitStackTest(parameterized.TestCase):
             layers.UnitStack(layers.OriginalUnit(16), 3).build(SHAPE)
         with self.assertRaisesRegex(ValueError, "count=3 and 2 prob"):
             layers.UnitStack(layers.OriginalUnit(8), 3, [0.5, 0.5])
+        for p in (0.0, 2.0):
+            with self.assertRaisesRegex(ValueError, rf"\(0, 1\].*received {p}"):
+                layers.UnitStack(layers.OriginalUnit(8), 2, [1.0, p])
 
     @parameterized.parameters("original", "relu_only_pre_activation")
     def test_stack_comes_back_from_its_config_and_its_file(self, unit):

@@ -73,6 +73,7 @@ class Convolution(keras.layers.Layer):
         self.kernel_size = kernel_size
         self.stride = stride
         self.padding = padding
+        self.kernel_initializer = papers_initializer()
         self.input_spec = keras.layers.InputSpec(ndim=4)
 
     def build(self, x_shape):
@@ -80,7 +81,7 @@ class Convolution(keras.layers.Layer):
             name="kernel",
             shape=(self.kernel_size, self.kernel_size, x_shape[-1])
             + (self.filters,),
-            initializer=papers_initializer(),
+            initializer=self.kernel_initializer,
         )
 
     def call(self, x):

@@ -136,3 +136,25 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and keras.backend.standardize_dtype(inputs.dtype)
             in ("float32", "bfloat16", "float16")
         )
+
+
+def norms(layer: keras.layers.Layer) -> list[keras.layers.BatchNormalization]:
+    """The batch normalizations of a layer, itself and those inside of it.
+
+    >>> len(norms(keras.Sequential([BatchNormalization()])))
+    1
+    """
+    return [
+        inner
+        for inner in layer._flatten_layers()
+        if isinstance(inner, keras.layers.BatchNormalization)
+    ]
+
+
+def freeze(layer: keras.layers.Layer) -> None:
+    """Has a layer normalize by the moving statistics, in training too.
+
+    They stay as they are, and gamma and beta are not trained.
+    """
+    for norm in norms(layer):
+        norm.trainable = False

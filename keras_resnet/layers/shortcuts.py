@@ -510,6 +510,20 @@ def get(identifier, **settings) -> Shortcut:
     return type(identifier).from_config(config)
 
 
+def is_same(identifier, other) -> bool:
+    """Whether two identifiers, as `get` takes them, are one function.
+
+    >>> is_same(OptionA(), "A"), is_same("A(zeros='both')", "A")
+    (True, False)
+    """
+    one, two = get(identifier), get(other)
+    return type(one) is type(two) and all(
+        value == two.get_config()[name]
+        for name, value in one.get_config().items()
+        if name not in _SET_BY_UNIT
+    )
+
+
 def _parse(identifier: str):
     """The class or instance that a text names, or the text where it is none."""
     name, parenthesis, arguments = identifier.partition("(")
@@ -519,7 +533,11 @@ def _parse(identifier: str):
         return SHORTCUTS[name]
     try:
         call = ast.parse(f"f({arguments}", mode="eval").body
-        if not isinstance(call, ast.Call):
+        if not (
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Name)  # one call, and no f(...)(...)
+            and not call.args
+        ):
             raise SyntaxError(identifier)
         pairs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
         return SHORTCUTS[name](**pairs)

@@ -13,13 +13,21 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_resnet.layers import normalization
 from keras_resnet.layers import remat as remat_lib
 from keras_resnet.layers.convolutions import papers_initializer
 from keras_resnet.layers.units import Unit
+from keras_resnet.layers.units import check_survival_probability
 
 # Units of a loop that TensorFlow may work on at once: the gradient of one's
 # kernels is computed beside the next one's backward pass.
 _PARALLEL_ITERATIONS = 2
+
+_CONSTANTS = (
+    keras.initializers.Constant,
+    keras.initializers.Ones,
+    keras.initializers.Zeros,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
@@ -30,7 +38,8 @@ class UnitStack(keras.layers.Layer):
     moving statistics are equal. Each weight of the unit, of shape `[...]`, is
     one weight of shape `[n, ...]` here, named after its layer
     (`conv1_kernel`). On TensorFlow the loop is a `tf.while_loop`, on JAX a
-    `jax.lax.scan`; elsewhere the units run one by one.
+    `jax.lax.scan`; elsewhere the units run one by one, and keep what they
+    compute whatever `remat` says.
 
     Args:
         unit: A unit as the pattern of all of them; it must keep the shape of
@@ -49,8 +58,8 @@ class UnitStack(keras.layers.Layer):
         A tensor of the shape of `x`.
 
     Raises:
-        ValueError: If the unit changes the shape, or the number of survival
-            probabilities is not `count`.
+        ValueError: If the unit changes the shape, or the survival probabilities
+            are not `count` numbers in (0, 1].
 
     Example:
 
@@ -81,6 +90,8 @@ class UnitStack(keras.layers.Layer):
                 f"each unit; received count={count} and "
                 f"{len(survival_probabilities)} probabilities"
             )
+        for survival_probability in survival_probabilities:
+            check_survival_probability(survival_probability)
         self.count = count
         self.survival_probabilities = [float(p) for p in survival_probabilities]
         self.remat = remat
@@ -112,9 +123,15 @@ class UnitStack(keras.layers.Layer):
                 f"filters for an input of shape {tuple(x_shape)}"
             )
         unit.build(x_shape)
+        norms_train = unit.batch_norm_trainable
+        for layer in unit._flatten_layers():
+            layer.trainable = True  # what is a state is one frozen or not
         self.stacked = []
         self._states = []  # the places of moving statistics and seeds
-        for i, variable in enumerate(unit.variables):
+        initializers = _initializers(unit, x_shape, self.count)
+        for i, (variable, initializer) in enumerate(
+            zip(unit.variables, initializers, strict=True)
+        ):
             path = variable.path.rpartition(f"{unit.name}/")[2]
             if variable.name == "seed_generator_state":
                 path = f"seed{i}"  # Keras numbers the generators of a session
@@ -123,19 +140,32 @@ class UnitStack(keras.layers.Layer):
                     name=path.replace("/", "_"),
                     shape=(self.count, *variable.shape),
                     dtype=variable.dtype,
-                    initializer=_initializer(variable),
+                    initializer=initializer,
                     trainable=variable.trainable,
                     autocast=False,
                 )
             )
             if not variable.trainable:
                 self._states.append(i)
+        unit.trainable = self.trainable
+        if not norms_train:
+            self.freeze_norms()
+
+    @keras.layers.Layer.trainable.setter
+    def trainable(self, value):
+        keras.layers.Layer.trainable.fset(self, value)
+        # Frozen units normalize by their moving statistics.
+        self.pattern().trainable = self.trainable
+
+    def freeze_norms(self) -> None:
+        """`layers.normalization.freeze` for the units of the stack."""
+        unit = self.pattern()
+        normalization.freeze(unit)
+        for weight, variable in zip(self.stacked, unit.variables, strict=True):
+            weight.trainable = variable.trainable
 
     def call(self, x, training=None):
         training = bool(training)
-        # Frozen units normalize by their moving statistics.
-        if self.pattern().trainable != self.trainable:
-            self.pattern().trainable = self.trainable
         values = [ops.copy(weight.value) for weight in self.stacked]
         loops = {"tensorflow": _loop_in_tensorflow, "jax": _loop_in_jax}
         loop = loops.get(keras.backend.backend(), _loop_in_python)
@@ -167,18 +197,60 @@ class UnitStack(keras.layers.Layer):
         }
 
 
-def _initializer(variable):
-    """An initializer of shape [n, ...] for n variables like this one."""
-    if variable.name == "kernel":
-        # The variance depends on the shape of one kernel, not of the stack.
-        fan_out = np.prod(variable.shape[:-2]) * variable.shape[-1]
-        variance = papers_initializer().scale / fan_out
-        return keras.initializers.RandomNormal(0.0, variance**0.5)
+def _initializers(unit, x_shape, count):
+    """Initializers of shape [n, ...] for the variables of n such units."""
+    owners = {  # the innermost comes last
+        id(variable): layer
+        for layer in unit._flatten_layers()
+        for variable in layer.variables
+    }
+    rules = [_initializer(v, owners[id(v)]) for v in unit.variables]
+    if None in rules:
+        # How a layer of one's own starts only units of its own can tell.
+        values = []
+        for _ in range(count):
+            copy = type(unit).from_config(unit.get_config())
+            copy.build(x_shape)
+            values.append(
+                [
+                    ops.convert_to_numpy(variable.value)
+                    if rule is None
+                    else None
+                    for rule, variable in zip(
+                        rules, copy.variables, strict=True
+                    )
+                ]
+            )
+        for i, value in enumerate(zip(*values, strict=True)):
+            if rules[i] is None:
+                rules[i] = _constant(np.stack(value))
+    return rules
+
+
+def _initializer(variable, owner):
+    """An initializer of shape [n, ...] for n variables like this one.
+
+    None where it takes n units to know.
+    """
     if variable.name == "seed_generator_state":
         return lambda shape, dtype: ops.convert_to_tensor(
             [[random.randint(1, 10**9), 0] for _ in range(shape[0])], dtype
         )
-    value = ops.convert_to_numpy(variable.value)
+    initializer = getattr(owner, f"{variable.name}_initializer", None)
+    if isinstance(initializer, _CONSTANTS):
+        return _constant(ops.convert_to_numpy(variable.value))
+    if isinstance(initializer, keras.initializers.VarianceScaling):
+        papers = papers_initializer()
+        if initializer.get_config() == papers.get_config():
+            # The variance depends on the shape of one kernel, not of the stack.
+            fan_out = np.prod(variable.shape[:-2]) * variable.shape[-1]
+            return keras.initializers.RandomNormal(
+                0.0, (papers.scale / fan_out) ** 0.5
+            )
+    return None
+
+
+def _constant(value):
     return lambda shape, dtype: ops.convert_to_tensor(
         np.broadcast_to(value, shape), dtype
     )

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_resnet import names
+from keras_resnet.layers import normalization
 from keras_resnet.layers import remat
 from keras_resnet.layers import shortcuts
 from keras_resnet.layers.convolutions import Convolution
@@ -19,6 +20,15 @@ from keras_resnet.layers.normalization import BatchNormalization
 
 EXPANSION = 4  # a bottleneck's last 1x1 convolution widens it [1, Sec. 4.1]
 STRIDES = ("1x1", "3x3")
+
+
+def check_survival_probability(survival_probability: float) -> None:
+    """Refuses what is no probability, and 0: the residual is divided by it."""
+    if not 0.0 < survival_probability <= 1.0:
+        raise ValueError(
+            "survival_probability must be in (0, 1], received "
+            f"{survival_probability}"
+        )
 
 
 class Unit(keras.layers.Layer):
@@ -44,6 +54,9 @@ class Unit(keras.layers.Layer):
             at inference.
         batch_norm_momentum: Momentum of the moving statistics.
         batch_norm_epsilon: Added to the variance.
+        batch_norm_trainable: Whether the normalizations train with the unit.
+            False: they are by the moving statistics in training too
+            (`keras_resnet.freeze`). Of a built unit it says what they do.
 
     Call arguments:
         x: Tensor of shape `[batch, height, width, channels]`.
@@ -72,6 +85,7 @@ class Unit(keras.layers.Layer):
         survival_probability: float = 1.0,
         batch_norm_momentum: float = MOMENTUM,
         batch_norm_epsilon: float = EPSILON,
+        batch_norm_trainable: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -80,11 +94,7 @@ class Unit(keras.layers.Layer):
                 f"bottleneck_stride must be one of {STRIDES}, received "
                 f"{bottleneck_stride!r}"
             )
-        if not 0.0 < survival_probability <= 1.0:
-            raise ValueError(
-                "survival_probability must be in (0, 1], received "
-                f"{survival_probability}"
-            )
+        check_survival_probability(survival_probability)
         self.filters = filters
         self.stride = stride
         self.bottleneck = bottleneck
@@ -94,6 +104,7 @@ class Unit(keras.layers.Layer):
         self.survival_probability = survival_probability
         self.batch_norm_momentum = batch_norm_momentum
         self.batch_norm_epsilon = batch_norm_epsilon
+        self._batch_norm_trainable = batch_norm_trainable
 
         self.shortcut = shortcuts.get(
             shortcut,
@@ -150,6 +161,20 @@ class Unit(keras.layers.Layer):
                 norm.build(before if self.activates_first else shape)
         self.shortcut.build(x_shape, shape)
         self.changes_dimension = self.shortcut.changes_dimension(x_shape, shape)
+        # A unit that was saved, or cloned, frozen knows so before its parts.
+        if not self.trainable:
+            for layer in self._flatten_layers(include_self=False):
+                layer.trainable = False
+        if not self._batch_norm_trainable:
+            normalization.freeze(self)
+
+    @property
+    def batch_norm_trainable(self) -> bool:
+        """Whether the normalizations train with the unit."""
+        if not self.built:
+            return self._batch_norm_trainable
+        norms = normalization.norms(self)
+        return not norms or any(norm.trainable for norm in norms)
 
     def normalizes(self, i: int) -> bool:
         """Whether the unit has the i-th normalization."""
@@ -211,6 +236,7 @@ class Unit(keras.layers.Layer):
             "survival_probability": self.survival_probability,
             "batch_norm_momentum": self.batch_norm_momentum,
             "batch_norm_epsilon": self.batch_norm_epsilon,
+            "batch_norm_trainable": self.batch_norm_trainable,
         }
 
 
