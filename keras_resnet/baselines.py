@@ -336,6 +336,17 @@ class Baseline:
     printed_parameters: float
     source: str
 
+    def check_arguments(self, arguments: dict) -> None:
+        """Refuses the arguments of `keras_resnet.resnet`: it has none of them.
+
+        Raises:
+            ValueError: If there are any.
+        """
+        if arguments:
+            raise ValueError(
+                f"{self.name} takes no arguments, received {arguments}"
+            )
+
 
 BASELINES: dict[str, Baseline] = {
     row.name: row
@@ -404,6 +415,10 @@ def build(
         A `keras.Model` from `[batch, height, width, channels]` to
         `[batch, classes]`.
 
+    Raises:
+        ValueError: If a baseline is given further arguments; else as
+            `keras_resnet.resnet` raises it.
+
     >>> build("nin").count_params()
     966986
     """
@@ -416,6 +431,7 @@ def build(
             classifier_activation=classifier_activation,
             **arguments,
         )
+    network.check_arguments(arguments)
     image = keras.Input(input_shape, name="image")
     x = network.logits(image, classes)
     x = layers.Activation(

@@ -5,9 +5,13 @@
 """
 
 import dataclasses
+import math
+import numbers
+import operator
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +25,7 @@ from keras_resnet.layers import BatchNormalization
 from keras_resnet.layers import Convolution
 from keras_resnet.layers import UnitStack
 from keras_resnet.layers import normalization
+from keras_resnet.layers import shortcuts as shortcuts_lib
 from keras_resnet.layers import units as units_lib
 from keras_resnet.layers.normalization import EPSILON
 from keras_resnet.layers.normalization import MOMENTUM
@@ -40,6 +45,7 @@ from keras_resnet.layers.normalization import MOMENTUM
 LOOP_FROM = 40
 
 FIRST_NORMS = ("stem", "unit", "both")
+PREPROCESSING_MODES = ("caffe", "tf", "torch", "cifar10")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +85,25 @@ class Spec:
     source: str = ""
 
     def __post_init__(self):
-        if not self.units or len(self.units) != len(self.filters):
+        stages = [
+            tuple(entries) if isinstance(entries, Iterable) else ()
+            for entries in (self.units, self.filters)
+        ]
+        if not stages[0] or len(stages[0]) != len(stages[1]):
             raise ValueError(
                 "units and filters must have one entry for each stage, "
                 f"received units={self.units}, filters={self.filters}"
             )
-        if min(self.units + self.filters) < 1:
+        if not all(
+            isinstance(n, numbers.Integral) and n >= 1
+            for n in (*stages[0], *stages[1])
+        ):
             raise ValueError(
-                "units and filters must be at least 1 in each stage, "
-                f"received units={self.units}, filters={self.filters}"
+                "units and filters must be at least 1 in each stage, and "
+                f"whole, received units={self.units}, filters={self.filters}"
             )
+        for field, entries in zip(("units", "filters"), stages, strict=True):
+            object.__setattr__(self, field, tuple(map(int, entries)))
         if self.stem not in ("imagenet", "cifar"):
             raise ValueError(
                 f"stem must be 'imagenet' or 'cifar', received {self.stem!r}"
@@ -218,8 +233,8 @@ def get_spec(name: str) -> Spec:
     spec = MODELS.get(name.lower())
     if spec is not None:
         return spec
-    wide = re.fullmatch(r"(\w+)x([\d.]+)", name.lower())
-    if wide and wide[1] in MODELS and wide[2].count(".") <= 1:
+    wide = re.fullmatch(r"(\w+)x([0-9]+(?:\.[0-9]+)?)", name.lower())
+    if wide and wide[1] in MODELS:
         return MODELS[wide[1]].widened(float(wide[2]))
     raise ValueError(
         f"unknown network {name!r}{names.hint(name.lower(), MODELS, 3)}: "
@@ -313,12 +328,29 @@ def resnet(
     """
     if isinstance(spec, str):
         spec = get_spec(spec)
+    if not isinstance(spec, Spec):
+        raise ValueError(
+            "spec must be a keras_resnet.Spec or a name in "
+            f"keras_resnet.MODELS, received {spec!r}"
+        )
     if classes is None:
         classes = spec.classes
-    unit_class = units_lib.get(unit or spec.unit)
+    shortcut = spec.shortcut if shortcut is None else shortcut
+    unit = spec.unit if unit is None else unit
+    unit_class = units_lib.get(unit)
+    units_lib.check_survival_probability(survival_probability)
     _check_weights(spec, weights, include_top, classes)
-    if weights == "cifar10":
-        _check_own(spec, shortcut=shortcut, unit=unit)
+    if weights in _PRETRAINED_CLASSES:
+        _check_same_function(
+            spec,
+            weights,
+            unit=unit,
+            shortcut=shortcut,
+            bottleneck_stride=bottleneck_stride,
+            padding=padding,
+            first_norm=first_norm,
+            batch_norm_epsilon=batch_norm_epsilon,
+        )
     input_shape = _input_shape(spec, input_shape, weights, include_top)
     if pooling not in (None, "avg", "max"):
         raise ValueError(
@@ -376,7 +408,7 @@ def resnet(
     for stage, (n, filters) in enumerate(stages, 1):
         arguments: dict[str, Any] = {
             "bottleneck": spec.bottleneck,
-            "shortcut": spec.shortcut if shortcut is None else shortcut,
+            "shortcut": shortcut,
             "bottleneck_stride": bottleneck_stride,
             "padding": padding,
             "batch_norm_momentum": batch_norm_momentum,
@@ -450,7 +482,8 @@ _PRETRAINED_CLASSES = {"imagenet": 1000, "cifar10": 10}
 def _check_weights(spec, weights, include_top, classes):
     if weights is None:
         return
-    if weights in _PRETRAINED_CLASSES:
+    is_named = isinstance(weights, str | os.PathLike)
+    if is_named and weights in _PRETRAINED_CLASSES:
         if weights == "cifar10":
             pretrained.card(spec.name)  # says so if there is none
         elif spec.name not in _IMAGENET_WEIGHTS:
@@ -464,7 +497,7 @@ def _check_weights(spec, weights, include_top, classes):
                 f"If using `weights={weights!r}` with `include_top=True`, "
                 f"`classes` should be {of_file}.  Received classes={classes}"
             )
-    elif not os.path.exists(weights):
+    elif not is_named or not os.path.exists(weights):
         raise ValueError(
             "The `weights` argument should be either `None` (random "
             "initialization), 'imagenet' (pre-training on ImageNet), "
@@ -474,13 +507,28 @@ def _check_weights(spec, weights, include_top, classes):
         )
 
 
-def _check_own(spec, **arguments):
-    """Refuses what has no weights of its own and would compute otherwise."""
-    for name, value in arguments.items():
-        if value not in (None, getattr(spec, name)):
+def _check_same_function(spec, weights, **arguments):
+    """Refuses arguments by which trained weights would compute otherwise."""
+    row = get_spec(spec.name)
+    same = {
+        "unit": lambda a, b: units_lib.get(a) is units_lib.get(b),
+        "shortcut": shortcuts_lib.is_same,
+        # keras.applications adds 1.001e-5.
+        "batch_norm_epsilon": lambda a, b: math.isclose(a, b, rel_tol=2e-3),
+    }
+    trained_with = {
+        **{"unit": row.unit, "shortcut": row.shortcut},
+        **{"padding": "symmetric", "first_norm": "stem"},
+        "batch_norm_epsilon": EPSILON,
+    }
+    if row.bottleneck:
+        trained_with["bottleneck_stride"] = "1x1"
+    for name, trained in trained_with.items():
+        value = arguments[name]
+        if not same.get(name, operator.eq)(value, trained):
             raise ValueError(
-                f"`weights='cifar10'` were trained with {name}="
-                f"{getattr(spec, name)!r}. Received: {name}={value!r}"
+                f"`weights={weights!r}` were trained with {name}={trained!r}. "
+                f"Received: {name}={value!r}"
             )
 
 
@@ -743,27 +791,60 @@ def preprocess_input(x, mode: str = "caffe", data_format=None):
         mode: `"caffe"` (BGR minus the ImageNet mean: what weights="imagenet"
             want), `"tf"` (-1 to 1), `"torch"` (standardized) or `"cifar10"`
             (0 to 1 minus the mean of each pixel [1, Sec. 4.2]: what
-            weights="cifar10" want; images of 32x32 pixels, channels last).
+            weights="cifar10" want; images of 32x32 pixels).
         data_format: As in keras.applications.
 
     Returns:
         The preprocessed images, a new array or tensor.
 
+    Raises:
+        ValueError: If the mode or the data format is unknown, or the images
+            have another shape than those of CIFAR-10 in its mode.
+
     >>> import numpy as np
     >>> preprocess_input(np.full((1, 1, 3), 255.0), "tf").tolist()
     [[[1.0, 1.0, 1.0]]]
     """
+    if mode not in PREPROCESSING_MODES:
+        *first, last = (f"`{mode}`" for mode in PREPROCESSING_MODES)
+        raise ValueError(
+            f"Expected mode to be one of {', '.join(first)} or {last}. "
+            f"Received: mode={mode}"
+        )
     if mode == "cifar10":
-        if keras.ops.is_tensor(x):
-            x = keras.ops.cast(x, "float32")
-        else:
-            x = np.asarray(x, "float32")
-        return x / 255.0 - pretrained.mean()
+        return _minus_the_mean_of_cifar10(x, data_format)
     if hasattr(x, "copy"):
         x = x.copy()
     return keras.applications.imagenet_utils.preprocess_input(
         x, data_format=data_format, mode=mode
     )
+
+
+def _minus_the_mean_of_cifar10(x, data_format):
+    if data_format is None:
+        data_format = keras.config.image_data_format()
+    if data_format not in ("channels_first", "channels_last"):
+        raise ValueError(
+            "Expected data_format to be one of `channels_first` or "
+            f"`channels_last`. Received: data_format={data_format}"
+        )
+    mean = pretrained.mean()
+    if data_format == "channels_first":
+        mean = np.moveaxis(mean, -1, 0)
+    if isinstance(x, keras.KerasTensor) or keras.ops.is_tensor(x):
+        x = keras.ops.cast(x, "float32")
+    else:
+        x = np.asarray(x, "float32")
+    sizes = tuple(x.shape[-3:])  # None where it is not known yet
+    if len(sizes) < 3 or any(
+        size not in (None, expected)
+        for size, expected in zip(sizes, mean.shape, strict=True)
+    ):
+        raise ValueError(
+            f"Expected images of shape [..., {', '.join(map(str, mean.shape))}]"
+            f" in mode `cifar10`. Received: shape={tuple(x.shape)}"
+        )
+    return x / 255.0 - mean
 
 
 def decode_predictions(p, top: int = 5) -> list:

@@ -204,6 +204,8 @@ class TrainingTest(parameterized.TestCase):
             configs.Config(
                 "nin", "digits", recipes.RECIPES["digits"], {"shortcut": "A"}
             )
+        with self.assertRaisesRegex(ValueError, "nin takes no arguments"):
+            baselines.build("nin", weights="cifar10")
 
 
 class LayersTest(parameterized.TestCase):

@@ -167,8 +167,74 @@ class ArgumentsTest(parameterized.TestCase):
         self.assertEqual(defaults["name"].default, "resnet50v2")
         self.assertEqual(defaults["classes"].default, 1000)
 
+    def test_the_signature_is_the_published_one(self):
+        parameters = inspect.signature(keras_resnet.ResNet50).parameters
+        kinds = {p.name: p.kind for p in parameters.values()}
+        by_position = {
+            "include_top": True,
+            "weights": None,
+            "input_tensor": None,
+            "input_shape": None,
+            "pooling": None,
+            "classes": 1000,
+            "classifier_activation": "softmax",
+            "name": "resnet50",
+        }
+        by_name = {
+            "shortcut": "B",
+            "unit": "original",
+            "bottleneck_stride": "1x1",
+            "padding": "symmetric",
+            "first_norm": "stem",
+            "looped": None,
+            "remat": False,
+            "batch_norm_momentum": 0.9,
+            "batch_norm_epsilon": 1e-5,
+            "survival_probability": 1.0,
+        }
+        self.assertEqual(
+            [(p.name, p.default) for p in parameters.values()],
+            [*by_position.items(), *by_name.items()],
+        )
+        for name, kind in kinds.items():
+            expected = inspect.Parameter.POSITIONAL_OR_KEYWORD
+            if name in by_name:
+                expected = inspect.Parameter.KEYWORD_ONLY
+            self.assertEqual(kind, expected, name)
+        # `resnet` has the same, where None is the network's own default.
+        general = inspect.signature(keras_resnet.resnet).parameters
+        self.assertEqual(list(general), ["spec", *parameters])
+
     @parameterized.parameters(
         ({"weights": "foo"}, "Received: weights=foo"),
+        ({"weights": ["foo"]}, r"Received: weights=\['foo'\]"),
+        ({"weights": 3}, "Received: weights=3"),
+        ({"survival_probability": 1.5}, r"in \(0, 1\], received 1\.5"),
+        ({"survival_probability": 0.0}, r"in \(0, 1\], received 0\.0"),
+        (
+            {"weights": "imagenet", "unit": "pre_activation"},
+            "'imagenet'` were trained with unit='original'",
+        ),
+        (
+            {"weights": "imagenet", "shortcut": "C"},
+            "trained with shortcut='B'. Received: shortcut='C'",
+        ),
+        (
+            {"weights": "imagenet", "bottleneck_stride": "3x3"},
+            "trained with bottleneck_stride='1x1'",
+        ),
+        (
+            {"weights": "imagenet", "padding": "same"},
+            "trained with padding='symmetric'",
+        ),
+        (
+            {"weights": "imagenet", "first_norm": "unit"},
+            "trained with first_norm='stem'",
+        ),
+        (
+            {"weights": "imagenet", "batch_norm_epsilon": 1e-3},
+            "trained with batch_norm_epsilon=1e-05",
+        ),
         (
             {"weights": "imagenet", "classes": 10},
             "`classes` should be 1000.  Received classes=10",
@@ -298,9 +364,31 @@ class ArgumentsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "stem"):
             keras_resnet.Spec("odd", (1,), (8,), stem="mnist")
 
+    def test_a_spec_of_lists_is_one_of_tuples(self):
+        spec = keras_resnet.Spec("lists", [1, 2], np.array([4, 8]))
+        expected = keras_resnet.Spec("lists", (1, 2), (4, 8))
+        self.assertEqual(spec, expected)
+        self.assertEqual(hash(spec), hash(expected))
+
+    @parameterized.parameters(
+        (2, (4, 8), "one entry for each stage"),
+        ((), (), "one entry for each stage"),
+        ((1, 0), (4, 8), "at least 1 in each stage, and whole"),
+        ((1, 2.5), (4, 8), "at least 1 in each stage, and whole"),
+        ("12", (4, 8), "at least 1 in each stage, and whole"),
+    )
+    def test_stages_are_counted_in_whole_numbers(self, units, filters, message):
+        with self.assertRaisesRegex(ValueError, message):
+            keras_resnet.Spec("odd", units, filters)
+
     def test_unknown_networks_are_refused_with_near_ones(self):
         with self.assertRaisesRegex(ValueError, "did you mean .*resnet50"):
             keras_resnet.resnet("resnet5O")
+        for name in ("resnet20x.", "resnet20x1.2.3", "resnet20x"):
+            with self.assertRaisesRegex(ValueError, "unknown network"):
+                keras_resnet.resnet(name)
+        with self.assertRaisesRegex(ValueError, "Spec or a name.*received 20"):
+            keras_resnet.resnet(20)
 
     def test_depth_that_fits_no_rule_is_refused(self):
         with self.assertRaisesRegex(ValueError, r"6n \+ 2 .* received 21"):
@@ -333,6 +421,12 @@ class FilesTest(parameterized.TestCase):
                 before.copy(), mode=mode
             )
             np.testing.assert_array_equal(y, expected)
+
+    def test_unknown_preprocessing_is_refused(self):
+        with self.assertRaisesRegex(
+            ValueError, "`torch` or `cifar10`. Received: mode=cifar"
+        ):
+            keras_resnet.preprocess_input(images(), "cifar")
 
     def test_features_of_a_stage_are_those_of_its_last_unit(self):
         model = keras_resnet.ResNet20V2()

@@ -3,6 +3,7 @@
 The error on all test images needs CIFAR-10, which KERAS_RESNET_DATA may name.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -104,10 +105,40 @@ class BuildersTest(parameterized.TestCase):
             {"unit": "pre_activation"},
             "trained with unit='original'",
         ),
+        (
+            "ResNet20",
+            {"shortcut": keras_resnet.layers.OptionA(zeros="both")},
+            "trained with shortcut='A'",
+        ),
+        ("ResNet20", {"padding": "same"}, "trained with padding='symmetric'"),
+        (
+            "ResNet20",
+            {"batch_norm_epsilon": 1e-3},
+            "trained with batch_norm_epsilon=1e-05",
+        ),
     )
     def test_what_they_do_not_fit_is_refused(self, builder, arguments, message):
         with self.assertRaisesRegex(ValueError, message):
             getattr(keras_resnet, builder)(weights="cifar10", **arguments)
+
+    def test_other_words_for_the_same_function_are_taken(self):
+        x = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        model = keras_resnet.ResNet20(
+            weights="cifar10",
+            shortcut=keras_resnet.layers.OptionA(),
+            unit=keras_resnet.layers.OriginalUnit,
+            bottleneck_stride="3x3",  # it has no bottlenecks
+        )
+        np.testing.assert_array_equal(
+            model(x), keras_resnet.ResNet20(weights="cifar10")(x)
+        )
+
+    def test_a_spec_with_the_name_of_another_function_is_refused(self):
+        spec = dataclasses.replace(
+            keras_resnet.MODELS["resnet20"], shortcut="none"
+        )
+        with self.assertRaisesRegex(ValueError, "trained with shortcut='A'"):
+            keras_resnet.resnet(spec, weights="cifar10")
 
     def test_features_of_any_size_are_those_of_the_whole_network(self):
         whole = keras_resnet.ResNet20(weights="cifar10")
@@ -127,12 +158,45 @@ class BuildersTest(parameterized.TestCase):
             0, 256, (2, 32, 32, 3), np.uint8
         )
         expected = data.Preprocessing(32, 3, None, pretrained.mean())(images)
-        for given in (images, tf.constant(images)):
+        for given in (images, tf.constant(images), list(images)):
             np.testing.assert_allclose(
                 keras_resnet.preprocess_input(given, "cifar10"),
                 expected,
                 atol=1e-7,
             )
+        first = keras_resnet.preprocess_input(
+            np.moveaxis(images, -1, 1), "cifar10", "channels_first"
+        )
+        np.testing.assert_allclose(
+            np.moveaxis(first, 1, -1), expected, atol=1e-7
+        )
+
+    def test_preprocessing_is_part_of_a_model(self):
+        images = np.random.default_rng(0).integers(
+            0, 256, (2, 32, 32, 3), np.uint8
+        )
+        for shape in ((32, 32, 3), (None, None, 3)):
+            image = keras.Input(shape, dtype="uint8")
+            model = keras.Model(
+                image, keras_resnet.preprocess_input(image, "cifar10")
+            )
+            np.testing.assert_allclose(
+                model(images),
+                keras_resnet.preprocess_input(images, "cifar10"),
+                atol=1e-7,
+            )
+
+    @parameterized.parameters(
+        ((2, 32, 32, 1),), ((28, 28, 3),), ((2, 3, 32, 32),), ((3,),)
+    )
+    def test_preprocessing_wants_images_of_cifar_10(self, shape):
+        for given in (np.zeros(shape), keras.Input(shape)):
+            with self.assertRaisesRegex(
+                ValueError, r"\[..., 32, 32, 3\] .*Received: shape=\("
+            ):
+                keras_resnet.preprocess_input(given, "cifar10")
+        with self.assertRaisesRegex(ValueError, "data_format=last"):
+            keras_resnet.preprocess_input(np.zeros(shape), "cifar10", "last")
 
 
 class ErrorsTest(parameterized.TestCase):

@@ -83,10 +83,7 @@ def check_model_arguments(
             is not residual is given arguments.
     """
     if isinstance(network, baselines.Baseline):
-        if arguments:
-            raise ValueError(
-                f"{network.name} takes no arguments, received {arguments}"
-            )
+        network.check_arguments(arguments)
         return
     arguments = {"unit": network.unit, **arguments}
     for name in ("looped", "first_norm"):  # of the network, not of a unit
