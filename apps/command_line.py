@@ -12,7 +12,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
 
 # TensorFlow reports its build on every start. Its errors come as exceptions
@@ -56,13 +55,6 @@ def extra(name: str) -> Iterator[None]:
         raise OSError(
             f"{error}: pip install 'keras-resnet[{name}]' brings it"
         ) from error
-
-
-def no_effect(given: Iterable[flags.FlagHolder], reason: str) -> None:
-    """Refuses flags that were given and would change nothing."""
-    for flag in given:
-        if flag.present:
-            raise UsageError(flag.name, text(flag), reason)
 
 
 def text(flag: flags.FlagHolder) -> str:
@@ -109,7 +101,7 @@ def model_arguments(network, given: list[tuple[str, str]]) -> dict:
 
 def channels(flag: flags.FlagHolder, count: int) -> list[float]:
     """The numbers of --mean or --standard_deviation, one for each channel."""
-    with usage(flag.name, ",".join(flag.value)):
+    with usage(flag.name, text(flag)):
         numbers = [float(text) for text in flag.value]
         if len(numbers) != count:
             raise ValueError(
@@ -142,8 +134,8 @@ def only_with(mode: flags.FlagHolder, *others: flags.FlagHolder) -> None:
         if other.present:
             raise UsageError(
                 other.name,
-                other.value,
-                f"means nothing with --{mode.name}: leave it out",
+                text(other),
+                f"means nothing with --{mode.name}={text(mode)}: leave it out",
             )
 
 

@@ -127,16 +127,14 @@ def _source():
     from keras_resnet.serving import sources
 
     if _WORKDIR.value:
-        command_line.no_effect(
-            (_WEIGHTS, _SET, _DATASET, _LABELS, _MEAN, _STANDARD_DEVIATION),
-            "it goes with --model; a work directory has its own",
+        command_line.only_with(
+            _WORKDIR,
+            *(_WEIGHTS, _SET, _DATASET, _LABELS, _MEAN, _STANDARD_DEVIATION),
         )
         with command_line.usage("workdir", _WORKDIR.value):
             return sources.of_workdir(_WORKDIR.value, _DATA_DIR.value)
     if _MODEL.value.endswith(".keras"):
-        command_line.no_effect(
-            (_WEIGHTS, _SET), "it goes with --model=NAME; a file has its own"
-        )
+        command_line.only_with(_MODEL, _WEIGHTS, _SET)
     arguments = {}
     given = command_line.settings(_SET.value, "model")["model"]
     if given:

@@ -95,7 +95,7 @@ def _network():
             "server", _SERVER.value or "", "give it or --saved_model"
         )
     if _SAVED_MODEL.value:
-        command_line.no_effect((_MODEL_NAME, _TIMEOUT), "it goes with --server")
+        command_line.only_with(_SAVED_MODEL, _MODEL_NAME, _TIMEOUT)
         with command_line.usage("saved_model", _SAVED_MODEL.value):
             return client.SavedModel(_SAVED_MODEL.value)
     if not _MODEL_NAME.value:

@@ -103,9 +103,7 @@ def _client():
             _SAVED_MODEL.value or "",
             "give the directory that apps.export wrote, or --server",
         )
-    command_line.no_effect(
-        (_MODEL_NAME, _TIMEOUT, _IN_FLIGHT), "it goes with --server"
-    )
+    command_line.only_with(_SAVED_MODEL, _MODEL_NAME, _TIMEOUT, _IN_FLIGHT)
     directory = _SAVED_MODEL.value
     if _VERSION.value:
         with command_line.usage("version", _VERSION.value):

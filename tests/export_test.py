@@ -1107,7 +1107,7 @@ class ProgramTest(parameterized.TestCase):
     @parameterized.parameters(
         (["--export_dir=x"], "--workdir"),
         *(
-            (["--workdir=x", "--export_dir=x", flag], f"{flag}: it goes with")
+            (["--workdir=x", "--export_dir=x", flag], f"{flag}: means nothing")
             for flag in (
                 "--weights=cifar10",
                 "--set=model.shortcut=C",
@@ -1118,7 +1118,10 @@ class ProgramTest(parameterized.TestCase):
             )
         ),
         *(
-            (["--model=a.keras", "--export_dir=x", flag], f"{flag}: it goes")
+            (
+                ["--model=a.keras", "--export_dir=x", flag],
+                f"{flag}: means nothing",
+            )
             for flag in ("--weights=cifar10", "--set=model.shortcut=C")
         ),
         *(

@@ -118,8 +118,11 @@ class ProgramTest(parameterized.TestCase):
         (["--server=a", "--model_name=m"], "--server=a: .*HOST:PORT"),
         (["--server=a:1"], "--model_name=: give what the server calls"),
         (["--server=a:1", "--model_name=m"], "--server=a:1: name images"),
-        (["--saved_model=b", "--model_name=m"], "--model_name=m: it goes with"),
-        (["--saved_model=b", "--timeout=1"], "--timeout=1.0: it goes with"),
+        (
+            ["--saved_model=b", "--model_name=m"],
+            "--model_name=m: means nothing",
+        ),
+        (["--saved_model=b", "--timeout=1"], "--timeout=1.0: means nothing"),
         (["--server=a:1", "--rate=0"], "--rate=0"),
         (["--server=a:1", "--seconds=-1"], "--seconds=-1"),
         (["--server=a:1", "--batch_size=0"], "--batch_size=0"),
