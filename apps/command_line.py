@@ -99,16 +99,19 @@ def model_arguments(network, given: list[tuple[str, str]]) -> dict:
     return arguments
 
 
-def channels(flag: flags.FlagHolder, count: int) -> list[float]:
-    """The numbers of --mean or --standard_deviation, one for each channel."""
-    with usage(flag.name, text(flag)):
-        numbers = [float(text) for text in flag.value]
-        if len(numbers) != count:
-            raise ValueError(
-                f"expected a number for each of {count} channels, received "
-                f"{len(numbers)}"
-            )
-    return numbers
+def numbers(flag: flags.FlagHolder, kind=float) -> list | None:
+    """The numbers of a flag; None where it was not given."""
+    if flag.value is None:
+        return None
+    try:
+        return [kind(number) for number in flag.value]
+    except ValueError as error:
+        examples = "1,8" if kind is int else "0.5,0.4,0.4"
+        raise UsageError(
+            flag.name,
+            text(flag),
+            f"numbers with commas between them are allowed, such as {examples}",
+        ) from error
 
 
 def strategy(name: str, num_devices: int | None, **arguments):

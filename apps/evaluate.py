@@ -190,8 +190,6 @@ def _of_saved_model():
 
 
 def _of_model():
-    import numpy as np
-
     from keras_resnet import models
 
     with command_line.usage("model", _MODEL.value):
@@ -202,9 +200,7 @@ def _of_model():
         )
     dataset = _load(_DATASET.value)
     numbers = {
-        flag.name: np.array(
-            command_line.channels(flag, dataset.image_shape[-1]), "float32"
-        )
+        flag.name: _of_channels(flag, dataset.image_shape[-1])
         for flag in (_MEAN, _STANDARD_DEVIATION)
         if flag.value
     }
@@ -224,6 +220,20 @@ def _of_model():
             **arguments,
         )
     return model, dataset.labels, dataset
+
+
+def _of_channels(flag, count):
+    """The numbers of a flag, one for each channel."""
+    import numpy as np
+
+    numbers = command_line.numbers(flag)
+    if len(numbers) != count:
+        raise command_line.UsageError(
+            flag.name,
+            command_line.text(flag),
+            f"expected a number for each of {count} channels",
+        )
+    return np.array(numbers, "float32")
 
 
 def cli():

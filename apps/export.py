@@ -89,7 +89,7 @@ def main(argv):
         versions.check(_EXPORT_DIR.value)
     with command_line.usage("formats", command_line.text(_FORMATS)):
         formats.check(_FORMATS.value, _PRECISION.value)
-    sizes = _numbers(_WARMUP, int)
+    sizes = command_line.numbers(_WARMUP, int)
     with command_line.usage("warmup_batch_sizes", command_line.text(_WARMUP)):
         warmup.check(sizes)
     source = _source()
@@ -149,8 +149,8 @@ def _source():
             dataset=_DATASET.value,
             data_dir=_DATA_DIR.value,
             labels=_labels(),
-            mean=_numbers(_MEAN),
-            standard_deviation=_numbers(_STANDARD_DEVIATION),
+            mean=command_line.numbers(_MEAN),
+            standard_deviation=command_line.numbers(_STANDARD_DEVIATION),
         )
     except sources.ArgumentError as error:
         flag = flags.FLAGS[error.argument]
@@ -168,21 +168,6 @@ def _labels():
         reason = getattr(error, "strerror", None) or error
         raise command_line.UsageError(
             "labels", _LABELS.value, reason
-        ) from error
-
-
-def _numbers(flag, kind=float):
-    """The numbers of a flag; None where it was not given."""
-    if flag.value is None:
-        return None
-    try:
-        return [kind(text) for text in flag.value]
-    except ValueError as error:
-        examples = "1,8" if kind is int else "0.5,0.4,0.4"
-        raise command_line.UsageError(
-            flag.name,
-            command_line.text(flag),
-            f"numbers with commas between them are allowed, such as {examples}",
         ) from error
 
 

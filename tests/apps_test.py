@@ -192,7 +192,7 @@ class UsageTest(parameterized.TestCase):
         (["--model=resnet20", "--dataset=digits"], "--weights=: name a file"),
         (["--model=resnet20", "--protocol=double"], "protocol"),
         (["--workdir=a", "--weights=b"], "--weights=b: means nothing with --w"),
-        ([*DIGITS, "--mean=grey"], "--mean=grey: could not convert"),
+        ([*DIGITS, "--mean=grey"], "--mean=grey: numbers with commas"),
         (
             [*DIGITS, "--mean=1,2"],
             "--mean=1,2: expected a number for each of 1",
