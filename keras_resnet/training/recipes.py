@@ -487,7 +487,8 @@ def default_recipe(dataset: str, image_size: int, depth: int) -> Recipe:
     if dataset in ("digits", "cifar100"):
         return RECIPES[dataset]
     if image_size <= 64:
-        # Departure: [2] warms up all of its networks on CIFAR-10; here those of
-        # fewer than 110 layers are trained alike, pre-activation or not.
+        # Departure: [2] warms up all networks on CIFAR-10; here pre-activation
+        # networks of fewer than 110 layers are trained as the original ones
+        # beside them, by [1] without a warm-up.
         return RECIPES["cifar10_warmup" if depth >= 110 else "cifar10"]
     return RECIPES["imagenet"]
