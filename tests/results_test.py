@@ -195,8 +195,10 @@ class TablesTest(parameterized.TestCase):
             if table.source == "[1, Fig. 6]":  # draws, and prints no errors
                 self.assertEmpty(table.notes)
             elif table.source != "[2, Table 5]":  # one row
-                self.assertLen(table.notes, 1)
-                self.assertRegex(table.notes[0], r"has \d+: not run\.$")
+                order, *others = table.notes
+                self.assertRegex(order, r"has \d+: not run\.$")
+                is_imagenet = "ImageNet" in table.title
+                self.assertLen(others, 1 if is_imagenet else 0)
 
     def test_a_cost_table_has_the_nets_of_the_paper(self):
         table = tables.cost_table()

@@ -152,6 +152,12 @@ def _paper_table(runs, source, about):
             f"Pairs of rows in the order of the paper, which has {all_pairs}: "
             "not run."
         )
+    if rows[0].dataset == "imagenet2012":
+        notes.append(
+            "Ours would be of one central view of 224x224 pixels an image, as "
+            "in training; `apps.evaluate --protocol=ten_crop` has the papers' "
+            "ten."
+        )
     return Table(
         source,
         about,
