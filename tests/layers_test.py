@@ -2,6 +2,7 @@
 
 import itertools
 import tempfile
+from unittest import mock
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet import layers
+from keras_resnet.layers import convolutions
 from keras_resnet.layers import shortcuts
 from keras_resnet.layers import units
 from tests import reference
@@ -105,6 +107,45 @@ class ConvolutionTest(parameterized.TestCase):
         )
         symmetric = reference.convolution(x, np.array(layer.kernel), 2)
         self.assertGreater(np.abs(y - symmetric).max(), 0.1)
+
+    @parameterized.parameters(1, 2)
+    def test_as_a_product_of_matrices_it_trains_alike(self, stride):
+        """Both kernels after a step, so the gradients of kernel and input."""
+        x, trained = normal((4, 7, 8, 3)), []
+        target = normal((4, -(-7 // stride), 8 // stride, 5), seed=1)
+        start = [normal((3, 3, 3, 6), seed=2), normal((1, 1, 6, 5), seed=3)]
+        for is_product in (False, True):
+            with mock.patch.object(
+                convolutions, "_is_fast_as_product", return_value=is_product
+            ):
+                model = keras.Sequential(
+                    [
+                        layers.Convolution(6, 3),
+                        layers.Convolution(5, 1, stride),
+                    ]
+                )
+                model.build(x.shape)
+                model.set_weights(start)
+                model.compile(keras.optimizers.SGD(0.1), "mse")
+                model.fit(x, target, batch_size=4, verbose=0)
+            trained.append(model.get_weights())
+        for i in range(2):
+            self.assertGreater(np.abs(trained[0][i] - start[i]).max(), 1e-3)
+            np.testing.assert_allclose(*(t[i] for t in trained), atol=1e-5)
+
+    @mock.patch.object(convolutions, "_is_fast_as_product", return_value=True)
+    def test_is_a_product_in_training_only(self, _):
+        """An export is one of convolutions, which can be folded."""
+        layer = layers.Convolution(5, 1)
+        x = normal((2, 8, 8, 3))
+        with mock.patch.object(
+            layers.Convolution, "_product", return_value=x
+        ) as product:
+            layer(x)
+            layer(x, training=False)
+            product.assert_not_called()
+            layer(x, training=True)
+            product.assert_called_once()
 
     def test_kernel_has_variance_two_over_fan_out(self):
         layer = layers.Convolution(256, 3)
