@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -64,6 +66,26 @@ class RefusalTest(parameterized.TestCase):
         tf.zeros([])
         with self.assertRaisesRegex(ValueError, "ask for a strategy first"):
             strategies.get_strategy("mirrored", 64)
+
+    def test_devices_of_a_divided_processor_share_its_cores(self):
+        """Unless the program has said how many threads a kernel has."""
+        script = (
+            "import tensorflow as tf\n"
+            "from keras_resnet.training import strategies\n"
+            "tf.config.threading.set_intra_op_parallelism_threads({before})\n"
+            "assert strategies.get_strategy('auto', 2)"
+            ".num_replicas_in_sync == 2\n"
+            "print(tf.config.threading.get_intra_op_parallelism_threads())"
+        )
+        share = max(os.cpu_count() // 2, 1)
+        for before, threads in ((0, share), (3, 3)):
+            outcome = subprocess.run(
+                [sys.executable, "-c", script.format(before=before)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            self.assertEqual(outcome.stdout, f"{threads}\n", msg=outcome.stderr)
 
     def test_one_device_needs_no_strategy(self):
         for name in ("auto", "one_device"):

@@ -50,7 +50,8 @@ def get_strategy(
             several workers in TF_CONFIG, a TPU, several GPUs, or more than
             one device asked for.
         num_devices: How many devices of this machine. Without accelerators,
-            the processor is divided into as many logical ones. None: all.
+            the processor is divided into as many logical ones, each with its
+            share of the cores. None: all.
         meeting_seconds: How long workers wait for one another.
 
     Returns:
@@ -207,6 +208,11 @@ def _devices(count):
             tf.config.set_logical_device_configuration(
                 processor, [tf.config.LogicalDeviceConfiguration()] * count
             )
+            # Devices whose kernels all want every core wait for one another.
+            if not tf.config.threading.get_intra_op_parallelism_threads():
+                tf.config.threading.set_intra_op_parallelism_threads(
+                    max((os.cpu_count() or 1) // count, 1)
+                )
     there = len(tf.config.list_logical_devices("CPU"))
     if count is not None and count > there:
         raise ValueError(
