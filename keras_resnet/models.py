@@ -31,14 +31,17 @@ from keras_resnet.layers.normalization import EPSILON
 from keras_resnet.layers.normalization import MOMENTUM
 
 # From how many identical units on a stage is a loop by default. Seconds to the
-# end of the first step, and the time of a later one, looped against unrolled
-# (TensorFlow 2.21, two cores, float32; before two units ran at once):
+# end of the first step, unrolled and looped, and how many times as fast as the
+# unrolled network a later step of the loop is (TensorFlow 2.21, two cores,
+# float32; `python -m apps.benchmark --groups=depth,memory`):
 #
 #     network     identical units  batch  to the first step  a later step
-#     ResNet-56         8           128      4.0 -> 3.1         1.00 x
-#     ResNet-110       17           128      8.0 -> 3.7         1.01 x
-#     ResNet-101       22             4      7.9 -> 6.4         1.08 x
-#     302 layers       49            32     20.7 -> 3.6         1.05 x
+#     ResNet-20         2             8      0.9 -> 1.8         0.92 x
+#     ResNet-56         8             8      2.6 -> 2.1         0.95 x
+#     ResNet-110       17             8      5.3 -> 2.0         0.93 x
+#     302 layers       49             8     15.1 -> 2.4         0.87 x
+#     ResNet-1202     199             8     79.9 -> 3.9         0.83 x
+#     ResNet-1202     199            32     91.0 -> 8.2         0.96 x
 #
 # Up to ResNet-200 (35) the unrolled graph is the better one for a long run, and
 # its layers can be looked at one by one; after that its tracing is what hurts.
