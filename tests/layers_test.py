@@ -147,6 +147,13 @@ class ConvolutionTest(parameterized.TestCase):
             layer(x, training=True)
             product.assert_called_once()
 
+    def test_a_gpu_convolves(self):
+        with mock.patch.object(
+            tf.config, "list_physical_devices", return_value=["GPU:0"]
+        ) as devices:
+            self.assertFalse(convolutions._multiplies_tiles.__wrapped__())
+        devices.assert_called_once_with("GPU")
+
     def test_kernel_has_variance_two_over_fan_out(self):
         layer = layers.Convolution(256, 3)
         layer.build((None, 8, 8, 64))
