@@ -99,6 +99,17 @@ def model_arguments(network, given: list[tuple[str, str]]) -> dict:
     return arguments
 
 
+def of_model(model: str, weights: str | None, arguments: dict, **others):
+    """`serving.sources.of_model`; an argument that is wrong is a flag's."""
+    from keras_resnet.serving import sources
+
+    try:
+        return sources.of_model(model, weights, arguments, **others)
+    except sources.ArgumentError as error:
+        flag = flags.FLAGS[error.argument]
+        raise UsageError(flag.name, text(flag), error) from error
+
+
 def numbers(flag: flags.FlagHolder, kind=float) -> list | None:
     """The numbers of a flag; None where it was not given."""
     if flag.value is None:

@@ -118,9 +118,13 @@ def _load(name, data_dir=None, **arguments):
     from keras_resnet.training import data
 
     if not name:
-        raise command_line.UsageError("dataset", "", "name the test images")
+        raise _no_dataset()
     with command_line.usage("dataset", name):
         return data.load(name, _DATA_DIR.value or data_dir, **arguments)
+
+
+def _no_dataset():
+    return command_line.UsageError("dataset", "", "name the test images")
 
 
 def _check_labels(labels, dataset):
@@ -198,42 +202,21 @@ def _of_model():
         raise command_line.UsageError(
             "weights", "", "name a file of weights, or cifar10 or imagenet"
         )
-    dataset = _load(_DATASET.value)
-    numbers = {
-        flag.name: _of_channels(flag, dataset.image_shape[-1])
-        for flag in (_MEAN, _STANDARD_DEVIATION)
-        if flag.value
-    }
-    if numbers:
-        numbers = {"standard_deviation": None, **numbers}
-        preprocessing = dataclasses.replace(dataset.preprocessing, **numbers)
-        dataset = _load(_DATASET.value, preprocessing=preprocessing)
+    if not _DATASET.value:
+        raise _no_dataset()
     given = command_line.settings(_SET.value, "model")["model"]
     arguments = command_line.model_arguments(spec, given)
-    with command_line.usage("weights", _WEIGHTS.value):
-        model = models.resnet(
-            spec,
-            weights=_WEIGHTS.value,
-            input_shape=dataset.image_shape,
-            classes=dataset.classes,
-            classifier_activation=None,
-            **arguments,
-        )
-    return model, dataset.labels, dataset
-
-
-def _of_channels(flag, count):
-    """The numbers of a flag, one for each channel."""
-    import numpy as np
-
-    numbers = command_line.numbers(flag)
-    if len(numbers) != count:
-        raise command_line.UsageError(
-            flag.name,
-            command_line.text(flag),
-            f"expected a number for each of {count} channels",
-        )
-    return np.array(numbers, "float32")
+    source = command_line.of_model(
+        _MODEL.value,
+        _WEIGHTS.value,
+        {**arguments, "classifier_activation": None},
+        dataset=_DATASET.value,
+        data_dir=_DATA_DIR.value,
+        mean=command_line.numbers(_MEAN),
+        standard_deviation=command_line.numbers(_STANDARD_DEVIATION),
+    )
+    dataset = _load(_DATASET.value, preprocessing=source.preprocessing)
+    return source.model, source.labels, dataset
 
 
 def cli():

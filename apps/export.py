@@ -141,21 +141,16 @@ def _source():
         with command_line.usage("model", _MODEL.value):
             spec = models.get_spec(_MODEL.value)
         arguments = command_line.model_arguments(spec, given)
-    try:
-        return sources.of_model(
-            _MODEL.value,
-            _WEIGHTS.value,
-            arguments,
-            dataset=_DATASET.value,
-            data_dir=_DATA_DIR.value,
-            labels=_labels(),
-            mean=command_line.numbers(_MEAN),
-            standard_deviation=command_line.numbers(_STANDARD_DEVIATION),
-        )
-    except sources.ArgumentError as error:
-        flag = flags.FLAGS[error.argument]
-        value = command_line.text(flag)
-        raise command_line.UsageError(flag.name, value, error) from error
+    return command_line.of_model(
+        _MODEL.value,
+        _WEIGHTS.value,
+        arguments,
+        dataset=_DATASET.value,
+        data_dir=_DATA_DIR.value,
+        labels=_labels(),
+        mean=command_line.numbers(_MEAN),
+        standard_deviation=command_line.numbers(_STANDARD_DEVIATION),
+    )
 
 
 def _labels():
