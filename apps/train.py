@@ -137,7 +137,9 @@ def _config():
         dataset = data.load(_DATASET.value, _DATA_DIR.value)
     height = dataset.image_shape[0]
     if not _RECIPE.value:
-        recipe = recipes.default_recipe(_DATASET.value, height, spec.depth)
+        recipe = recipes.default_recipe(
+            _DATASET.value, height, spec.depth, spec.name
+        )
     if _BATCH_SIZE.value is not None:
         with command_line.usage("batch_size", _BATCH_SIZE.value):
             changed = dataclasses.replace(recipe, batch_size=_BATCH_SIZE.value)

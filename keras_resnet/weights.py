@@ -531,6 +531,16 @@ def _check_fit(arrays: Arrays, shapes: Shapes) -> None:
     raise ValueError(f"{problems[0]}{more}. {_advice(arrays)}")
 
 
+# The networks that have a builder, by their stem and whether their units are
+# bottlenecks: [1, Table 1 and Sec. 4.2], [2, Sec. 4 and 5].
+_DEPTHS = {
+    ("cifar", False): (20, 32, 44, 56, 110, 1202),
+    ("cifar", True): (164, 1001),
+    ("imagenet", False): (18, 34),
+    ("imagenet", True): (50, 101, 152, 200),
+}
+
+
 def _advice(arrays: Arrays) -> str:
     """What to build for the arrays of a file."""
     conv1 = {
@@ -548,15 +558,12 @@ def _advice(arrays: Arrays) -> str:
             "this package knows; keras_resnet.weights.load takes a function "
             "rename= that translates them"
         )
-    stacked = {  # units in loops of another network
-        path.partition("_stack/")[0]: len(array)
-        for path, array in arrays.items()
-        if re.match(r"stage\d+_stack/", path)
+    found = {  # those of loops too, whatever their variables are called
+        (int(match[1]), int(match[2]))
+        for path in arrays
+        if (match := re.match(r"stage(\d+)_unit(\d+)/", path))
     }
-    units = tuple(
-        sum(stage == s for stage, _ in conv1) + stacked.get(f"stage{s}", 0)
-        for s in stages
-    )
+    units = tuple(sum(stage == s for stage, _ in found) for s in stages)
     filters = tuple(conv1[s, 1][-1] for s in stages)
     bottleneck = "stage1_unit1/conv3/kernel" in arrays
     depth = sum(units) * (3 if bottleneck else 2) + 2
@@ -572,6 +579,7 @@ def _advice(arrays: Arrays) -> str:
         is_of_the_papers = filters == (64, 128, 256, 512)
     else:
         is_of_the_papers = filters == (16, 32, 64) and len({*units}) == 1
+    is_of_the_papers &= depth in _DEPTHS[stem, bottleneck]
 
     arguments = []
     if is_of_the_papers:
@@ -590,7 +598,7 @@ def _advice(arrays: Arrays) -> str:
         arguments.append("include_top=False")
     if channels != 3:
         arguments.append(f"input_shape=({size}, {size}, {channels})")
-    shortcut = _shortcut(arrays, len(conv1), is_v2)
+    shortcut = _shortcut(arrays, len(found), is_v2)
     arguments.append(f"shortcut={shortcut!r}")
     if is_v2 and "stage1_unit1/norm1/gamma" in arrays:
         where = "both" if "stem_norm/gamma" in arrays else "unit"
@@ -598,6 +606,8 @@ def _advice(arrays: Arrays) -> str:
     advice = f"It would fit keras_resnet.{builder}({', '.join(arguments)})"
     if shortcut == "A":
         advice += " (or 'none': neither has weights)"
+    elif shortcut == "exclusive_gating":
+        advice += " (or 'shortcut_only_gating': the weights are alike)"
     return advice
 
 

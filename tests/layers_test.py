@@ -1,6 +1,7 @@
 """Convolutions, shortcuts and units against the formulas of the papers."""
 
 import itertools
+import pathlib
 import tempfile
 from unittest import mock
 
@@ -148,11 +149,16 @@ class ConvolutionTest(parameterized.TestCase):
             product.assert_called_once()
 
     def test_a_gpu_convolves(self):
-        with mock.patch.object(
-            tf.config, "list_physical_devices", return_value=["GPU:0"]
-        ) as devices:
+        devices = [mock.Mock(device_type=kind) for kind in ("CPU", "GPU")]
+        with (
+            mock.patch.object(
+                tf.config, "get_visible_devices", return_value=devices
+            ),
+            mock.patch.object(
+                pathlib.Path, "read_text", return_value="amx_bf16"
+            ),
+        ):
             self.assertFalse(convolutions._multiplies_tiles.__wrapped__())
-        devices.assert_called_once_with("GPU")
 
     def test_kernel_has_variance_two_over_fan_out(self):
         layer = layers.Convolution(256, 3)
@@ -233,6 +239,11 @@ class ShortcutTest(parameterized.TestCase):
     def test_what_is_not_one_call_with_names_is_refused(self, text):
         with self.assertRaisesRegex(ValueError, "takes gate_bias, as in"):
             shortcuts.get(text)
+
+    def test_what_the_unit_sets_is_refused(self):
+        for text in ("B(batch_norm=False)", "A(stride=2)"):
+            with self.assertRaisesRegex(ValueError, "takes .*received"):
+                shortcuts.get(text)
 
     def test_identifiers_of_one_function_are_the_same(self):
         configured = layers.ExclusiveGating(2, gate_bias=-7.0, name="mine")

@@ -129,6 +129,11 @@ class RecipesTest(parameterized.TestCase):
         self.assertEqual(scaled.steps, 128_000)
         np.testing.assert_allclose(scaled.learning_rate, 0.05)
 
+    def test_a_constant_warm_up_is_never_hotter_than_what_follows(self):
+        scaled = recipes.RECIPES["cifar10_warmup"].scaled_to(8)
+        np.testing.assert_allclose(scaled.learning_rate, 0.1 / 16)
+        np.testing.assert_allclose(scaled.warmup_learning_rate, 0.01 / 16)
+
     def test_a_linear_warm_up_keeps_its_epochs(self):
         modern = recipes.RECIPES["imagenet_modern"]
         self.assertEqual(modern.scaled_to(2048).warmup_steps, 3128)
@@ -145,9 +150,13 @@ class RecipesTest(parameterized.TestCase):
         ("cifar100", 32, 20, "cifar100"),
         ("mnist", 28, 20, "cifar10"),
         ("imagenet2012", 224, 50, "imagenet"),
+        ("cifar10", 32, 19, "cifar10_unnormalized", "highway19"),
+        ("cifar10", 32, 3, "cifar10_maxout", "maxout"),
     )
-    def test_data_sets_have_a_default_recipe(self, dataset, size, depth, name):
-        recipe = recipes.default_recipe(dataset, size, depth)
+    def test_data_sets_have_a_default_recipe(
+        self, dataset, size, depth, name, network="resnet"
+    ):
+        recipe = recipes.default_recipe(dataset, size, depth, network)
         self.assertEqual(recipe.name, name)
 
     def test_unknown_recipe_is_refused_with_a_near_one(self):

@@ -2,6 +2,7 @@
 
 import itertools
 import tempfile
+from unittest import mock
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from absl.testing import parameterized
 
 import keras_resnet
 from keras_resnet import layers
+from keras_resnet.layers import convolutions
 from keras_resnet.layers import shortcuts
 from keras_resnet.layers import units
 from keras_resnet.training import optimizers
@@ -262,6 +264,31 @@ class UnitStackTest(parameterized.TestCase):
         model.layers[0].set_weights([w * 0 for w in stack.get_weights()])
         model.load_weights(f"{directory}/model.weights.h5")
         np.testing.assert_array_equal(again(x), model(x))
+
+
+class RecomputationTest(absltest.TestCase):
+    def test_takes_the_kernels_of_training(self):
+        """Where 1x1 convolutions train as products, both times."""
+        unit = layers.OriginalUnit(8, bottleneck=True, remat=True)
+        x = tf.ones((2, 4, 4, 32))
+        unit.build(x.shape)
+        with (
+            mock.patch.object(
+                convolutions, "_is_fast_as_product", return_value=True
+            ),
+            mock.patch.object(
+                layers.Convolution,
+                "_product",
+                autospec=True,
+                side_effect=layers.Convolution._product,
+            ) as product,
+        ):
+            with tf.GradientTape() as tape:
+                y = unit(x, training=True)
+            forward = product.call_count
+            tape.gradient(y, unit.trainable_variables)
+        self.assertEqual(forward, 2)
+        self.assertEqual(product.call_count, 4)
 
 
 def nodes(model, batch=2):

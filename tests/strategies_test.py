@@ -67,20 +67,27 @@ class RefusalTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "ask for a strategy first"):
             strategies.get_strategy("mirrored", 64)
 
-    def test_devices_of_a_divided_processor_share_its_cores(self):
-        """Unless the program has said how many threads a kernel has."""
+    def test_kernels_of_a_device_for_each_core_have_one_thread(self):
+        """Unless the user has said how many threads a kernel has."""
         script = (
             "import tensorflow as tf\n"
             "from keras_resnet.training import strategies\n"
             "tf.config.threading.set_intra_op_parallelism_threads({before})\n"
+            "strategies._cores = lambda: {cores}\n"
             "assert strategies.get_strategy('auto', 2)"
             ".num_replicas_in_sync == 2\n"
             "print(tf.config.threading.get_intra_op_parallelism_threads())"
         )
-        share = max(os.cpu_count() // 2, 1)
-        for before, threads in ((0, share), (3, 3)):
+        for cores, before, variable, threads in (
+            (2, 0, {}, 1),
+            (3, 0, {}, 0),
+            (2, 3, {}, 3),
+            (2, 0, {"TF_NUM_INTRAOP_THREADS": "4"}, 0),
+        ):
+            text = script.format(before=before, cores=cores)
             outcome = subprocess.run(
-                [sys.executable, "-c", script.format(before=before)],
+                [sys.executable, "-c", text],
+                env=os.environ | variable,
                 capture_output=True,
                 text=True,
                 check=False,

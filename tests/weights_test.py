@@ -3,6 +3,7 @@
 import base64
 import collections
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -716,8 +717,8 @@ class AdviceTest(WeightsTestCase):
         ("ResNet20", {"shortcut": "B"}, "ResNet20", {}, "shortcut='B'"),
         ("ResNet20", {"shortcut": "convolution"}, "ResNet20", {},
          "shortcut='convolution'"),
-        ("ResNet20", {"shortcut": "exclusive_gating"}, "ResNet20", {},
-         "shortcut='exclusive_gating'"),
+        ("ResNet20", {"shortcut": "shortcut_only_gating"}, "ResNet20", {},
+         r"shortcut='exclusive_gating'\) \(or 'shortcut_only_gating'"),
         ("ResNet20V2", {}, "ResNet20", {}, r"ResNet20V2\("),
         ("ResNet164", {}, "ResNet20", {}, r"ResNet164\(.*shortcut='B'"),
         ("ResNet20", {"include_top": False}, "ResNet20", {},
@@ -744,6 +745,28 @@ class AdviceTest(WeightsTestCase):
         model = eval(advice, {"keras_resnet": keras_resnet})
         weights.load(model, path)
         self.assert_weights_equal(model, saved)
+
+    @parameterized.parameters(
+        {"units": (2, 2, 2)},
+        {"units": (12, 12, 12), "bottleneck": True},
+        {"units": (4, 4, 4), "looped": True},
+    )
+    def test_advice_is_a_builder_only_where_it_is_that_network(
+        self, looped=False, **fields
+    ):
+        """Neither of a depth that has none, nor of one with other units."""
+        spec = keras_resnet.Spec(
+            "other", filters=(16, 32, 64), stem="cifar", classes=10,
+            image_size=32, **fields,
+        )  # fmt: skip
+        path = self.path(None, "other.weights.h5")
+        saved = keras_resnet.resnet(spec, shortcut="A", looped=looped)
+        saved.save_weights(path)
+        one = dataclasses.replace(spec, units=(1, 1, 1))
+        text = self.assert_refused(
+            keras_resnet.resnet(one, shortcut="A"), path, "Spec"
+        )
+        self.assertIn(f"units={spec.units}", text)
 
     def test_two_arrays_for_one_weight_are_an_error(self):
         arrays = state_dict(small())

@@ -340,11 +340,18 @@ def _photos(data_dir) -> list[str]:
     )
 
 
+def _pin():
+    """Keeps to one core, with all threads that TensorFlow has started."""
+    core = {min(os.sched_getaffinity(0))}
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), core)
+
+
 def _input_keras_resnet(work, data_dir):
     """The training view of `training.data`, batch after batch."""
     from keras_resnet.training import data
 
-    os.sched_setaffinity(0, {0})
+    _pin()
     folder = tempfile.TemporaryDirectory()
     for i, path in enumerate(_photos(data_dir)):
         for split in ("train", "test"):
@@ -370,7 +377,7 @@ def _input_pillow(work, data_dir):
     """torchvision's way: decode the whole, crop, resize bilinearly."""
     from PIL import Image
 
-    os.sched_setaffinity(0, {0})
+    _pin()
     photos = _photos(data_dir)
     random = np.random.default_rng(0)
     # Of ImageNet's channels, as torchvision has them.

@@ -82,8 +82,9 @@ class _Process:
     def take(self, steps: int) -> float:
         """The seconds of one of so many steps."""
         self.process.send_signal(signal.SIGCONT)
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # `_answer` says who ended
+            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.flush()
         answer = self._answer()
         self.peak_bytes = answer["peak_bytes"]
         return answer["seconds"] / steps
@@ -100,7 +101,8 @@ class _Process:
     def close(self):
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.stdout.close()
 
 

@@ -166,7 +166,7 @@ def _multiplies_tiles() -> bool:
     """Whether TensorFlow runs on a processor with AMX for bfloat16."""
     import tensorflow as tf
 
-    if tf.config.list_physical_devices("GPU"):
+    if any(d.device_type != "CPU" for d in tf.config.get_visible_devices()):
         return False
     features = pathlib.Path("/proc/cpuinfo")  # Linux
     return features.exists() and "amx_bf16" in features.read_text()

@@ -169,7 +169,7 @@ class _Projection(Shortcut):
 
     def call(self, x, residual, training=None):
         if self.projection is not None:
-            x = self.projection(x)
+            x = self.projection(x, training=training)
         if self.norm is not None:
             x = self.norm(x, training=training)
         return x + residual
@@ -540,6 +540,8 @@ def _parse(identifier: str):
         ):
             raise SyntaxError(identifier)
         pairs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        if pairs.keys() & _SET_BY_UNIT:
+            raise ValueError(identifier)
         return SHORTCUTS[name](**pairs)
     except (SyntaxError, TypeError, ValueError) as error:
         allowed = SHORTCUTS[name]().get_config().keys() - _SET_BY_UNIT

@@ -259,10 +259,12 @@ class OriginalUnit(Unit):
         residual = x
         *first, last = self.pairs()
         for convolution, norm in first:
-            residual = convolution(residual)
+            residual = convolution(residual, training=training)
             residual = ops.relu(norm(residual, training=training))
         convolution, norm = last
-        residual = norm(convolution(residual), training=training)
+        residual = norm(
+            convolution(residual, training=training), training=training
+        )
         residual = self.survive(residual, training, survival_probability)
         return ops.relu(self.shortcut(x, residual, training=training))
 
@@ -304,10 +306,10 @@ class PreActivationUnit(Unit):
         (convolution, norm), *others = self.pairs()
         if not self.activated_input:
             signal = ops.relu(norm(x, training=training))
-        residual = convolution(signal)
+        residual = convolution(signal, training=training)
         for convolution, norm in others:
             residual = ops.relu(norm(residual, training=training))
-            residual = convolution(residual)
+            residual = convolution(residual, training=training)
         residual = self.survive(residual, training, survival_probability)
         x = signal if self.changes_dimension else x
         return self.shortcut(x, residual, training=training)
@@ -339,8 +341,9 @@ class BatchNormAfterAdditionUnit(Unit):
         residual = x
         *first, (convolution, last_norm) = self.pairs()
         for inner, norm in first:
-            residual = ops.relu(norm(inner(residual), training=training))
-        residual = convolution(residual)
+            residual = inner(residual, training=training)
+            residual = ops.relu(norm(residual, training=training))
+        residual = convolution(residual, training=training)
         residual = self.survive(residual, training, survival_probability)
         y = self.shortcut(x, residual, training=training)
         return ops.relu(last_norm(y, training=training))
@@ -365,7 +368,7 @@ class ReLUBeforeAdditionUnit(Unit):
     def forward(self, x, training=None, survival_probability=None):
         residual = x
         for convolution, norm in self.pairs():
-            residual = convolution(residual)
+            residual = convolution(residual, training=training)
             residual = ops.relu(norm(residual, training=training))
         residual = self.survive(residual, training, survival_probability)
         return self.shortcut(x, residual, training=training)
@@ -396,9 +399,11 @@ class ReLUOnlyPreActivationUnit(PreActivationUnit):
         signal = residual = x if self.activated_input else ops.relu(x)
         *first, (convolution, norm) = self.pairs()
         for inner, inner_norm in first:
-            residual = inner_norm(inner(residual), training=training)
-            residual = ops.relu(residual)
-        residual = norm(convolution(residual), training=training)
+            residual = inner(residual, training=training)
+            residual = ops.relu(inner_norm(residual, training=training))
+        residual = norm(
+            convolution(residual, training=training), training=training
+        )
         residual = self.survive(residual, training, survival_probability)
         x = signal if self.changes_dimension else x
         return self.shortcut(x, residual, training=training)

@@ -314,9 +314,11 @@ def _gate(gate, precision) -> Function:
 def _biased(kernel, bias, strides, padding, precision) -> Function:
     kernel = _stored(kernel, precision)
     if bias is None:
-        return lambda x: tf.nn.conv2d(x, kernel(), strides, padding)
+        return lambda x, training=None: tf.nn.conv2d(
+            x, kernel(), strides, padding
+        )
     bias = bias.astype(_compute_dtype(precision).as_numpy_dtype)
-    return lambda x: tf.nn.bias_add(
+    return lambda x, training=None: tf.nn.bias_add(
         tf.nn.conv2d(x, kernel(), strides, padding), bias
     )
 

@@ -50,8 +50,8 @@ def get_strategy(
             several workers in TF_CONFIG, a TPU, several GPUs, or more than
             one device asked for.
         num_devices: How many devices of this machine. Without accelerators,
-            the processor is divided into as many logical ones, each with its
-            share of the cores. None: all.
+            the processor is divided into as many logical ones; where that is
+            one for each core, a kernel has one thread. None: all.
         meeting_seconds: How long workers wait for one another.
 
     Returns:
@@ -208,11 +208,13 @@ def _devices(count):
             tf.config.set_logical_device_configuration(
                 processor, [tf.config.LogicalDeviceConfiguration()] * count
             )
-            # Devices whose kernels all want every core wait for one another.
-            if not tf.config.threading.get_intra_op_parallelism_threads():
-                tf.config.threading.set_intra_op_parallelism_threads(
-                    max((os.cpu_count() or 1) // count, 1)
-                )
+            # With a device for each core, kernels that all want every core wait
+            # for one another.
+            if count >= _cores() and not (
+                tf.config.threading.get_intra_op_parallelism_threads()
+                or os.environ.get("TF_NUM_INTRAOP_THREADS")
+            ):
+                tf.config.threading.set_intra_op_parallelism_threads(1)
     there = len(tf.config.list_logical_devices("CPU"))
     if count is not None and count > there:
         raise ValueError(
@@ -220,6 +222,13 @@ def _devices(count):
             f"the processor into {count}; ask for a strategy first"
         )
     return [f"CPU:{i}" for i in range(count or there)]
+
+
+def _cores() -> int:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _multi_worker(num_devices, meeting_seconds):
@@ -237,21 +246,28 @@ def _multi_worker(num_devices, meeting_seconds):
                 f"num_devices of a worker must be 1 to {max(len(gpus), 1)} on "
                 f"this machine, received {num_devices}"
             )
-        tf.config.set_visible_devices(gpus[:num_devices], "GPU")
+        try:
+            tf.config.set_visible_devices(gpus[:num_devices], "GPU")
+        except RuntimeError as error:
+            raise _too_late(error) from error
     if len(workers) == 1:  # TensorFlow would wait for nobody
         return get_strategy("auto", num_devices)
     meeting.meet(workers, index, meeting_seconds)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
-        raise ValueError(
-            f"multi_worker must be asked for before TensorFlow runs ({error})"
-        ) from error
+        raise _too_late(error) from error
     # TensorFlow's servers take SIGTERM for themselves, and nothing ends by it.
     handler = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
     return strategy
+
+
+def _too_late(error) -> ValueError:
+    return ValueError(
+        f"multi_worker must be asked for before TensorFlow runs ({error})"
+    )
 
 
 def _workers(config):
