@@ -57,7 +57,7 @@ def extra(name: str) -> Iterator[None]:
         ) from error
 
 
-def text(flag: flags.FlagHolder) -> str:
+def text(flag: flags.FlagHolder | flags.Flag) -> str:
     """The value of a flag as it was given."""
     if isinstance(flag.value, list):
         return ",".join(flag.value)
