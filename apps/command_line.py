@@ -153,19 +153,24 @@ def only_with(mode: flags.FlagHolder, *others: flags.FlagHolder) -> None:
             )
 
 
-def run(main: Callable[[list[str]], None], takes_arguments=False) -> None:
+def run(
+    main: Callable[[list[str]], None],
+    takes_arguments: bool = False,
+    backends: tuple[str, ...] = ("tensorflow",),
+) -> None:
     """Parses the flags, calls `main` and exits with the code of the outcome.
 
     Args:
         main: Is given the program's name and its arguments.
         takes_arguments: Whether there may be arguments that are no flags.
+        backends: Which of Keras the program runs on.
     """
 
     def outcome(argv):
         if argv[1:] and not takes_arguments:
             _fail(f"unexpected argument {argv[1]}; flags are --NAME=VALUE")
             sys.exit(2)
-        code = _outcome(main, argv)
+        code = _outcome(main, argv, backends)
         atexit.register(_drop)  # what TensorFlow may say of its own end
         sys.exit(code)
 
@@ -194,15 +199,15 @@ def _parse(main, arguments: list[str]) -> list[str]:
         sys.exit(2)
 
 
-def _outcome(main, argv) -> int:
+def _outcome(main, argv, backends) -> int:
     try:
-        return _code(main, argv)
+        return _code(main, argv, backends)
     except KeyboardInterrupt:
         _fail("interrupted")
         return 130
 
 
-def _code(main, argv) -> int:
+def _code(main, argv, backends) -> int:
     # What a user's data, disk and network can cause. Anything else is a
     # mistake of ours, whose trace a report needs.
     with quiet():
@@ -210,10 +215,13 @@ def _code(main, argv) -> int:
 
         tf.config.list_physical_devices()
 
+    from keras_resnet import training
+    from keras_resnet.training import interruption
+    from keras_resnet.training import strategies
+
     try:
-        from keras_resnet.training import loop
-        from keras_resnet.training import strategies
-    except ImportError as error:  # Keras runs on another backend
+        training.require_backend("this program", *backends)
+    except ImportError as error:
         _fail(error)
         return 1
 
@@ -230,7 +238,7 @@ def _code(main, argv) -> int:
     except UsageError as error:
         _fail(error)
         return 2
-    except loop.Interrupted as error:
+    except interruption.Interrupted as error:
         _fail(f"{error}; the same command goes on from there")
         return 128 + error.signal_number
     except expected as error:

@@ -4,10 +4,12 @@
     python -m apps.train --model=resnet56 --dataset=cifar10
     python -m apps.train --experiment=plainnet56  # a row of the papers' tables
 
-The same command goes on where an earlier one stopped.
+The same command goes on where an earlier one stopped. With KERAS_BACKEND=jax,
+the accelerator that JAX finds trains on small images of one size.
 """
 
 import dataclasses
+import functools
 import json
 
 from absl import flags
@@ -178,11 +180,23 @@ def _config():
     return config, dataset
 
 
-def main(argv):
-    """Trains as the flags say."""
-    from keras_resnet.training import configs
+def _loop():
+    """What trains on the backend that Keras has, and on how many devices."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        for flag in (_STRATEGY, _NUM_DEVICES, _MEETING_SECONDS):
+            if flag.present:
+                raise command_line.UsageError(
+                    flag.name,
+                    command_line.text(flag),
+                    "on JAX one device trains: leave it out, or set "
+                    "KERAS_BACKEND=tensorflow",
+                )
+        from keras_resnet.training import jax_loop
+
+        return jax_loop.train_and_evaluate, 1
     from keras_resnet.training import loop
-    from keras_resnet.training import workdirs
 
     # First of all: TensorFlow divides its devices once.
     strategy = command_line.strategy(
@@ -190,11 +204,21 @@ def main(argv):
         _NUM_DEVICES.value,
         meeting_seconds=_MEETING_SECONDS.value,
     )
+    train = functools.partial(loop.train_and_evaluate, strategy=strategy)
+    return train, strategy.num_replicas_in_sync
+
+
+def main(argv):
+    """Trains as the flags say."""
+    from keras_resnet.training import configs
+    from keras_resnet.training import workdirs
+
+    train_and_evaluate, devices = _loop()
     if _EXPERIMENT.value:
         _set_by_experiment()
     config, dataset = _config()
     with command_line.usage("batch_size", config.recipe.batch_size):
-        configs.check_devices(config.recipe, strategy.num_replicas_in_sync)
+        configs.check_devices(config.recipe, devices)
     name = config.dataset.replace(":", "_").replace("/", "_")
     workdir = _WORKDIR.value or f"runs/{config.model}_{name}"
     if _EXPERIMENT.value and not _WORKDIR.value:
@@ -205,10 +229,9 @@ def main(argv):
         f"{config.recipe.batch_size} images, in {workdir}"
     )
     try:
-        result = loop.train_and_evaluate(
+        result = train_and_evaluate(
             config,
             workdir,
-            strategy,
             dataset=dataset,
             log_every=_LOG_EVERY.value,
             eval_every=_EVAL_EVERY.value,
@@ -230,7 +253,7 @@ def main(argv):
 
 def cli():
     """The console script."""
-    command_line.run(main)
+    command_line.run(main, backends=("tensorflow", "jax"))
 
 
 if __name__ == "__main__":

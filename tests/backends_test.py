@@ -142,7 +142,7 @@ class TensorFlowOnlyTest(parameterized.TestCase):
                 ".*, received 'jax'",
             ),
         ):
-            training.require_tensorflow("this")
+            training.require_backend("this", "tensorflow")
 
     @parameterized.parameters(
         "keras_resnet.training.loop", "keras_resnet.serving.export"
@@ -157,10 +157,10 @@ class TensorFlowOnlyTest(parameterized.TestCase):
     def test_programs_fail_with_one_line(self):
         if BACKEND == "tensorflow":
             self.skipTest("KERAS_BACKEND is tensorflow")
-        outcome = programs.run("train", "--steps=1")
+        outcome = programs.run("export", "--model=resnet20")
         self.assertEqual(outcome.code, 1)
         (line,) = outcome.err
-        self.assertIn("needs Keras on TensorFlow", line)
+        self.assertIn("this program needs Keras on TensorFlow", line)
 
 
 if __name__ == "__main__":

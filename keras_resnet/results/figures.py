@@ -62,10 +62,10 @@ def error_by_step(runs: Sequence[Run]) -> Figure:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        names = list(dict.fromkeys(map(_label, runs)))
+        names = list(dict.fromkeys(run.label for run in runs))
         worst = 0.0
         for run in runs:
-            label = _label(run)
+            label = run.label
             index = names.index(label)
             colour = _COLOURS[index % len(_COLOURS)]
             axes.plot(*run.column("train_top1_error"), color=colour, lw=0.7)
@@ -85,6 +85,41 @@ def error_by_step(runs: Sequence[Run]) -> Figure:
         axes.set_ylabel("error, %  (thin: training, bold: test)")
         axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
         axes.legend(loc="upper right")
+    return figure
+
+
+def last_errors(runs: Sequence[Run]) -> Figure:
+    """Training and test error after the last step, a line an experiment.
+
+    Args:
+        runs: Finished runs; each is a dot on the line of its experiment.
+
+    Returns:
+        A figure: rings for training, dots for the test.
+    """
+    with matplotlib.rc_context(_STYLE):
+        names = list(dict.fromkeys(run.label for run in runs))
+        height = 1.2 + 0.28 * len(names)
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        axes = figure.add_subplot()
+        lines = [names.index(run.label) for run in runs]
+        for column, label, colour, face in (
+            ("train_top1_error", "training", _COLOURS[0], "none"),
+            ("test_top1_error", "test", _COLOURS[1], _COLOURS[1]),
+        ):
+            errors = [run.column(column)[1][-1] for run in runs]
+            axes.scatter(
+                *(errors, lines),
+                s=30,
+                edgecolors=colour,
+                facecolors=face,
+                label=label,
+            )
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+        axes.set_xlabel("error after the last step, %")
+        figure.legend(loc="outside upper right", ncols=2)
     return figure
 
 
@@ -200,10 +235,6 @@ def wrong_answers(
                 pad=2,
             )
     return figure
-
-
-def _label(run: Run) -> str:
-    return run.experiment.name if run.experiment else run.name
 
 
 def svg(figure: Figure) -> str:

@@ -24,9 +24,10 @@ _INTRODUCTION = (
     "[1] is He et al. 2016a, Deep Residual Learning for Image Recognition; "
     "[2] is He et al. 2016b, Identity Mappings in Deep Residual Networks.",
     "An error of ours is that of the last step, in percent of all test images, "
-    "never of the best one on the way: the mean over n seeds and, where n > 1, "
-    "the standard deviation of the seeds around it. Every run is listed at the "
-    "end, whatever came out; one that ended before its last step counts in no "
+    "never of the best one on the way: the mean over n runs and, where n > 1, "
+    "the standard deviation of the runs around it, which differ in their seed "
+    "or in the backend, whose batches differ. Every run is listed at the end, "
+    "whatever came out; one that ended before its last step counts in no "
     "other table. A recipe that was shortened keeps its shape: an error after "
     "16,000 steps is to be compared with the others of 16,000 steps, and with "
     "the papers' (64,000 steps) only in its order.",

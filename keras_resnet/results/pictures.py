@@ -38,8 +38,16 @@ class Picture:
     figure: Figure
 
 
+# Of how many experiments the curves can be told apart.
+_MOST_CURVES = 6
+
+
 def curves(runs: Sequence[Run]) -> list[Picture]:
-    """Curves for each table and length that show what no other one does."""
+    """For each table and length what no other picture shows.
+
+    Errors against the step; of more than `_MOST_CURVES` experiments, those of
+    the last step.
+    """
     pictures: list[Picture] = []
     drawn: list[set[str]] = []
     for number, (source, about) in enumerate(experiments.TABLES.items(), 1):
@@ -56,12 +64,20 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
             if any(names <= others for others in drawn):
                 continue
             drawn.append(names)
+            draw = figures.error_by_step
+            if len({run.label for run in alike}) > _MOST_CURVES:
+                draw = figures.last_errors
+                order = list(experiments.EXPERIMENTS)
+                alike = sorted(
+                    (run for run in alike if run.is_finished),
+                    key=lambda run: order.index(run.label),
+                )
             pictures.append(
                 Picture(
                     f"table{number}_{steps}_steps",
                     source,
                     f"{about}. Recipe of {steps:,} steps.",
-                    figures.error_by_step(alike),
+                    draw(alike),
                 )
             )
     return pictures

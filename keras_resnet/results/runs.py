@@ -49,6 +49,11 @@ class Run:
         """The row that was trained, at its own length or another."""
         return experiments.of_config(self.config)
 
+    @property
+    def label(self) -> str:
+        """What pictures call it: its experiment, where it has one."""
+        return self.experiment.name if self.experiment else self.name
+
     def column(self, name: str) -> tuple[list[float], list[float]]:
         """The steps and values of a column, where it has values."""
         rows = [row for row in self.metrics if name in row]

@@ -1,7 +1,7 @@
 """The papers' tables with our numbers beside theirs.
 
 Each error of ours is that of the last step of a run on all test images: the
-mean over n seeds and, where n > 1, the standard deviation of the seeds around
+mean over n runs and, where n > 1, the standard deviation of the runs around
 it (n - 1 in the denominator).
 """
 
@@ -95,15 +95,16 @@ def results(runs: Iterable[Run], experiment: str) -> list[Result]:
 
     Returns:
         A `Result` for each number of steps and dtype; a seed that was run
-        twice counts once, with the run that is named first.
+        twice on a backend counts once, with the run that is named first.
     """
-    by_kind: dict[tuple[int, str], dict[int, float]] = {}
+    by_kind: dict[tuple[int, str], dict[tuple[str, int], float]] = {}
     for run in runs:
         row = run.experiment
         if row is None or row.name != experiment or not run.is_finished:
             continue
         kind = (run.config.recipe.steps, run.config.dtype)
-        by_kind.setdefault(kind, {}).setdefault(run.config.seed, run.test_error)
+        seed = (run.config.backend, run.config.seed)
+        by_kind.setdefault(kind, {}).setdefault(seed, run.test_error)
     return [
         Result(steps, dtype, tuple(errors.values()))
         for (steps, dtype), errors in sorted(by_kind.items(), reverse=True)
@@ -266,6 +267,7 @@ def run_table(runs: Iterable[Run]) -> Table:
                 str(run.config.seed),
                 steps,
                 run.config.dtype,
+                run.config.backend,
                 f"{run.metrics[-1]['train_top1_error']:.2f}"
                 if run.metrics
                 else "-",
@@ -276,7 +278,7 @@ def run_table(runs: Iterable[Run]) -> Table:
         "",
         "Every run",
         (
-            *("run", "experiment", "seed", "steps", "dtype"),
+            *("run", "experiment", "seed", "steps", "dtype", "backend"),
             *("training error, %", "test error, %"),
         ),
         tuple(rows),

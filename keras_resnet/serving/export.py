@@ -46,7 +46,7 @@ from keras_resnet.serving import versions
 from keras_resnet.serving import warmup
 from keras_resnet.training import data
 
-training.require_tensorflow(__name__)
+training.require_backend(__name__, "tensorflow")
 
 CARD = "model_card.json"
 

@@ -1,23 +1,27 @@
-"""Data, recipes, the training loop and evaluation."""
+"""Data, recipes, the training loops and evaluation."""
 
 import keras
 
+_BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX"}
 
-def require_tensorflow(what: str) -> None:
+
+def require_backend(what: str, *allowed: str) -> None:
     """Raises an ImportError where Keras runs on another backend.
 
     Layers, networks, weights, analysis, recipes and data are for every
-    backend; the training loop and exports are written for TensorFlow.
+    backend; `loop` and exports are written for TensorFlow, `jax_loop` for JAX.
 
     Args:
         what: What needs it, for the message.
+        allowed: "tensorflow", "jax".
 
-    >>> require_tensorflow("keras_resnet.serving.export")
+    >>> require_backend("keras_resnet.serving.export", "tensorflow")
     """
     backend = keras.backend.backend()
-    if backend != "tensorflow":
+    if backend not in allowed:
         raise ImportError(
-            f"{what} needs Keras on TensorFlow: set KERAS_BACKEND=tensorflow "
-            "(layers, networks, weights, analysis and fit run on every "
-            f"backend), received {backend!r}"
+            f"{what} needs Keras on "
+            f"{' or '.join(_BACKENDS[name] for name in allowed)}: set "
+            f"KERAS_BACKEND={allowed[0]} (layers, networks, weights, analysis "
+            f"and fit run on every backend), received {backend!r}"
         )

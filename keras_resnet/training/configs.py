@@ -43,6 +43,7 @@ class Config:
     deterministic: bool = False
     data_dir: str | None = None
     sync_batch_norm: bool = False
+    backend: str = dataclasses.field(default_factory=keras.backend.backend)
 
     def __post_init__(self):
         network = baselines.get_network(self.model)

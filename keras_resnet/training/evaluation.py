@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet.training import data
+from keras_resnet.training import losses
 from keras_resnet.training import strategies
 
 
@@ -75,38 +76,6 @@ class Evaluation:
         for label, row in zip(labels, self.confusion.tolist(), strict=True):
             writer.writerow([label, *row])
         return text.getvalue()
-
-
-def count_errors(logits, labels, counted):
-    """Sums over a batch: loss, top-1 errors, top-5 errors, images.
-
-    Args:
-        logits: `[batch, classes]`, float32.
-        labels: `[batch]`, int32.
-        counted: `[batch]`, float32: 1 for an image, 0 for padding.
-
-    Returns:
-        A float32 tensor of shape `[4]`.
-    """
-    losses = keras.ops.sparse_categorical_crossentropy(
-        labels, logits, from_logits=True
-    )
-    # Of equal scores the first class counts, as for argmax; not in_top_k, to
-    # which a network that tells no classes apart would be right always.
-    best = tf.math.top_k(logits, min(5, logits.shape[-1])).indices
-    label = tf.cast(labels, "int32")[:, None]
-    is_label = tf.cast(best == label, "float32")
-    correct1, correct5 = is_label[:, 0], tf.reduce_max(is_label, axis=1)
-    # Padding may hold anything, NaN too: 0 * NaN must not reach the sum.
-    losses = tf.where(counted > 0, losses, 0.0)
-    return tf.stack(
-        [
-            tf.reduce_sum(losses),
-            tf.reduce_sum(counted * (1.0 - correct1)),
-            tf.reduce_sum(counted * (1.0 - correct5)),
-            tf.reduce_sum(counted),
-        ]
-    )
 
 
 def any_size(model: keras.Model) -> keras.Model:
@@ -224,7 +193,7 @@ class Evaluator:
     def _sums(self, batches, asked, classes):
         def replica(views, labels, counted):
             logits = average(self.predict, views)
-            sums = count_errors(logits, labels, counted)
+            sums = losses.count_errors(logits, labels, counted)
             parts = [tf.concat([sums, [asked]], 0)]
             if classes:
                 best = tf.argmax(logits, -1)
@@ -240,7 +209,7 @@ class Evaluator:
 
 
 class _Total:
-    """Sums of `count_errors` over batches."""
+    """Sums of `losses.count_errors` over batches."""
 
     def __init__(self, classes=0):
         self.sums = np.zeros(4)
@@ -281,7 +250,7 @@ def evaluate(predict: Callable, batches: Iterable) -> Evaluation:
 
     @tf.function(reduce_retracing=True)
     def step(images, labels, counted):
-        return count_errors(average(predict, images), labels, counted)
+        return losses.count_errors(average(predict, images), labels, counted)
 
     total = _Total()
     for batch in batches:

@@ -9,7 +9,6 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,31 +20,14 @@ from keras_resnet import training
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import data
+from keras_resnet.training import interruption
 from keras_resnet.training import steps
 from keras_resnet.training import strategies
 from keras_resnet.training import workdirs
 
-training.require_tensorflow(__name__)
+training.require_backend(__name__, "tensorflow")
 
 _CHUNK_SECONDS = 1.0  # time between two looks at signals and the clock
-
-
-class TrainingDivergedError(ArithmeticError):
-    """The loss is no longer a finite number."""
-
-
-class Interrupted(BaseException):
-    """A signal asked the run to stop, and everything is saved.
-
-    Attributes:
-        signal_number: The signal, 15 (SIGTERM) or 2 (SIGINT).
-        step: The step of the checkpoint.
-    """
-
-    def __init__(self, signal_number: int, step: int):
-        super().__init__(f"stopped at step {step}; the state is saved")
-        self.signal_number = signal_number
-        self.step = step
 
 
 def train_and_evaluate(
@@ -84,10 +66,11 @@ def train_and_evaluate(
     Raises:
         workdirs.WorkdirError: If the directory is another configuration's.
         ValueError: If the devices cannot share a batch equally.
-        TrainingDivergedError: If the loss becomes NaN or infinite.
+        interruption.TrainingDivergedError: If the loss becomes NaN or infinite.
         strategies.WorkerLostError: If another worker is gone.
         OSError: If something cannot be written; what was saved before stays.
-        Interrupted: If SIGTERM or SIGINT arrived; everything is saved.
+        interruption.Interrupted: If SIGTERM or SIGINT arrived; everything is
+            saved.
     """
     workdir = Path(workdir)
     recipe = config.recipe
@@ -100,7 +83,9 @@ def train_and_evaluate(
         tf.config.experimental.enable_op_determinism()
     if is_chief:
         workdirs.check(config, workdir)
-    with _Signals(can_raise=not strategies.has_workers(strategy)) as signals:
+    with interruption.Signals(
+        can_raise=not strategies.has_workers(strategy)
+    ) as signals:
         if dataset is None:
             dataset = data.load(
                 config.dataset, config.data_dir, image_size=recipe.image_size
@@ -119,7 +104,7 @@ def train_and_evaluate(
             workdir, steps_done, run.images_since_row > 0, is_chief
         )
         if eval_every is None:
-            eval_every = max(recipe.steps // 20 // log_every, 1) * log_every
+            eval_every = workdirs.eval_every(recipe, log_every)
         trainer = _Trainer(
             run, dataset, workdir, metrics, signals, report, keep
         )
@@ -182,7 +167,7 @@ class _Trainer:
                     bar.set_postfix_str(f"{speed or 0:,.0f} images/s")
                     if not is_terminal or "test_loss" in row:
                         with tqdm.tqdm.external_write_mode(file=sys.stderr):
-                            self.report(_line(row, recipe, speed))
+                            self.report(workdirs.line(row, recipe, speed))
                 waited = time.monotonic() - self.saved_at
                 if is_last or waited > checkpoint_seconds:
                     self.save(step)
@@ -257,7 +242,9 @@ class _Trainer:
 
     def add_row(self, step, is_tested):
         """Adds the row of a step to the metrics, and keeps the best network."""
-        row = _train_row(self.run, step)
+        row = workdirs.train_row(
+            step, self.run.rates(step - 1), self.run.sums.numpy()
+        )
         if is_tested:
             batch_size = min(1000, max(self.run.config.recipe.batch_size, 100))
             with strategies.lost_workers(self.run.strategy):
@@ -298,83 +285,12 @@ class _Trainer:
         """Saves because this worker or another was asked to stop."""
         self.save(step)
         self.run.meet()
-        raise Interrupted(self.signals.received or signal.SIGTERM, step)
-
-    def diverged(self, what):
-        raise TrainingDivergedError(
-            f"{what} at step {self.run.completed_steps}: the run diverged, and "
-            "this step is not saved; lower recipe.learning_rate or lengthen "
-            "recipe.warmup_steps, and begin in another work directory"
+        raise interruption.Interrupted(
+            self.signals.received or signal.SIGTERM, step
         )
 
-
-def _train_row(run, step):
-    loss, top1_errors, top5_errors, images = run.sums.numpy().tolist()
-    return {
-        "step": step,
-        "learning_rate": float(run.rates(step - 1)),
-        "train_loss": loss / images,
-        "train_top1_error": 100 * top1_errors / images,
-        "train_top5_error": 100 * top5_errors / images,
-    }
-
-
-def _line(row, recipe, speed):
-    """What a person wants to know about a row."""
-    words = [
-        f"step {row['step']:,} of {recipe.steps:,}",
-        f"loss {row['train_loss']:.3f}",
-        f"error {row['train_top1_error']:.2f}%",
-    ]
-    if "test_loss" in row:
-        words.append(f"test error {row['test_top1_error']:.2f}%")
-    if speed:
-        words.append(f"{speed:,.0f} images/s")
-        left = (recipe.steps - row["step"]) * recipe.batch_size
-        minutes, seconds = divmod(round(left / speed), 60)
-        hours, minutes = divmod(minutes, 60)
-        words.append(f"{hours}:{minutes:02d}:{seconds:02d} left")
-    return ", ".join(words)
-
-
-class _Signals:
-    """Notes SIGTERM and SIGINT, so that a run can save before it stops.
-
-    Args:
-        can_raise: Whether to raise at once while there is nothing to save, as
-            in the first minutes of a large network.
-
-    Attributes:
-        received: The signal, or None.
-        saved_at: The step of the checkpoint while nothing came after it.
-    """
-
-    def __init__(self, can_raise):
-        self.can_raise = can_raise
-        self.received = None
-        self.saved_at = None
-
-    def __enter__(self):
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number, frame):
-        self.received = number
-        if self.can_raise and self.saved_at is not None:
-            raise Interrupted(number, self.saved_at)
-
-    def note_saved(self, step):
-        """Tells that everything up to a step is saved."""
-        self.saved_at = step
-        if self.received is not None:  # while there was nothing to say yet
-            self._note(self.received, None)
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+    def diverged(self, what):
+        raise interruption.TrainingDivergedError(what, self.run.completed_steps)
 
 
 def _nothing(line):

@@ -13,7 +13,7 @@ class Momentum(keras.optimizers.SGD):
     `keras.optimizers.SGD` with the same arguments, state and numbers; where a
     variable is on one device, the two lines are one kernel of TensorFlow and
     not four operations that each pass over the weights. What SGD does besides
-    (Nesterov's momentum, no momentum) is left to it.
+    (Nesterov's momentum, no momentum, other backends) is left to it.
 
     Args:
         learning_rate, momentum, ...: As in `keras.optimizers.SGD`.
@@ -25,10 +25,13 @@ class Momentum(keras.optimizers.SGD):
     """
 
     def update_step(self, gradient, variable, learning_rate):
-        is_distributed = isinstance(
-            variable, tf.distribute.DistributedValues
-        ) or hasattr(variable, "_distributed_container")
-        if is_distributed or not self.momentum or self.nesterov:
+        if (
+            keras.backend.backend() != "tensorflow"
+            or isinstance(variable, tf.distribute.DistributedValues)
+            or hasattr(variable, "_distributed_container")
+            or not self.momentum
+            or self.nesterov
+        ):
             super().update_step(gradient, variable, learning_rate)
             return
         velocity = self.momentums[self._get_variable_index(variable)]

@@ -7,16 +7,16 @@ devices at once, and only then is anything written.
 import keras
 import tensorflow as tf
 
-from keras_resnet import baselines
 from keras_resnet import training
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import evaluation
+from keras_resnet.training import losses
 from keras_resnet.training import optimizers
 from keras_resnet.training import strategies
 from keras_resnet.training import workdirs
 
-training.require_tensorflow(__name__)
+training.require_backend(__name__, "tensorflow")
 
 
 class Run:
@@ -54,10 +54,7 @@ class Run:
             averages=self.averages,
             seeds=[v.value for v in self.states if id(v) not in weights],
         )
-        self.decayed = [
-            recipe.decay_norms or variable.name.endswith("kernel")
-            for variable in self.model.trainable_variables
-        ]
+        self.decayed = losses.are_decayed(recipe, self.model)
         self.evaluate = evaluation.Evaluator(self.predict, strategy)
         self.advance = tf.function(self._advance)
 
@@ -297,9 +294,10 @@ class Run:
         with tf.GradientTape() as tape:
             with keras.StatelessScope(mapping) as scope:
                 logits = self.model(images, training=True)
-            logits = _widened(logits)
-            loss = tf.reduce_sum(self._losses(labels, logits))
-            loss /= float(self.config.recipe.batch_size)
+            logits = losses.widened(logits)
+            recipe = self.config.recipe
+            loss = losses.of_network(recipe, self.model, labels, logits)
+            loss = tf.reduce_sum(loss) / float(recipe.batch_size)
             scaled = loss
             if self.config.dtype == "mixed_float16":
                 scaled = self.optimizer.scale_loss(loss)
@@ -309,9 +307,7 @@ class Run:
         return (
             gradients,
             values,
-            evaluation.count_errors(
-                tf.cast(logits, "float32"), labels, counted
-            ),
+            losses.count_errors(tf.cast(logits, "float32"), labels, counted),
         )
 
     def regularized(self, gradients):
@@ -332,40 +328,10 @@ class Run:
             )
         ]
 
-    def _losses(self, labels, logits):
-        """Of the network, and of its companions in the same call."""
-        losses = self._cross_entropies(labels, logits)
-        for weight, companion in baselines.companion_logits(self.model):
-            companion = _widened(companion)
-            losses += weight * self._cross_entropies(labels, companion)
-        return losses
-
-    def _cross_entropies(self, labels, logits):
-        smoothing = self.config.recipe.label_smoothing
-        if not smoothing:
-            return keras.ops.sparse_categorical_crossentropy(
-                labels, logits, from_logits=True
-            )
-        classes = logits.shape[-1]
-        targets = tf.one_hot(
-            labels,
-            classes,
-            on_value=1.0 - smoothing + smoothing / classes,
-            off_value=smoothing / classes,
-        )
-        return keras.ops.categorical_crossentropy(
-            targets, logits, from_logits=True
-        )
-
 
 def _move(average, value, momentum):
     share = tf.cast(1.0 - momentum, average.dtype)
     average.assign(average + (value - average) * share)
-
-
-def _widened(logits):
-    """In float32 at least: a softmax in half precision loses its tail."""
-    return logits if logits.dtype == "float64" else tf.cast(logits, "float32")
 
 
 def _assign(variable, value):
