@@ -215,30 +215,32 @@ def _code(main, argv, backends) -> int:
 
         tf.config.list_physical_devices()
 
-    from keras_resnet import training
-    from keras_resnet.training import interruption
-    from keras_resnet.training import strategies
-
     try:
+        from keras_resnet import training
+        from keras_resnet.training import loop
+        from keras_resnet.training import strategies
+
         training.require_backend("this program", *backends)
-    except ImportError as error:
+    except ImportError as error:  # Keras runs on another backend
         _fail(error)
         return 1
 
-    expected = (
+    expected: tuple[type[Exception], ...] = (
         ValueError,
         OSError,
         ArithmeticError,
         strategies.WorkerLostError,
         tf.errors.OpError,
     )
+    if "jax" in sys.modules:  # a GPU that is too small, for one
+        expected += (sys.modules["jax"].errors.JaxRuntimeError,)
     try:
         main(argv)
         return 0
     except UsageError as error:
         _fail(error)
         return 2
-    except interruption.Interrupted as error:
+    except loop.Interrupted as error:
         _fail(f"{error}; the same command goes on from there")
         return 128 + error.signal_number
     except expected as error:

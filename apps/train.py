@@ -9,7 +9,6 @@ the accelerator that JAX finds trains on small images of one size.
 """
 
 import dataclasses
-import functools
 import json
 
 from absl import flags
@@ -180,45 +179,62 @@ def _config():
     return config, dataset
 
 
-def _loop():
-    """What trains on the backend that Keras has, and on how many devices."""
-    import keras
+def _check_jax():
+    """Refuses flags that JAX trains without; TensorFlow leaves it the GPU."""
+    import jax
+    import tensorflow as tf
 
-    if keras.backend.backend() == "jax":
-        for flag in (_STRATEGY, _NUM_DEVICES, _MEETING_SECONDS):
-            if flag.present:
-                raise command_line.UsageError(
-                    flag.name,
-                    command_line.text(flag),
-                    "on JAX one device trains: leave it out, or set "
-                    "KERAS_BACKEND=tensorflow",
-                )
-        from keras_resnet.training import jax_loop
+    for flag in (_STRATEGY, _NUM_DEVICES, _MEETING_SECONDS):
+        if flag.present:
+            raise command_line.UsageError(
+                flag.name,
+                command_line.text(flag),
+                "on JAX one device trains: leave it out, or set "
+                "KERAS_BACKEND=tensorflow",
+            )
+    tf.config.set_visible_devices([], "GPU")
+    print(f"JAX trains on {jax.devices()[0].device_kind}")
 
-        return jax_loop.train_and_evaluate, 1
-    from keras_resnet.training import loop
 
-    # First of all: TensorFlow divides its devices once.
-    strategy = command_line.strategy(
-        _STRATEGY.value,
-        _NUM_DEVICES.value,
-        meeting_seconds=_MEETING_SECONDS.value,
-    )
-    train = functools.partial(loop.train_and_evaluate, strategy=strategy)
-    return train, strategy.num_replicas_in_sync
+def _check_config_on_jax(config, dataset):
+    from keras_resnet.training import jax_steps
+
+    try:
+        jax_steps.check(config, dataset)
+    except jax_steps.UnsupportedError as error:
+        flag, value = error.name, error.received
+        if flag.startswith("recipe."):
+            flag, value = "set", f"{flag}={value}"
+        raise command_line.UsageError(flag, value, error) from error
 
 
 def main(argv):
     """Trains as the flags say."""
+    import keras
+
     from keras_resnet.training import configs
+    from keras_resnet.training import loop
     from keras_resnet.training import workdirs
 
-    train_and_evaluate, devices = _loop()
+    is_on_jax = keras.backend.backend() == "jax"
+    strategy, devices = None, 1
+    if is_on_jax:
+        _check_jax()
+    else:
+        # First of all: TensorFlow divides its devices once.
+        strategy = command_line.strategy(
+            _STRATEGY.value,
+            _NUM_DEVICES.value,
+            meeting_seconds=_MEETING_SECONDS.value,
+        )
+        devices = strategy.num_replicas_in_sync
     if _EXPERIMENT.value:
         _set_by_experiment()
     config, dataset = _config()
     with command_line.usage("batch_size", config.recipe.batch_size):
         configs.check_devices(config.recipe, devices)
+    if is_on_jax:
+        _check_config_on_jax(config, dataset)
     name = config.dataset.replace(":", "_").replace("/", "_")
     workdir = _WORKDIR.value or f"runs/{config.model}_{name}"
     if _EXPERIMENT.value and not _WORKDIR.value:
@@ -229,9 +245,10 @@ def main(argv):
         f"{config.recipe.batch_size} images, in {workdir}"
     )
     try:
-        result = train_and_evaluate(
+        result = loop.train_and_evaluate(
             config,
             workdir,
+            strategy,
             dataset=dataset,
             log_every=_LOG_EVERY.value,
             eval_every=_EVAL_EVERY.value,
@@ -243,9 +260,10 @@ def main(argv):
         f"test error {result['test_top1_error']:.2f}%, "
         f"of {result['test_images']:,} images"
     )
-    print(f"next: python -m apps.evaluate --workdir={workdir}")
+    on = "KERAS_BACKEND=tensorflow " if is_on_jax else ""
+    print(f"next: {on}python -m apps.evaluate --workdir={workdir}")
     print(
-        f"      python -m apps.export --workdir={workdir} "
+        f"      {on}python -m apps.export --workdir={workdir} "
         f"--export_dir=exports/{config.model}_{name}"
     )
     print(json.dumps(result))

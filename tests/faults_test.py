@@ -17,7 +17,6 @@ from absl.testing import parameterized
 import keras_resnet
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
-from keras_resnet.training import interruption
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
 from keras_resnet.training import workdirs
@@ -195,7 +194,7 @@ class FaultTest(parameterized.TestCase):
         )
         for _ in range(2):  # the next start ends the same way
             with self.assertRaisesRegex(
-                interruption.TrainingDivergedError,
+                loop.TrainingDivergedError,
                 r"at step \d: the run diverged.*lower recipe.learning_rate",
             ):
                 self.train(recipe=recipe)

@@ -12,7 +12,6 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.training import configs
-from keras_resnet.training import interruption
 from keras_resnet.training import loop
 from keras_resnet.training import steps
 from keras_resnet.training import workdirs
@@ -32,7 +31,7 @@ class TrainingTest(tiny_runs.TestCase):
         self.train(described, whole)
         for stop_at in (3, 6):
             with (
-                self.assertRaises(interruption.Interrupted) as caught,
+                self.assertRaises(loop.Interrupted) as caught,
                 stop_after(stop_at),
             ):
                 self.train(described)
@@ -59,7 +58,7 @@ class TrainingTest(tiny_runs.TestCase):
         self.assertEqual((self.workdir / "metrics.csv").read_bytes(), before)
 
     def test_rows_after_the_checkpoint_are_made_again(self):
-        with self.assertRaises(interruption.Interrupted), stop_after(4):
+        with self.assertRaises(loop.Interrupted), stop_after(4):
             self.train(tiny_runs.config())
         path = self.workdir / "metrics.csv"
         rows = path.read_text().splitlines()
@@ -94,7 +93,7 @@ class TrainingTest(tiny_runs.TestCase):
 
         with (
             mock.patch.object(steps, "Run", interrupted),
-            self.assertRaises(interruption.Interrupted) as caught,
+            self.assertRaises(loop.Interrupted) as caught,
         ):
             self.train(tiny_runs.config())
         self.assertEqual(caught.exception.step, 0)
@@ -111,7 +110,7 @@ class TrainingTest(tiny_runs.TestCase):
     def test_loss_that_is_no_number_ends_the_run_and_is_not_saved(self):
         recipe = dataclasses.replace(tiny_runs.RECIPE, learning_rate=1e30)
         with self.assertRaisesRegex(
-            interruption.TrainingDivergedError, "lower recipe.learning_rate"
+            loop.TrainingDivergedError, "lower recipe.learning_rate"
         ):
             self.train(tiny_runs.config(recipe))
         self.assertEqual(list(self.workdir.glob("checkpoints/*.index")), [])

@@ -8,12 +8,15 @@ import pathlib
 import re
 import statistics
 import tempfile
+from unittest import mock
 
+import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.layers import shortcuts
 from keras_resnet.results import figures
+from keras_resnet.results import pictures
 from keras_resnet.results import runs
 from keras_resnet.results import tables
 from keras_resnet.training import configs
@@ -28,7 +31,14 @@ RECIPE = recipes.RECIPES["cifar10"].with_steps(1_000)
 
 def a_run(name, error, model="resnet20", seed=0, step=1_000, **fields):
     """A run whose test error falls from 90% to `error`."""
-    fields = {"recipe": RECIPE, "dataset": "cifar10", **fields}
+    shortcut = fields.pop("shortcut", None)
+    arguments = {"shortcut": shortcut} if shortcut else {}
+    fields = {
+        "recipe": RECIPE,
+        "dataset": "cifar10",
+        "model_arguments": arguments,
+        **fields,
+    }
     rows = [
         {"step": 500.0, "train_top1_error": 80.0, "test_top1_error": 90.0},
         {"step": 600.0, "train_top1_error": 70.0},
@@ -99,6 +109,10 @@ class TablesTest(parameterized.TestCase):
         several.append(a_run("the first seed once more", 50.0, seed=0))
         (result,) = tables.results(several, "resnet20")
         self.assertEqual(result.errors, errors)
+        # On another backend a seed has other batches.
+        jax = a_run("the first seed on JAX", 9.9, seed=0, backend="jax")
+        (both,) = tables.results([*several, jax], "resnet20")
+        self.assertEqual(both.errors, (*errors, 9.9))
         mean, deviation = statistics.mean(errors), statistics.stdev(errors)
         self.assertEqual(str(result), f"{mean:.2f} ± {deviation:.2f}")
 
@@ -231,6 +245,36 @@ class TablesTest(parameterized.TestCase):
         self.assertLen(cells, 4)
         self.assertIn("700 of 1,000", cells[2])
         self.assertIn("(resnet18)", cells[3])
+
+
+class CurvesTest(parameterized.TestCase):
+    def test_more_experiments_than_colours_are_dots(self):
+        rows = experiments.EXPERIMENTS.values()
+        many = [
+            a_run(row.name, 9.0 + i, shortcut=row.shortcut)
+            for i, row in enumerate(
+                row
+                for row in rows
+                if "[2, Table 1] at 20 layers" in row.printed
+                and row.model == "resnet20"
+            )
+        ]
+        for some, lines in ((many, len(many)), (many[:3], 0)):
+            unfinished = a_run("unfinished", 1.0, model="plainnet20", step=900)
+            (picture,) = [
+                picture
+                for picture in pictures.curves([*some, unfinished])
+                if picture.section == "[2, Table 1] at 20 layers"
+            ]
+            (axes,) = picture.figure.axes
+            dots = [points.get_offsets() for points in axes.collections]
+            self.assertLen(dots, 2 if lines else 0)
+            if not lines:
+                continue
+            names = [text.get_text() for text in axes.get_yticklabels()]
+            self.assertEqual(names, [run.label for run in some])
+            expected = [(run.test_error, y) for y, run in enumerate(some)]
+            np.testing.assert_allclose(dots[1], expected)
 
 
 def a_benchmark():
@@ -471,7 +515,13 @@ class KeptResultsTest(absltest.TestCase):
         flags = [f"--workdirs={ROOT}/results"]
         if (ROOT / "results/benchmark.json").exists():
             flags.append(f"--benchmark={ROOT}/results/benchmark.json")
-        with tempfile.TemporaryDirectory() as output:
+        with (
+            tempfile.TemporaryDirectory() as output,
+            # The text alone: other tests draw.
+            mock.patch.object(figures, "png", lambda figure: b""),
+            mock.patch.object(figures, "svg", lambda figure: ""),
+            mock.patch.object(pictures, "_propagations", dict),
+        ):
             outcome = programs.run("report", f"--output={output}", *flags)
             self.assertEqual(outcome.code, 0, outcome.err)
             made = (pathlib.Path(output) / "results.md").read_text()

@@ -20,7 +20,6 @@ from absl.testing import parameterized
 from keras_resnet import models
 from keras_resnet.training import configs
 from keras_resnet.training import data
-from keras_resnet.training import interruption
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
 from keras_resnet.training import splits
@@ -100,7 +99,7 @@ class SearchTest(TuningTestCase):
         def diverges(config, workdir, **kwargs):
             if config.recipe.optimizer == "adam":
                 os.makedirs(workdir)
-                raise interruption.TrainingDivergedError("the loss is nan", 1)
+                raise loop.TrainingDivergedError("the loss is nan")
             return quality(config, workdir)
 
         with mock.patch.object(loop, "train_and_evaluate", diverges):
@@ -125,12 +124,12 @@ class SearchTest(TuningTestCase):
 
     def test_a_trial_that_was_stopped_is_taken_up_again(self):
         def stops(config, workdir, **_):
-            raise interruption.Interrupted(15, 1)
+            raise loop.Interrupted(15, 1)
 
         folder = self.folder()
         with (
             mock.patch.object(loop, "train_and_evaluate", stops),
-            self.assertRaises(interruption.Interrupted),
+            self.assertRaises(loop.Interrupted),
         ):
             self.tune(search(trials=2), folder)
         with mock.patch.object(loop, "train_and_evaluate", quality):

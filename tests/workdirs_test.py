@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 from unittest import mock
 
 import numpy as np
@@ -48,27 +47,6 @@ class WorkdirTest(tiny_runs.TestCase):
             trained.model, data.load("digits").test_batches(100)
         )
         np.testing.assert_allclose(found.loss, result["test_loss"], rtol=1e-4)
-
-    def test_what_was_trained_on_jax_is_loaded(self):
-        result = self.train(tiny_runs.config())
-        model = workdirs.load_workdir(self.workdir).model
-        path = self.workdir / "trained.weights.h5"
-        model.save_weights(path)
-        for name in ("checkpoints", "best"):
-            shutil.rmtree(self.workdir / name)
-        trained = workdirs.load_workdir(
-            self.workdir, classifier_activation=None
-        )
-        self.assertEqual(trained.step, 8)
-        found = evaluation.evaluate(
-            trained.model, data.load("digits").test_batches(100)
-        )
-        np.testing.assert_allclose(found.loss, result["test_loss"], rtol=1e-4)
-        with self.assertRaisesRegex(workdirs.WorkdirError, "no checkpoint yet"):
-            workdirs.load_workdir(self.workdir, checkpoint="best")
-        path.write_bytes(path.read_bytes()[:1000])
-        with self.assertRaisesRegex(workdirs.WorkdirError, "h5 is damaged"):
-            workdirs.load_workdir(self.workdir)
 
     def test_best_checkpoint_is_kept_beside_the_last(self):
         errors = iter([5.0, 3.0, 4.0, 3.0])

@@ -65,13 +65,11 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
                 continue
             drawn.append(names)
             draw = figures.error_by_step
-            if len({run.label for run in alike}) > _MOST_CURVES:
+            finished = [run for run in alike if run.is_finished]
+            if len({run.label for run in finished}) > _MOST_CURVES:
                 draw = figures.last_errors
                 order = list(experiments.EXPERIMENTS)
-                alike = sorted(
-                    (run for run in alike if run.is_finished),
-                    key=lambda run: order.index(run.label),
-                )
+                alike = sorted(finished, key=lambda run: order.index(run.label))
             pictures.append(
                 Picture(
                     f"table{number}_{steps}_steps",

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterable
@@ -44,7 +45,7 @@ class Run:
         """Of the last step, in percent: no step is chosen by its error."""
         return self.metrics[-1]["test_top1_error"]
 
-    @property
+    @functools.cached_property
     def experiment(self) -> experiments.Experiment | None:
         """The row that was trained, at its own length or another."""
         return experiments.of_config(self.config)

@@ -37,7 +37,7 @@ def prefix(directory: str | os.PathLike, step: int) -> str:
 
 
 def save(
-    checkpoint: tf.train.Checkpoint,
+    write: Callable[[str], None],
     directory: str | os.PathLike,
     step: int,
     keep: int,
@@ -45,7 +45,7 @@ def save(
     """Writes a checkpoint, and removes all but the last ones.
 
     Args:
-        checkpoint: What is written.
+        write: Writes one, given its path, as TensorFlow does.
         directory: Where; made if it is not there.
         step: Its number.
         keep: How many there are to be.
@@ -58,7 +58,7 @@ def save(
     before = steps(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(prefix(directory, step))
+        write(prefix(directory, step))
         for path in directory.glob(f"ckpt-{step}.*"):
             _flush(path)
         _flush(directory)
@@ -112,6 +112,24 @@ def restore(
                 "the one before"
             )
     return None
+
+
+def tidy(
+    directory: str | os.PathLike,
+    step: int | None,
+    report: Callable[[str], None],
+) -> None:
+    """Leaves the checkpoints up to the one that was restored.
+
+    Args:
+        directory: Where they are.
+        step: What `restore` gave.
+        report: Is told if every one is damaged.
+    """
+    if step is None and steps(directory):
+        report("every checkpoint is damaged; starts at step 0")
+    set_aside(directory, after=-1 if step is None else step)
+    clean(directory)
 
 
 def set_aside(directory: str | os.PathLike, after: int) -> None:

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +21,28 @@ from keras_resnet import training
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import data
-from keras_resnet.training import interruption
-from keras_resnet.training import steps
 from keras_resnet.training import strategies
 from keras_resnet.training import workdirs
 
-training.require_backend(__name__, "tensorflow")
-
 _CHUNK_SECONDS = 1.0  # time between two looks at signals and the clock
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The loss is no longer a finite number."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop, and everything is saved.
+
+    Attributes:
+        signal_number: The signal, 15 (SIGTERM) or 2 (SIGINT).
+        step: The step of the checkpoint.
+    """
+
+    def __init__(self, signal_number: int, step: int):
+        super().__init__(f"stopped at step {step}; the state is saved")
+        self.signal_number = signal_number
+        self.step = step
 
 
 def train_and_evaluate(
@@ -43,7 +58,9 @@ def train_and_evaluate(
 ) -> dict:
     """Trains a network and evaluates it; goes on where an earlier call stopped.
 
-    With several workers, each calls this; the first writes and reports.
+    The steps are those of `training.steps` on TensorFlow, of
+    `training.jax_steps` on JAX. With several workers, each calls this; the
+    first writes and reports.
 
     Args:
         config: What is trained.
@@ -65,13 +82,15 @@ def train_and_evaluate(
 
     Raises:
         workdirs.WorkdirError: If the directory is another configuration's.
-        ValueError: If the devices cannot share a batch equally.
-        interruption.TrainingDivergedError: If the loss becomes NaN or infinite.
+        ImportError: If Keras runs on neither.
+        ValueError: If the devices cannot share a batch equally, or the
+            configuration is another backend's or has what that has not.
+        TrainingDivergedError: If the loss becomes NaN or infinite.
         strategies.WorkerLostError: If another worker is gone.
         OSError: If something cannot be written; what was saved before stays.
-        interruption.Interrupted: If SIGTERM or SIGINT arrived; everything is
-            saved.
+        Interrupted: If SIGTERM or SIGINT arrived; everything is saved.
     """
+    training.require_backend(__name__, config.backend)
     workdir = Path(workdir)
     recipe = config.recipe
     strategy = strategy or tf.distribute.get_strategy()
@@ -83,15 +102,13 @@ def train_and_evaluate(
         tf.config.experimental.enable_op_determinism()
     if is_chief:
         workdirs.check(config, workdir)
-    with interruption.Signals(
-        can_raise=not strategies.has_workers(strategy)
-    ) as signals:
+    with _Signals(can_raise=not strategies.has_workers(strategy)) as signals:
         if dataset is None:
             dataset = data.load(
                 config.dataset, config.data_dir, image_size=recipe.image_size
             )
         with strategies.lost_workers(strategy):
-            run = steps.Run(config, dataset, strategy)
+            run = _run(config, dataset, strategy)
         # Nothing is written before everything that can be refused has been.
         if is_chief:
             workdirs.prepare(config, dataset, workdir)
@@ -104,9 +121,9 @@ def train_and_evaluate(
             workdir, steps_done, run.images_since_row > 0, is_chief
         )
         if eval_every is None:
-            eval_every = workdirs.eval_every(recipe, log_every)
+            eval_every = max(recipe.steps // 20 // log_every, 1) * log_every
         trainer = _Trainer(
-            run, dataset, workdir, metrics, signals, report, keep
+            run, dataset, workdir, metrics, signals, report, keep, is_chief
         )
         speed = trainer.train(log_every, eval_every, checkpoint_seconds)
         run.meet()  # a worker that left would take the others with it
@@ -128,10 +145,23 @@ def train_and_evaluate(
     }
 
 
+def _run(config, dataset, strategy):
+    """The run on the backend that Keras has."""
+    if config.backend == "jax":
+        from keras_resnet.training import jax_steps
+
+        return jax_steps.Run(config, dataset)
+    from keras_resnet.training import steps
+
+    return steps.Run(config, dataset, strategy)
+
+
 class _Trainer:
     """Takes the remaining steps of a run; writes its rows and checkpoints."""
 
-    def __init__(self, run, dataset, workdir, metrics, signals, report, keep):
+    def __init__(
+        self, run, dataset, workdir, metrics, signals, report, keep, is_chief
+    ):
         self.run = run
         self.dataset = dataset
         self.workdir = workdir
@@ -139,7 +169,7 @@ class _Trainer:
         self.signals = signals
         self.report = report
         self.keep = keep
-        self.is_chief = strategies.is_chief(run.strategy)
+        self.is_chief = is_chief
         self.is_saved = True
         self.saved_at = time.monotonic()
 
@@ -148,7 +178,7 @@ class _Trainer:
         run, recipe = self.run, self.run.config.recipe
         first = step = run.completed_steps
         chunk, busy, seconds = 1, 0.0, 0.0
-        speed = batches = None
+        speed = None
         chunk_seconds = min(_CHUNK_SECONDS, checkpoint_seconds)
         is_terminal = sys.stderr.isatty() and self.is_chief
         with tqdm.tqdm(
@@ -167,14 +197,12 @@ class _Trainer:
                     bar.set_postfix_str(f"{speed or 0:,.0f} images/s")
                     if not is_terminal or "test_loss" in row:
                         with tqdm.tqdm.external_write_mode(file=sys.stderr):
-                            self.report(workdirs.line(row, recipe, speed))
+                            self.report(_line(row, recipe, speed))
                 waited = time.monotonic() - self.saved_at
                 if is_last or waited > checkpoint_seconds:
                     self.save(step)
                 if is_last:
                     return speed
-                if batches is None:
-                    batches = self.batches(step)
                 until = min(
                     (step // log_every + 1) * log_every,
                     (step // eval_every + 1) * eval_every,
@@ -182,9 +210,7 @@ class _Trainer:
                     step + chunk,
                 )
                 start = time.monotonic()
-                is_stopped, seconds = self.advance(
-                    batches, until - step, seconds
-                )
+                is_stopped, seconds = self.advance(until - step, seconds)
                 before, step = step, run.completed_steps
                 if seconds:
                     chunk = max(1, round(chunk_seconds / seconds))
@@ -196,63 +222,29 @@ class _Trainer:
                 if is_stopped and step < recipe.steps:
                     self.stop(step)
 
-    def batches(self, step):
-        """What follows after a step, without end."""
-        config = self.run.config
-        return strategies.distributed(
-            self.run.strategy,
-            lambda shard: self.dataset.train_batches(
-                config.recipe.batch_size,
-                seed=config.seed,
-                first_step=step,
-                augmentation=config.recipe.augmentation,
-                shard=shard,
-            ),
-        )
-
-    def advance(self, batches, steps, seconds):
-        """Takes up to so many steps.
-
-        Args:
-            batches: What comes next.
-            steps: How many, alike on all workers.
-            seconds: Of a step, as this worker measured them; 0 for unknown.
-
-        Returns:
-            Whether a worker was asked to stop, and the mean of `seconds` over
-            all workers: both alike on all of them.
-        """
-        asked = float(self.signals.received is not None)
+    def advance(self, steps, seconds):
+        """`Run.take`, and what can go wrong in it."""
+        is_asked = self.signals.received is not None
         try:
-            with strategies.lost_workers(self.run.strategy):
-                heard = self.run.advance(
-                    batches, tf.constant(steps), tf.constant([asked, seconds])
-                )
-                stops, seconds = heard.numpy().tolist()  # waits for the device
+            stops, seconds = self.run.take(steps, is_asked, seconds)
         except data.UNREADABLE:
             self.dataset.check()  # names the image that does not decode
             raise
         self.signals.saved_at = None
         self.is_saved = False
-        loss, *_ = self.run.sums.numpy()
+        loss, *_ = self.run.read_sums()
         if not math.isfinite(loss):
             self.diverged(f"the loss is {loss}")
-        seconds /= self.run.strategy.num_replicas_in_sync
-        return stops > 0, seconds
+        return stops, seconds
 
     def add_row(self, step, is_tested):
         """Adds the row of a step to the metrics, and keeps the best network."""
-        row = workdirs.train_row(
-            step, self.run.rates(step - 1), self.run.sums.numpy()
-        )
+        row = _train_row(self.run, step)
         if is_tested:
             batch_size = min(1000, max(self.run.config.recipe.batch_size, 100))
-            with strategies.lost_workers(self.run.strategy):
-                result = self.run.evaluate(
-                    self.dataset,
-                    batch_size,
-                    is_asked=lambda: self.signals.received is not None,
-                )
+            result = self.run.evaluate(
+                batch_size, lambda: self.signals.received is not None
+            )
             if result is None:
                 self.stop(step)
             row["test_loss"] = result.loss
@@ -263,9 +255,9 @@ class _Trainer:
                 result.top1_error < self.metrics.best_error()
                 or not checkpoints.steps(best)  # it went another way
             ):
-                checkpoints.save(self.run.checkpoint, best, step, keep=1)
+                checkpoints.save(self.run.write, best, step, keep=1)
         self.metrics.add(row)
-        self.run.sums.assign(tf.zeros([4]))
+        self.run.clear_sums()
         self.is_saved = False
         return row
 
@@ -273,11 +265,11 @@ class _Trainer:
         """Writes what has not been written yet, if it is worth keeping."""
         if self.is_saved:
             return
-        if not self.run.is_finite().numpy():
+        if not self.run.is_finite():
             self.diverged("a weight is no finite number")
         if self.is_chief:
             last = self.workdir / workdirs.CHECKPOINTS["last"]
-            checkpoints.save(self.run.checkpoint, last, step, self.keep)
+            checkpoints.save(self.run.write, last, step, self.keep)
         self.is_saved = True
         self.saved_at = time.monotonic()
 
@@ -285,12 +277,83 @@ class _Trainer:
         """Saves because this worker or another was asked to stop."""
         self.save(step)
         self.run.meet()
-        raise interruption.Interrupted(
-            self.signals.received or signal.SIGTERM, step
-        )
+        raise Interrupted(self.signals.received or signal.SIGTERM, step)
 
     def diverged(self, what):
-        raise interruption.TrainingDivergedError(what, self.run.completed_steps)
+        raise TrainingDivergedError(
+            f"{what} at step {self.run.completed_steps}: the run diverged, and "
+            "this step is not saved; lower recipe.learning_rate or lengthen "
+            "recipe.warmup_steps, and begin in another work directory"
+        )
+
+
+def _train_row(run, step):
+    loss, top1_errors, top5_errors, images = run.read_sums()
+    return {
+        "step": step,
+        "learning_rate": float(run.rates(step - 1)),
+        "train_loss": loss / images,
+        "train_top1_error": 100 * top1_errors / images,
+        "train_top5_error": 100 * top5_errors / images,
+    }
+
+
+def _line(row, recipe, speed):
+    """What a person wants to know about a row."""
+    words = [
+        f"step {row['step']:,} of {recipe.steps:,}",
+        f"loss {row['train_loss']:.3f}",
+        f"error {row['train_top1_error']:.2f}%",
+    ]
+    if "test_loss" in row:
+        words.append(f"test error {row['test_top1_error']:.2f}%")
+    if speed:
+        words.append(f"{speed:,.0f} images/s")
+        left = (recipe.steps - row["step"]) * recipe.batch_size
+        minutes, seconds = divmod(round(left / speed), 60)
+        hours, minutes = divmod(minutes, 60)
+        words.append(f"{hours}:{minutes:02d}:{seconds:02d} left")
+    return ", ".join(words)
+
+
+class _Signals:
+    """Notes SIGTERM and SIGINT, so that a run can save before it stops.
+
+    Args:
+        can_raise: Whether to raise at once while there is nothing to save, as
+            in the first minutes of a large network.
+
+    Attributes:
+        received: The signal, or None.
+        saved_at: The step of the checkpoint while nothing came after it.
+    """
+
+    def __init__(self, can_raise):
+        self.can_raise = can_raise
+        self.received = None
+        self.saved_at = None
+
+    def __enter__(self):
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number, frame):
+        self.received = number
+        if self.can_raise and self.saved_at is not None:
+            raise Interrupted(number, self.saved_at)
+
+    def note_saved(self, step):
+        """Tells that everything up to a step is saved."""
+        self.saved_at = step
+        if self.received is not None:  # while there was nothing to say yet
+            self._note(self.received, None)
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def _nothing(line):

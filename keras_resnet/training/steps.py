@@ -25,7 +25,9 @@ class Run:
     def __init__(self, config, dataset, strategy):
         recipe = config.recipe
         self.config = config
+        self.dataset = dataset
         self.strategy = strategy
+        self.batches = None
         with strategy.scope():
             self.model = configs.build_model(
                 config, dataset.image_shape, dataset.classes
@@ -55,7 +57,7 @@ class Run:
             seeds=[v.value for v in self.states if id(v) not in weights],
         )
         self.decayed = losses.are_decayed(recipe, self.model)
-        self.evaluate = evaluation.Evaluator(self.predict, strategy)
+        self.evaluator = evaluation.Evaluator(self.predict, strategy)
         self.advance = tf.function(self._advance)
 
     @property
@@ -64,7 +66,19 @@ class Run:
 
     @property
     def images_since_row(self) -> int:
-        return int(self.sums.numpy()[3])
+        return int(self.read_sums()[3])
+
+    def read_sums(self) -> list[float]:
+        """`losses.count_errors` of the steps since the last row."""
+        return self.sums.numpy().tolist()
+
+    def clear_sums(self):
+        """A row begins."""
+        self.sums.assign(tf.zeros([4]))
+
+    def write(self, path):
+        """Writes the state, as `checkpoints.save` asks for it."""
+        self.checkpoint.write(path)
 
     def restore(self, directory, report):
         """Reads the newest checkpoint that is whole, if there is any."""
@@ -73,11 +87,8 @@ class Run:
             directory,
             report,
         )
-        if step is None and checkpoints.steps(directory):
-            report("every checkpoint is damaged; starts at step 0")
         if strategies.is_chief(self.strategy):
-            checkpoints.set_aside(directory, after=-1 if step is None else step)
-            checkpoints.clean(directory)
+            checkpoints.tidy(directory, step, report)
         if self.meet() != self.completed_steps:
             raise workdirs.WorkdirError(
                 f"{directory} must be the same for all workers; worker "
@@ -110,14 +121,64 @@ class Run:
         each = self.strategy.run(lambda: tf.cast(self.step, "float64"))
         return self.strategy.reduce("MEAN", each, axis=None)
 
-    @tf.function
-    def is_finite(self):
+    def is_finite(self) -> bool:
         """Whether every weight is a finite number."""
+        return bool(self._are_finite().numpy())
+
+    @tf.function
+    def _are_finite(self):
         finite = [
             tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(v.value)))
             for v in self.model.weights
         ]
         return tf.reduce_all(finite)
+
+    def take(self, steps, is_asked, seconds):
+        """Takes up to so many steps.
+
+        Args:
+            steps: How many, alike on all workers.
+            is_asked: Whether this worker was asked to stop.
+            seconds: Of a step, as this worker measured them; 0 for unknown.
+
+        Returns:
+            Whether a worker was asked to stop, and the mean of `seconds` over
+            all workers: both alike on all of them.
+        """
+        if self.batches is None:
+            self.batches = self._batches(self.completed_steps)
+        with strategies.lost_workers(self.strategy):
+            heard = self.advance(
+                self.batches,
+                tf.constant(steps),
+                tf.constant([float(is_asked), seconds]),
+            )
+            stops, seconds = heard.numpy().tolist()  # waits for the device
+        return stops > 0, seconds / self.strategy.num_replicas_in_sync
+
+    def _batches(self, step):
+        """What follows after a step, without end."""
+        recipe = self.config.recipe
+        return strategies.distributed(
+            self.strategy,
+            lambda shard: self.dataset.train_batches(
+                recipe.batch_size,
+                seed=self.config.seed,
+                first_step=step,
+                augmentation=recipe.augmentation,
+                shard=shard,
+            ),
+        )
+
+    def evaluate(self, batch_size, is_asked):
+        """The errors on all test images; None where a worker is asked to stop.
+
+        Args:
+            batch_size: Images of all devices together in one batch.
+            is_asked: Tells whether this worker was.
+        """
+        with strategies.lost_workers(self.strategy):
+            return self.evaluator(self.dataset, batch_size, is_asked=is_asked)
 
     def _advance(self, iterator, steps, told):
         """Takes up to `steps` training steps, all of them in one graph.

@@ -35,7 +35,6 @@ from keras_resnet import names
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import data
-from keras_resnet.training import interruption
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
 from keras_resnet.training import workdirs
@@ -452,7 +451,7 @@ class _Tuner(BaseTuner):
                 dataset=self.dataset,
             )
             error = result["test_top1_error"]
-        except interruption.TrainingDivergedError:
+        except loop.TrainingDivergedError:
             error = 100.0
         _write_hparams(trial, error, workdir)
         values = " ".join(f"{n}={v}" for n, v in trial.values().items())
@@ -568,7 +567,7 @@ def _run_process(search, directory, name, port, lines):
         TQDM_DISABLE="1",  # the bars of several runs in one terminal
     )
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(interruption.Interrupted, KeyboardInterrupt):
+    with contextlib.suppress(loop.Interrupted, KeyboardInterrupt):
         _Tuner(search, directory, lines.put).search()
 
 

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet import training
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import data
@@ -35,9 +36,6 @@ COLUMNS = (
 
 # The folders of a work directory that hold checkpoints.
 CHECKPOINTS = {"last": "checkpoints", "best": "best"}
-
-# What `jax_loop` leaves in their place when it is done.
-TRAINED = "trained.weights.h5"
 
 
 class WorkdirError(ValueError):
@@ -74,7 +72,10 @@ def load_workdir(
 
     Raises:
         WorkdirError: If it is no work directory or has no checkpoint yet.
+        ImportError: If Keras does not run on TensorFlow; what trained may
+            have been either.
     """
+    training.require_backend(__name__, "tensorflow")
     workdir = Path(workdir)
     if checkpoint not in CHECKPOINTS:
         raise ValueError(
@@ -98,12 +99,7 @@ def load_workdir(
         )
 
     model = build("float64" if config.dtype == "float64" else "float32")
-    if checkpoint == "last" and (workdir / TRAINED).is_file():
-        step = _load_trained(model, config, workdir / TRAINED)
-    else:
-        step = _restore(
-            model, config, workdir / CHECKPOINTS[checkpoint], report
-        )
+    step = _restore(model, config, workdir / CHECKPOINTS[checkpoint], report)
     if config.dtype == "float64":
         weights = model.get_weights()
         model = build("float32")
@@ -126,6 +122,8 @@ def _restore(model, config, directory, report):
         )
     averages = optimizers.averages(config.recipe, model)
     saved = tf.train.Checkpoint(model=model, averages=averages)
+    if config.backend == "jax":
+        saved = tf.train.Checkpoint(weights=[v.value for v in model.weights])
     step = checkpoints.restore(
         lambda path: (
             saved.read(path).assert_existing_objects_matched().expect_partial()
@@ -140,56 +138,6 @@ def _restore(model, config, directory, report):
     ):
         variable.assign(value)
     return step
-
-
-def _load_trained(model, config, path):
-    """Reads what `jax_loop` left at its last step; gives that."""
-    try:
-        model.load_weights(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise WorkdirError(f"{path} is damaged: {error}") from error
-    return config.recipe.steps
-
-
-def train_row(step, learning_rate, sums):
-    """The row of a step, with what the steps since the last row came to.
-
-    Args:
-        step: How many steps were taken.
-        learning_rate: Of the last one.
-        sums: `[4]`, as `losses.count_errors` has them.
-    """
-    loss, top1_errors, top5_errors, images = map(float, sums)
-    return {
-        "step": step,
-        "learning_rate": float(learning_rate),
-        "train_loss": loss / images,
-        "train_top1_error": 100 * top1_errors / images,
-        "train_top5_error": 100 * top5_errors / images,
-    }
-
-
-def eval_every(recipe, log_every):
-    """Steps between two evaluations: a twentieth of a run, whole rows."""
-    return max(recipe.steps // 20 // log_every, 1) * log_every
-
-
-def line(row, recipe, speed):
-    """What a person wants to know about a row."""
-    words = [
-        f"step {row['step']:,} of {recipe.steps:,}",
-        f"loss {row['train_loss']:.3f}",
-        f"error {row['train_top1_error']:.2f}%",
-    ]
-    if "test_loss" in row:
-        words.append(f"test error {row['test_top1_error']:.2f}%")
-    if speed:
-        words.append(f"{speed:,.0f} images/s")
-        left = (recipe.steps - row["step"]) * recipe.batch_size
-        minutes, seconds = divmod(round(left / speed), 60)
-        hours, minutes = divmod(minutes, 60)
-        words.append(f"{hours}:{minutes:02d}:{seconds:02d} left")
-    return ", ".join(words)
 
 
 def prepare(config, dataset, workdir):
