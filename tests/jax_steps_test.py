@@ -50,18 +50,24 @@ class TestCase(tiny_runs.TestCase):
 class StepTest(TestCase):
     @parameterized.parameters("momentum", "nesterov", "adam")
     def test_steps_without_decay_are_those_of_fit(self, optimizer):
-        """Weights, moving statistics and the optimizer's own, of three."""
+        """Weights and moving statistics, of three steps at three rates."""
         recipe = dataclasses.replace(
-            RECIPE, weight_decay=0.0, optimizer=optimizer
+            RECIPE,
+            weight_decay=0.0,
+            optimizer=optimizer,
+            decay_at_steps=(1, 2),
+        )
+        rates = keras.optimizers.schedules.PiecewiseConstantDecay(
+            [0, 1], [0.1, 0.01, 0.001]
         )
         run = self.run_of(recipe)
         expected = configs.build_model(config(recipe), (8, 8, 1), 10)
         kept = {
-            "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+            "momentum": lambda: keras.optimizers.SGD(rates, momentum=0.9),
             "nesterov": lambda: keras.optimizers.SGD(
-                0.1, momentum=0.9, nesterov=True
+                rates, momentum=0.9, nesterov=True
             ),
-            "adam": lambda: keras.optimizers.Adam(0.1, beta_1=0.9),
+            "adam": lambda: keras.optimizers.Adam(rates, beta_1=0.9),
         }[optimizer]()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         expected.compile(kept, loss)
@@ -72,8 +78,8 @@ class StepTest(TestCase):
             result = expected.train_on_batch(np.array(x), labels[indices])
             run.clear_sums()
             run.take(1, False, 0.0)
-            loss, *_, count = run.read_sums()
-            np.testing.assert_allclose(loss / count, result, rtol=1e-4)
+            total, *_, count = run.read_sums()
+            np.testing.assert_allclose(total / count, result, rtol=1e-4)
         for group, theirs in zip(
             run.state[:2],
             (expected.trainable_variables, expected.non_trainable_variables),
