@@ -90,6 +90,21 @@ class StepTest(TestCase):
                     value, variable, rtol=1e-3, atol=1e-4, err_msg=variable.path
                 )
 
+    def test_steps_in_one_program_are_those_of_several(self):
+        """As an accelerator has them: two programs of 2, and one of 1."""
+        one, several = self.run_of(), self.run_of()
+        for _ in range(5):
+            one.take(1, False, 0.0)
+        with mock.patch.object(jax_steps, "_piece", lambda: 2):
+            several.take(5, False, 0.0)
+        self.assertEqual(set(one.programs), {1})
+        self.assertEqual(set(several.programs), {1, 2})
+        self.assertEqual(several.completed_steps, 5)
+        np.testing.assert_allclose(one.read_sums(), several.read_sums(), 1e-5)
+        for group, others in zip(one.state, several.state, strict=True):
+            for value, other in zip(group, others, strict=True):
+                np.testing.assert_allclose(value, other, rtol=1e-3, atol=1e-5)
+
     @parameterized.parameters((True, ""), (False, "kernel"))
     def test_decay_is_a_part_of_the_gradient(self, decay_norms, suffix):
         """After one step, w differs by rate * decay * w, [1, Sec. 3.4]."""
@@ -184,8 +199,7 @@ class RunTest(TestCase):
         """With random layers, whose seeds are a part of the state."""
         described = config(model_arguments={"shortcut": "dropout"})
         whole = self.workdir.with_name("whole")
-        with mock.patch.object(jax_steps, "_PIECE", 2):
-            self.train(described, whole)
+        self.train(described, whole)
         with self.assertRaises(loop.Interrupted) as caught:
             self.train(described, report=_signal)
         stopped_at = caught.exception.step

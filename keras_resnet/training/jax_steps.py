@@ -20,9 +20,17 @@ from keras_resnet.training import evaluation
 from keras_resnet.training import losses
 from keras_resnet.training import optimizers
 
-# Steps of one program, beside a program of one. On an H100 a step of ResNet-20
-# is hundreds of kernels in 2 ms, which XLA starts faster than Python.
-_PIECE = 20
+
+def _piece() -> int:
+    """Steps of one program, beside a program of one.
+
+    On an H100 a step of ResNet-20 is hundreds of kernels in 2 ms, which XLA
+    starts faster than Python. On a processor a convolution in a loop of XLA
+    takes many times as long as one outside.
+    """
+    import jax
+
+    return 1 if jax.default_backend() == "cpu" else 20
 
 
 class UnsupportedError(ValueError):
@@ -156,7 +164,7 @@ class Run:
     def _compile(self):
         """All programs at once: the loop does not time the first step."""
         left = self.config.recipe.steps - self.completed_steps
-        for count in (1, _PIECE) if left > _PIECE else (1,):
+        for count in {1, _piece()} if left > _piece() else {1}:
             lowered = self.take_steps.lower(*self._inputs(count))
             self.programs[count] = lowered.compile()
 
@@ -200,6 +208,9 @@ class Run:
             x = self.augmented(images[0][indices], *places)
             return self._step(state, x, images[1][indices])
 
+        if len(draws[0]) == 1:
+            state, more = body(state, [draw[0] for draw in draws])
+            return state, sums + more
         state, more = ops.scan(body, state, draws)
         return state, sums + ops.sum(more, 0)
 
