@@ -179,8 +179,8 @@ def _config():
     return config, dataset
 
 
-def _check_jax():
-    """Refuses flags that JAX trains without; TensorFlow leaves it the GPU."""
+def _leave_to_jax():
+    """Gives JAX the accelerator; refuses flags that it trains without."""
     import jax
     import tensorflow as tf
 
@@ -219,7 +219,7 @@ def main(argv):
     is_on_jax = keras.backend.backend() == "jax"
     strategy, devices = None, 1
     if is_on_jax:
-        _check_jax()
+        _leave_to_jax()
     else:
         # First of all: TensorFlow divides its devices once.
         strategy = command_line.strategy(

@@ -7,7 +7,6 @@ import signal
 from unittest import mock
 
 import keras
-import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -38,15 +37,8 @@ class TrainingTest(tiny_runs.TestCase):
             self.assertEqual(caught.exception.step, stop_at)
             self.assertEqual(caught.exception.signal_number, signal.SIGTERM)
         self.train(described)
-        expected, got = runs.values(whole), runs.values(self.workdir)
-        self.assertEqual(got.keys(), expected.keys())
-        self.assertTrue(any("seed" in name for name in expected))
-        for name, value in expected.items():
-            np.testing.assert_array_equal(got[name], value, err_msg=name)
-        self.assertEqual(
-            (self.workdir / "metrics.csv").read_bytes(),
-            (whole / "metrics.csv").read_bytes(),
-        )
+        self.assertTrue(any("seed" in name for name in runs.values(whole)))
+        self.assert_same_run(self.workdir, whole)
 
     def test_finished_run_is_not_trained_again(self):
         first = self.train(tiny_runs.config())

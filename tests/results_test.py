@@ -248,7 +248,7 @@ class TablesTest(parameterized.TestCase):
 
 
 class CurvesTest(parameterized.TestCase):
-    def test_more_experiments_than_colours_are_dots(self):
+    def test_more_experiments_than_curves_can_show_are_dots(self):
         rows = experiments.EXPERIMENTS.values()
         many = [
             a_run(row.name, 9.0 + i, shortcut=row.shortcut)

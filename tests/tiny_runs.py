@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from absl.testing import parameterized
 
 import keras_resnet
@@ -35,6 +36,17 @@ class TestCase(parameterized.TestCase):
         )
         root = self.enter_context(tempfile.TemporaryDirectory())
         self.workdir = Path(root) / "run"
+
+    def assert_same_run(self, workdir, expected):
+        """The last checkpoints to the bit, and the rows."""
+        values, others = runs.values(workdir), runs.values(expected)
+        self.assertEqual(values.keys(), others.keys())
+        for name, value in values.items():
+            np.testing.assert_array_equal(value, others[name], err_msg=name)
+        self.assertEqual(
+            (workdir / "metrics.csv").read_bytes(),
+            (expected / "metrics.csv").read_bytes(),
+        )
 
     def train(self, config, workdir=None, **arguments):
         arguments = {"report": quiet, "log_every": 2, **arguments}

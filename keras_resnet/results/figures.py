@@ -109,7 +109,8 @@ def last_errors(runs: Sequence[Run]) -> Figure:
         ):
             errors = [run.column(column)[1][-1] for run in runs]
             axes.scatter(
-                *(errors, lines),
+                errors,
+                lines,
                 s=30,
                 edgecolors=colour,
                 facecolors=face,

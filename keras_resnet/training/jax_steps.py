@@ -260,9 +260,7 @@ class Run:
         trainable, slots = self.optimizer.stateless_apply(
             slots, gradients, trainable
         )
-        sums = losses.count_errors(
-            ops.cast(logits, "float32"), labels, ops.ones(len(labels))
-        )
+        sums = losses.count_errors(logits, labels, ops.ones(len(labels)))
         return (trainable, others, slots), sums
 
     def evaluate(self, batch_size, is_asked):
@@ -289,7 +287,7 @@ class Run:
             *state[:2], self._normalized(images), training=False
         )
         counted = ops.cast(counted, "float32")
-        return losses.count_errors(ops.cast(logits, "float32"), labels, counted)
+        return losses.count_errors(logits, labels, counted)
 
     def write(self, path):
         """Writes the state as TensorFlow does: the weights in Keras' order."""

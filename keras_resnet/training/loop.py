@@ -82,9 +82,9 @@ def train_and_evaluate(
 
     Raises:
         workdirs.WorkdirError: If the directory is another configuration's.
-        ImportError: If Keras runs on neither.
+        ImportError: If Keras does not run on the configuration's backend.
         ValueError: If the devices cannot share a batch equally, or the
-            configuration is another backend's or has what that has not.
+            configuration has what its backend has not.
         TrainingDivergedError: If the loss becomes NaN or infinite.
         strategies.WorkerLostError: If another worker is gone.
         OSError: If something cannot be written; what was saved before stays.

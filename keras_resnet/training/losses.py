@@ -31,7 +31,9 @@ def of_network(recipe: Recipe, model: keras.Model, labels, logits):
 
 
 def _cross_entropies(recipe, labels, logits):
-    logits = widened(logits)
+    # In float32 at least: a softmax in half precision loses its tail.
+    if keras.backend.standardize_dtype(logits.dtype) != "float64":
+        logits = ops.cast(logits, "float32")
     smoothing = recipe.label_smoothing
     if not smoothing:
         return ops.sparse_categorical_crossentropy(
@@ -47,12 +49,6 @@ def _cross_entropies(recipe, labels, logits):
     return ops.categorical_crossentropy(targets, logits, from_logits=True)
 
 
-def widened(logits):
-    """In float32 at least: a softmax in half precision loses its tail."""
-    dtype = keras.backend.standardize_dtype(logits.dtype)
-    return logits if dtype == "float64" else ops.cast(logits, "float32")
-
-
 def are_decayed(recipe: Recipe, model: keras.Model) -> list[bool]:
     """Which trainable variables the L2 penalty is on [1, Sec. 3.4]."""
     return [
@@ -65,7 +61,7 @@ def count_errors(logits, labels, counted):
     """Sums over a batch: loss, top-1 errors, top-5 errors, images.
 
     Args:
-        logits: `[batch, classes]`, float32.
+        logits: `[batch, classes]`.
         labels: `[batch]`, int32.
         counted: `[batch]`, float32: 1 for an image, 0 for padding.
 
@@ -76,6 +72,7 @@ def count_errors(logits, labels, counted):
     >>> count_errors(logits, ops.array([0, 0]), ops.array([1.0, 0.0])).numpy()
     array([100.,   1.,   0.,   1.], dtype=float32)
     """
+    logits = ops.cast(logits, "float32")
     losses = ops.sparse_categorical_crossentropy(
         labels, logits, from_logits=True
     )

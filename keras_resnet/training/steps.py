@@ -355,7 +355,6 @@ class Run:
         with tf.GradientTape() as tape:
             with keras.StatelessScope(mapping) as scope:
                 logits = self.model(images, training=True)
-            logits = losses.widened(logits)
             recipe = self.config.recipe
             loss = losses.of_network(recipe, self.model, labels, logits)
             loss = tf.reduce_sum(loss) / float(recipe.batch_size)
@@ -368,7 +367,7 @@ class Run:
         return (
             gradients,
             values,
-            losses.count_errors(tf.cast(logits, "float32"), labels, counted),
+            losses.count_errors(logits, labels, counted),
         )
 
     def regularized(self, gradients):

@@ -88,6 +88,11 @@ def load_workdir(
             "apps.train writes"
         )
     config = _read_config(workdir)
+    directory = workdir / CHECKPOINTS[checkpoint]
+    if not checkpoints.steps(directory):
+        raise WorkdirError(
+            f"{workdir} has no checkpoint yet: train for some steps first"
+        )
     about = _read_json(workdir / "dataset.json")
 
     def build(dtype):
@@ -99,7 +104,7 @@ def load_workdir(
         )
 
     model = build("float64" if config.dtype == "float64" else "float32")
-    step = _restore(model, config, workdir / CHECKPOINTS[checkpoint], report)
+    step = _restore(model, config, directory, report)
     if config.dtype == "float64":
         weights = model.get_weights()
         model = build("float32")
@@ -115,11 +120,6 @@ def load_workdir(
 
 def _restore(model, config, directory, report):
     """Reads the newest checkpoint that is whole; gives its step."""
-    if not checkpoints.steps(directory):
-        raise WorkdirError(
-            f"{directory.parent} has no checkpoint yet: train for some steps "
-            "first"
-        )
     averages = optimizers.averages(config.recipe, model)
     saved = tf.train.Checkpoint(model=model, averages=averages)
     if config.backend == "jax":
