@@ -73,7 +73,7 @@ def main(argv):
         measured.append((group, work, results))
         rows.append(report.row(group, work, results))
         tables.append(report.table(work, results))
-        print(tables[-1], flush=True)
+        command_line.show(*tables[-1].splitlines(), "")
         if _OUTPUT.value:  # what is measured is kept, whatever comes
             _write("benchmark.json", json.dumps(rows, indent=1) + "\n")
             _write("benchmark.md", "\n".join(tables))
@@ -86,7 +86,7 @@ def main(argv):
         }
         for name, png in files.items():
             _write(name, png)
-        print(
+        command_line.show(
             f"in {pathlib.Path(_OUTPUT.value)}: benchmark.json, "
             f"benchmark.md{''.join(f', {name}' for name in files)}"
         )

@@ -11,6 +11,7 @@ import difflib
 import functools
 import os
 import sys
+import unicodedata
 from collections.abc import Callable
 from collections.abc import Iterator
 
@@ -22,6 +23,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import app
 from absl import flags
 from absl import logging
+
+# A longer error quotes a file or a server, which may send anything.
+_LONGEST_ERROR = 2000
 
 
 class UsageError(Exception):
@@ -35,6 +39,36 @@ class UsageError(Exception):
 
     def __init__(self, flag: str, value, reason):
         super().__init__(f"--{flag}={value}: {reason}")
+
+
+def printable(text: str) -> str:
+    """Returns the text with its control characters written as escapes.
+
+    Labels, file names and error messages come from files and servers of other
+    people. A terminal obeys the control characters in them.
+    """
+    return "".join(
+        character if _is_printable(character) else _escape(character)
+        for character in text
+    )
+
+
+def _is_printable(character: str) -> bool:
+    return (
+        character.isprintable()
+        or character in "\u200c\u200d"  # joins letters and emoji
+        or unicodedata.category(character) == "Zs"
+    )
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def show(*lines: object) -> None:
+    """Prints lines, each with its control characters written as escapes."""
+    for line in lines:
+        print(printable(str(line)), flush=True)
 
 
 @contextlib.contextmanager
@@ -277,4 +311,7 @@ def _fail(error) -> None:
     """Writes one line on stderr: the program's name and what is wrong."""
     text = getattr(error, "message", None) or str(error) or repr(error)
     program = os.path.basename(sys.argv[0]).removesuffix(".py")
-    print(f"{program}: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    line = " ".join(text.split())
+    if len(line) > _LONGEST_ERROR:
+        line = f"{line[:_LONGEST_ERROR]}..."
+    print(f"{program}: {printable(line)}", file=sys.stderr, flush=True)

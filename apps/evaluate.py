@@ -95,7 +95,7 @@ def main(argv):
     result = evaluation.Evaluator(predict, strategy)(
         dataset, _BATCH_SIZE.value, _PROTOCOL.value, counts_classes
     )
-    print(
+    command_line.show(
         f"test error {result.top1_error:.2f}% (top 5: {result.top5_error:.2f}%)"
         f", {result.top1_errors:,} of {result.images:,} images"
     )
@@ -111,7 +111,7 @@ def main(argv):
             pathlib.Path(_CONFUSION_MATRIX.value),
             result.confusion_csv(dataset.labels),
         )
-    print(json.dumps(numbers))
+    command_line.show(json.dumps(numbers))
 
 
 def _load(name, data_dir=None, **arguments):
@@ -137,7 +137,7 @@ def _check_labels(labels, dataset):
             f"{dataset.classes}",
         )
     if list(labels) != list(dataset.labels):
-        print(
+        command_line.show(
             f"the network calls its classes {', '.join(labels[:5])}, ..., the "
             f"images theirs {', '.join(dataset.labels[:5])}, ...; they are "
             "compared by their place"
@@ -152,6 +152,7 @@ def _of_workdir():
             _WORKDIR.value,
             classifier_activation=None,
             checkpoint=_CHECKPOINT.value,
+            report=command_line.show,
         )
     dataset = _load(
         _DATASET.value or trained.config.dataset,

@@ -93,7 +93,7 @@ def main(argv):
     with command_line.usage("warmup_batch_sizes", command_line.text(_WARMUP)):
         warmup.check(sizes)
     source = _source()
-    print(
+    command_line.show(
         f"{source.title}, {len(source.labels)} labels, views of "
         f"{source.preprocessing.image_size}x{source.preprocessing.image_size} "
         "pixels"
@@ -112,12 +112,12 @@ def main(argv):
     )
     card = export.read_card(path)
     for name, check in card["checks"].items():
-        print(
+        command_line.show(
             f"{name}: the class of the trained network for "
             f"{check['same_class']:,} of {card['checked_on']}"
         )
-    print(f"exported {path}")
-    print(
+    command_line.show(f"exported {path}")
+    command_line.show(
         f"next: python -m apps.predict --saved_model={_EXPORT_DIR.value} IMAGE"
     )
 
@@ -176,7 +176,9 @@ def _images(source):
             raise command_line.UsageError(
                 "precision", "int8", f"needs training images: {error}"
             ) from error
-        print(f"no test images, so it is checked on digits: {error}")
+        command_line.show(
+            f"no test images, so it is checked on digits: {error}"
+        )
         return None
 
 

@@ -72,17 +72,17 @@ def main(argv):
         )
     found = report.to_json()
     errors = sum(report.errors.values())
-    print(
+    command_line.show(
         f"{report.requests:,} requests in {report.seconds:.1f} seconds: "
         f"{found['images_per_second']:.1f} images a second, "
         f"{errors:,} requests without an answer"
     )
     if "p50_ms" in found:
-        print(
+        command_line.show(
             f"half of the answers took {found['p50_ms']:.0f} ms or less, "
             f"99% took {found['p99_ms']:.0f} ms or less"
         )
-    print(json.dumps(found))
+    command_line.show(json.dumps(found))
 
 
 def _network():

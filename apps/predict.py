@@ -118,13 +118,15 @@ class _Table:
 
     def __init__(self, paths):
         self._width = max(len("image"), *map(len, paths))
-        print(f"{'image':{self._width}}  probability  label")
+        command_line.show(f"{'image':{self._width}}  probability  label")
 
     def __call__(self, path, answer):
         if answer.error:
-            print(f"{path:{self._width}}  error: {answer.error}", flush=True)
+            command_line.show(f"{path:{self._width}}  error: {answer.error}")
         for label, probability in answer.best:
-            print(f"{path:{self._width}}  {probability:11.2%}  {label}")
+            command_line.show(
+                f"{path:{self._width}}  {probability:11.2%}  {label}"
+            )
             path = ""
 
 
@@ -137,7 +139,7 @@ def _as_json(path, answer):
             {"label": label, "probability": probability}
             for label, probability in answer.best
         ]
-    print(json.dumps(document, ensure_ascii=False), flush=True)
+    command_line.show(json.dumps(document, ensure_ascii=False))
 
 
 def cli():

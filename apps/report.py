@@ -45,7 +45,7 @@ def main(argv):
     with command_line.usage("workdirs", ",".join(_WORKDIRS.value)):
         found = runs.find(_WORKDIRS.value)
     finished = sum(run.is_finished for run in found)
-    print(f"{len(found)} runs, {finished} of them finished")
+    command_line.show(f"{len(found)} runs, {finished} of them finished")
     dataset = None
     if _DATA_DIR.value:
         with command_line.usage("data_dir", _DATA_DIR.value):
@@ -55,7 +55,7 @@ def main(argv):
         with command_line.usage("benchmark", _BENCHMARK.value):
             plots = report.plots(report.load(_BENCHMARK.value))
     for path in page.write(found, _OUTPUT.value, dataset, plots):
-        print(path)
+        command_line.show(path)
 
 
 def cli():

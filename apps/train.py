@@ -193,7 +193,7 @@ def _leave_to_jax():
                 "KERAS_BACKEND=tensorflow",
             )
     tf.config.set_visible_devices([], "GPU")
-    print(f"JAX trains on {jax.devices()[0].device_kind}")
+    command_line.show(f"JAX trains on {jax.devices()[0].device_kind}")
 
 
 def _check_config_on_jax(config, dataset):
@@ -239,7 +239,7 @@ def main(argv):
     workdir = _WORKDIR.value or f"runs/{config.model}_{name}"
     if _EXPERIMENT.value and not _WORKDIR.value:
         workdir = f"runs/{_EXPERIMENT.value}_{config.seed}"
-    print(
+    command_line.show(
         f"{config.model} on {config.dataset} by the recipe {config.recipe.name}"
         f" ({config.recipe.source}): {config.recipe.steps:,} steps of "
         f"{config.recipe.batch_size} images, in {workdir}"
@@ -249,6 +249,7 @@ def main(argv):
             config,
             workdir,
             strategy,
+            report=command_line.show,
             dataset=dataset,
             log_every=_LOG_EVERY.value,
             eval_every=_EVAL_EVERY.value,
@@ -256,17 +257,17 @@ def main(argv):
         )
     except workdirs.WorkdirError as error:
         raise command_line.UsageError("workdir", workdir, error) from error
-    print(
+    command_line.show(
         f"test error {result['test_top1_error']:.2f}%, "
         f"of {result['test_images']:,} images"
     )
     on = "KERAS_BACKEND=tensorflow " if is_on_jax else ""
-    print(f"next: {on}python -m apps.evaluate --workdir={workdir}")
-    print(
+    command_line.show(f"next: {on}python -m apps.evaluate --workdir={workdir}")
+    command_line.show(
         f"      {on}python -m apps.export --workdir={workdir} "
         f"--export_dir=exports/{config.model}_{name}"
     )
-    print(json.dumps(result))
+    command_line.show(json.dumps(result))
 
 
 def cli():

@@ -103,9 +103,9 @@ def main(argv):
     search = _search()
     name = _DATASET.value.replace(":", "_").replace("/", "_")
     workdir = _WORKDIR.value or f"runs/tune_{name}"
-    print(f"at most {_TRIALS.value} trials, in {workdir}")
+    command_line.show(f"at most {_TRIALS.value} trials, in {workdir}")
     try:
-        trials = tuning.tune(search, workdir, _WORKERS.value)
+        trials = tuning.tune(search, workdir, _WORKERS.value, command_line.show)
     except workdirs.WorkdirError as error:
         raise command_line.UsageError("workdir", workdir, error) from error
     rows = [["trial", "validation error", *trials[0].values()]]
@@ -113,10 +113,10 @@ def main(argv):
         score = trial.validation_error
         cells = ["none" if score is None else f"{score:.2f}%"]
         rows.append([trial.name, *cells, *map(str, trial.values().values())])
-    print(complexity.columns(rows))
-    print(f"all of them: tensorboard --logdir={workdir}/trials")
-    print("the best, at the full length of its recipe:")
-    print(tuning.train_command(trials[0].config, f"{workdir}/best"))
+    command_line.show(*complexity.columns(rows).splitlines())
+    command_line.show(f"all of them: tensorboard --logdir={workdir}/trials")
+    command_line.show("the best, at the full length of its recipe:")
+    command_line.show(tuning.train_command(trials[0].config, f"{workdir}/best"))
 
 
 def cli():
