@@ -17,7 +17,7 @@ from keras_resnet.training import meeting
 from keras_resnet.training import strategies
 
 ROOT = pathlib.Path(__file__).parent.parent
-SERVING = ROOT / "serving"
+SERVING = (ROOT / "deploy/tensorflow_serving").resolve()
 TRAIN = (ROOT / "apps" / "train.py").read_text()
 
 
@@ -62,15 +62,27 @@ class DeploymentTest(parameterized.TestCase):
         self.assertEqual([str(sizes[-1])], found["max_batch_size"])
 
     def test_files_that_are_named_to_a_server_are_there(self):
-        for page in ("compose.yaml", "docs/serving.md", ".ci/serving_check"):
+        for page in (
+            "deploy/compose.yaml",
+            "docs/serving.md",
+            ".ci/serving_check",
+        ):
             text = (ROOT / page).read_text()
             names = re.findall(r"=/serving/([\w.]+)", text)
             self.assertNotEmpty(names)
             for name in names:
                 self.assertTrue((SERVING / name).is_file(), name)
 
+    def test_compose_mounts_the_files_beside_it(self):
+        page = ROOT / "deploy/compose.yaml"
+        mounted = re.findall(r"- (\.[\w./]+):/(\w+):ro", page.read_text())
+        found = {name: (page.parent / p).resolve() for p, name in mounted}
+        self.assertEqual(
+            found, {"models": ROOT.resolve() / "exports", "serving": SERVING}
+        )
+
     def test_worker_of_kubernetes_is_that_of_its_pod(self):
-        manifest = (ROOT / "docs" / "kubernetes.yaml").read_text()
+        manifest = (ROOT / "deploy/kubernetes.yaml").read_text()
         _, _, script = manifest.partition("- |\n")
         script = textwrap.dedent(script.partition("          volumeMounts")[0])
         folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))

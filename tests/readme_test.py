@@ -172,7 +172,7 @@ class CommandsTest(parameterized.TestCase):
                 self.parse(name, arguments)
 
     def test_the_command_of_the_pods_is_understood(self):
-        manifest = (ROOT / "docs/kubernetes.yaml").read_text()
+        manifest = (ROOT / "deploy/kubernetes.yaml").read_text()
         (line,) = re.findall(
             r"exec python -m apps.train ((?:.*\\\n)*.*)", manifest
         )
