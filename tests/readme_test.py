@@ -6,6 +6,7 @@ in an `sh` example or in `code` is parsed by its program, and not run.
 """
 
 import ast
+import configparser
 import contextlib
 import dataclasses
 import inspect
@@ -112,10 +113,21 @@ class ExamplesTest(parameterized.TestCase):
                 *call.args, **dict.fromkeys(keywords)
             )
 
+    def test_the_output_that_the_readme_shows_is_what_the_command_prints(self):
+        ((command, output),) = re.findall(
+            r"(?ms)^```sh\n([^`]*)\n```\n\n```text\n(.*?)^```$", README
+        )
+        _, _, program, *arguments = shlex.split(command)
+        os.chdir(ROOT)
+        outcome = programs.run(program.removeprefix("apps."), *arguments)
+        self.assertEqual(outcome.out, output.splitlines())
+
     @parameterized.parameters(*PAGES)
     def test_no_example_is_of_a_kind_that_is_not_looked_at(self, page):
         kinds = re.findall(r"(?m)^```(.+)$", PAGES[page])
-        self.assertContainsSubset(kinds, ["python", "python no-run", "sh"])
+        self.assertContainsSubset(
+            kinds, ["python", "python no-run", "sh", "text"]
+        )
 
 
 class CommandsTest(parameterized.TestCase):
@@ -205,7 +217,7 @@ class TablesTest(parameterized.TestCase):
                     f"{counts.multiply_adds:,}",
                 ]
             )
-        self.assertEqual(table("README.md", "network"), expected)
+        self.assertEqual(table("docs/networks.md", "network"), expected)
 
     def test_plain_networks_have_the_counts_of_the_papers(self):
         expected = []
@@ -218,11 +230,26 @@ class TablesTest(parameterized.TestCase):
                     f"{counts.multiply_adds:,}",
                 ]
             )
-        self.assertEqual(table("README.md", "plain network"), expected)
+        self.assertEqual(table("docs/networks.md", "plain network"), expected)
+
+    def test_the_index_lists_every_page_and_program(self):
+        index = PAGES["docs/index.md"]
+        linked = re.findall(r"\]\((\w+\.md)\)", index)
+        pages = [p for p in PAGES if p.startswith("docs/")]
+        self.assertCountEqual(
+            [f"docs/{page}" for page in linked] + ["docs/index.md"], pages
+        )
+        config = configparser.ConfigParser()
+        config.read(ROOT / "setup.cfg")
+        scripts = config["options.entry_points"]["console_scripts"]
+        self.assertCountEqual(
+            [row[1].strip("`") for row in table("docs/index.md", "program")],
+            [line.split()[0] for line in scripts.strip().splitlines()],
+        )
 
     def test_every_network_is_in_a_table(self):
-        cells = [row[0] for row in table("README.md", "network")]
-        cells += [row[0] for row in table("README.md", "plain network")]
+        cells = [row[0] for row in table("docs/networks.md", "network")]
+        cells += [row[0] for row in table("docs/networks.md", "plain network")]
         names = re.findall(r"`(\w+)`", " ".join(cells))
         self.assertCountEqual(map(str.lower, names), keras_resnet.MODELS)
 
@@ -233,7 +260,7 @@ class TablesTest(parameterized.TestCase):
             for parameter in signature.parameters.values()
             if parameter.kind is parameter.KEYWORD_ONLY
         }
-        rows = table("README.md", "argument")
+        rows = table("docs/networks.md", "argument")
         self.assertCountEqual([row[0].strip("`") for row in rows], defaults)
         for name, default, _ in rows:
             if default != "of the network":
@@ -242,7 +269,7 @@ class TablesTest(parameterized.TestCase):
 
     @parameterized.parameters(*SHORTCUTS, *UNITS)
     def test_every_shortcut_and_unit_is_named(self, name):
-        self.assertIn(f'`"{name}"`', README)
+        self.assertIn(f'`"{name}"`', PAGES["docs/networks.md"])
 
     def test_recipes_are_those_of_the_code(self):
         expected = [recipe_row(recipe) for recipe in recipes.RECIPES.values()]
@@ -299,7 +326,7 @@ def recipe_row(recipe: recipes.Recipe) -> list[str]:
 
 
 def departures() -> Iterator[str]:
-    """Every `# Departure:` of the code, as the README lists it."""
+    """Every `# Departure:` of the code, as docs/departures.md lists it."""
     for folder in ("keras_resnet", "apps"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for comment in re.findall(
@@ -307,14 +334,12 @@ def departures() -> Iterator[str]:
             ):
                 text = re.sub(r"(?m)^ *# ", "", comment)
                 link = path.relative_to(ROOT).as_posix()
-                yield plain(f"[{path.name}]({link}): {text}")
+                yield plain(f"[{path.name}](../{link}): {text}")
 
 
 class DeparturesTest(absltest.TestCase):
     def test_every_departure_of_the_code_is_listed_and_no_other(self):
-        pattern = r"(?ms)^## Departures from the papers\n(.*?)^## "
-        (section,) = re.findall(pattern, README)
-        _, *listed = re.split(r"(?m)^- ", section)
+        _, *listed = re.split(r"(?m)^- ", PAGES["docs/departures.md"])
         self.assertCountEqual(map(plain, listed), departures())
 
     def test_every_mark_is_found(self):
