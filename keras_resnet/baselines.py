@@ -1,4 +1,4 @@
-"""The networks that [1, Table 6] compares with, so that they can be trained.
+"""The networks that [1, Table 6] compares residual networks with.
 
 [1] He et al. 2016, "Deep Residual Learning for Image Recognition". Each row of
 `BASELINES` has its own source and the parameters that [1] prints.
@@ -106,10 +106,10 @@ class Highway(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class Companion(keras.layers.Layer):
-    """`y = x`, and a classifier of x that only training looks at [Lee 2015].
+    """`y = x`, with a classifier of x for training [Lee 2015].
 
-    `loss = loss of the network + weight * loss of the companion`: the loop adds
-    the second term, from what `companion_logits` finds.
+    `loss = loss of the network + weight * loss of the companion`. The training
+    step adds the second term from `companion_logits`.
 
     Args:
         classes: Number of classes.
@@ -129,8 +129,8 @@ class Companion(keras.layers.Layer):
         super().__init__(**kwargs)
         self.classes = classes
         self.weight = weight
-        # tf.distribute traces each device in a thread of its own, and where
-        # they add something up, it goes from one to the other.
+        # tf.distribute traces each device in a thread of its own, and switches
+        # between the threads at each all-reduce.
         self.of_thread = threading.local()
 
     def build(self, x_shape):
@@ -157,9 +157,9 @@ class Companion(keras.layers.Layer):
 
 
 def companion_logits(model: keras.Model) -> list[tuple[float, Any]]:
-    """Weight and logits of each companion in the call that was just made.
+    """Returns the weight and logits of each companion in the last call.
 
-    A training step calls the model and asks then, in the same trace.
+    A training step calls the model first, in the same trace.
     """
     return [
         (layer.weight, layer.of_thread.logits)
@@ -195,10 +195,10 @@ def _max_norm(norm, axis=0):
 
 
 def _orthogonal(largest_of):
-    """Orthogonal filters that keep the mean square of a signal.
+    """Returns orthogonal filters that keep the mean square of a signal.
 
-    Of the largest of so many outputs, that is: of the pieces of a maxout, and
-    of those that a pooling behind it looks at.
+    The signal is the largest of `largest_of` outputs: of the pieces of a
+    maxout, and of the window of a pooling behind it.
     """
     return keras.initializers.Orthogonal(_MEAN_SQUARE[largest_of] ** -0.5)
 
@@ -217,11 +217,11 @@ def _maxout_head(x, pieces, classes):
     )(x)
 
 
-#: Of the largest of so many normal numbers of variance 1.
+#: Mean square of the largest of n normal numbers of variance 1, by n.
 _MEAN_SQUARE = {2: 1.0, 5: 1.8, 8: 2.4, 32: 4.5}
 
 
-# Each of these takes an image and the number of classes, and gives logits.
+# Each function takes an image and the number of classes, and returns logits.
 
 
 # The widths of FitNet-19's convolutions in its three stages.
@@ -229,8 +229,8 @@ _FITNET19 = ((32, 32, 32, 48, 48), (80,) * 6, (128,) * 6)
 
 
 def _fitnet19(x, classes):
-    # The authors' images have a variance of 1; pixels of CIFAR-10 in 0..1 are
-    # about 1/4 from their mean, and 17 layers hand on what they are given.
+    # The authors' images have a variance of 1. Pixels of CIFAR-10 in 0..1 are
+    # about 1/4 from their mean, and the 17 layers keep the scale.
     x = layers.Rescaling(4.0)(x)
     for stage, widths in enumerate(_FITNET19):
         if stage:
@@ -315,9 +315,9 @@ def _deeply_supervised(x, classes):
     return _network_in_network(x, classes, companions=True)
 
 
-# Departure: the networks that [1, Table 6] compares with are trained here by
-# the recipe of [1] at a rate of 0.01 (Maxout: 0.002), without their authors'
-# whitening, schedules, hints (FitNet) and vanishing companion losses (DSN).
+# Departure: the networks that [1, Table 6] compares with train by the recipe of
+# [1] at a rate of 0.01 (Maxout: 0.002). Their authors' whitening, schedules,
+# hints (FitNet) and vanishing companion losses (DSN) are left out.
 @dataclasses.dataclass(frozen=True)
 class Baseline:
     """A network that [1, Table 6] compares with.
@@ -326,8 +326,8 @@ class Baseline:
         name: The key in `BASELINES`.
         depth: Number of weighted layers.
         logits: Gives the logits of an image: `(x, classes) -> logits`.
-        printed_parameters: What [1, Table 6] or the source prints.
-        source: Where the layout is from.
+        printed_parameters: Parameters that [1, Table 6] or the source prints.
+        source: The publication that describes the layout.
     """
 
     name: str
@@ -337,11 +337,7 @@ class Baseline:
     source: str
 
     def check_arguments(self, arguments: dict) -> None:
-        """Refuses the arguments of `keras_resnet.resnet`: it has none of them.
-
-        Raises:
-            ValueError: If there are any.
-        """
+        """Raises ValueError if there are arguments of `keras_resnet.resnet`."""
         if arguments:
             raise ValueError(
                 f"{self.name} takes no arguments, received {arguments}"
@@ -384,10 +380,10 @@ BASELINES: dict[str, Baseline] = {
 
 
 def get_network(name: str) -> models.Spec | Baseline:
-    """The network of `keras_resnet.MODELS` or `BASELINES` with this name.
+    """Returns the network of `keras_resnet.MODELS` or `BASELINES`.
 
     Raises:
-        ValueError: If there is none; near names are suggested.
+        ValueError: If the name is unknown. The message suggests near names.
 
     >>> get_network("resnet20").depth, get_network("highway19").depth
     (20, 19)
@@ -402,21 +398,22 @@ def build(
     classifier_activation="softmax",
     **arguments,
 ) -> keras.Model:
-    """The network with this name, a baseline or one of `keras_resnet.MODELS`.
+    """Builds a baseline or a network of `keras_resnet.MODELS`.
 
     Args:
-        name: As in `get_network`.
+        name: A key of `BASELINES` or `keras_resnet.MODELS`.
         input_shape: `(height, width, channels)`.
         classes: Number of classes.
         classifier_activation: Activation of the top; None gives logits.
-        **arguments: Further ones of `keras_resnet.resnet`; a baseline has none.
+        **arguments: Further arguments of `keras_resnet.resnet`. Baselines take
+            no further arguments.
 
     Returns:
         A `keras.Model` from `[batch, height, width, channels]` to
         `[batch, classes]`.
 
     Raises:
-        ValueError: If a baseline is given further arguments; else as
+        ValueError: If a baseline receives further arguments, or if
             `keras_resnet.resnet` raises it.
 
     >>> build("nin").count_params()

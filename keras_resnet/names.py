@@ -1,16 +1,16 @@
-"""Names that are not in a table, and those that were probably meant."""
+"""Error messages for unknown names, with suggestions."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def hint(name: str, known: Iterable[str], count: int = 1) -> str:
-    """The names of a table that are near another one, as part of a message.
+    """Returns the known names that are near an unknown one, for a message.
 
     Args:
-        name: What is not in the table.
-        known: The names that are.
-        count: How many to give at most. One stands in quotes, several do not.
+        name: The unknown name.
+        known: The known names.
+        count: Largest number of suggestions. A single one is quoted.
 
     >>> hint("orginal", ["original", "pre_activation"])
     " (did you mean 'original'?)"
@@ -33,14 +33,14 @@ def unknown(
     allowed: str | None = None,
     count: int = 1,
 ) -> str:
-    """The message about a name that is not in a table.
+    """Returns the message about an unknown name.
 
     Args:
-        what: What the table has.
-        name: What is not in it.
-        known: The names that are.
-        allowed: What may be given, where that is not the names alone.
-        count: As in `hint`.
+        what: The kind of thing, such as "recipe".
+        name: The unknown name.
+        known: The known names.
+        allowed: The allowed values, if they are not only the known names.
+        count: Largest number of suggestions.
 
     >>> unknown("recipe", "digit", ["digits", "nin"])
     "unknown recipe 'digit' (did you mean 'digits'?): allowed are digits, nin"

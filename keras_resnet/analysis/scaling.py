@@ -1,8 +1,8 @@
-"""How the time of a step grows with the number of devices that share it.
+"""A model of the time of a training step on several devices.
 
-A model of data-parallel training with a ring all-reduce (Patarasuk and Yuan
-2009), as `training.steps` has it: every device computes its share of the batch,
-then gradients and moving statistics are added up over all of them, at once.
+Training is data-parallel with a ring all-reduce (Patarasuk and Yuan 2009), as
+in `training.steps`. Every device computes its share of the batch. Then
+gradients and moving statistics are added up over all devices in one message.
 """
 
 import dataclasses
@@ -10,11 +10,11 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What connects the devices.
+    """The network between the devices.
 
     Attributes:
-        bandwidth: Of one device in one direction, bytes a second.
-        latency: Of one message, seconds.
+        bandwidth: Bandwidth of one device in one direction, in bytes a second.
+        latency: Latency of one message, in seconds.
     """
 
     bandwidth: float
@@ -22,15 +22,16 @@ class Network:
 
 
 def all_reduce_seconds(devices: int, size: int, network: Network) -> float:
-    """`2 (n - 1) (latency + size / (n bandwidth))`.
+    """Returns `2 (n - 1) (latency + size / (n bandwidth))`.
 
-    Of the n parts of the tensors, each device sends one in each of n - 1 rounds
-    to add them up, and in n - 1 rounds to hand the sums round.
+    The tensors are divided into n parts. Each device sends one part in each of
+    n - 1 rounds, which add them up. It sends one sum in each of n - 1 further
+    rounds.
 
     Args:
-        devices: n.
-        size: Of all tensors, in bytes.
-        network: What connects them.
+        devices: Number n of devices.
+        size: Size of all tensors, in bytes.
+        network: The network between the devices.
 
     >>> ethernet = Network(bandwidth=1.25e9, latency=50e-6)
     >>> all_reduce_seconds(1, 10**8, ethernet)
@@ -45,13 +46,13 @@ def all_reduce_seconds(devices: int, size: int, network: Network) -> float:
 def step_seconds(
     devices: int, compute_seconds: float, size: int, network: Network
 ) -> float:
-    """`compute + all-reduce`: nothing of the one overlaps with the other.
+    """Returns `compute + all-reduce`. The two do not overlap.
 
     Args:
-        devices: How many.
-        compute_seconds: Of one device for its share of the batch.
-        size: Of gradients and moving statistics, in bytes.
-        network: What connects the devices.
+        devices: Number of devices.
+        compute_seconds: Seconds of one device for its share of the batch.
+        size: Size of gradients and moving statistics, in bytes.
+        network: The network between the devices.
     """
     return compute_seconds + all_reduce_seconds(devices, size, network)
 
@@ -59,6 +60,6 @@ def step_seconds(
 def efficiency(
     devices: int, compute_seconds: float, size: int, network: Network
 ) -> float:
-    """The share of the time that is computation, 1 for one device."""
+    """Returns the share of computation in the time; 1 for one device."""
     whole = step_seconds(devices, compute_seconds, size, network)
     return compute_seconds / whole

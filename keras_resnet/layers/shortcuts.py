@@ -473,16 +473,16 @@ _SET_BY_UNIT = {
 
 
 def get(identifier, **settings) -> Shortcut:
-    """A new shortcut from a name, a class, a config or a configured instance.
+    """Returns a new shortcut from a name, class, config or instance.
 
     Args:
-        identifier: A key of `SHORTCUTS`, alone or with arguments
+        identifier: A key of `SHORTCUTS`, with or without arguments
             (`"exclusive_gating(gate_bias=-7)"`), a subclass of `Shortcut`, the
-            dict of a serialized one, or an instance, whose configuration is
-            copied (a unit never shares its shortcut).
-        **settings: What the unit decides (`stride`, `name`, `dtype`,
-            `batch_norm`, ...); those that the shortcut does not take are left
-            out.
+            dict of a serialized shortcut, or an instance. The configuration of
+            an instance is copied, because units do not share shortcuts.
+        **settings: Arguments that the unit sets (`stride`, `name`, `dtype`,
+            `batch_norm`, ...). Arguments that the shortcut does not have are
+            ignored.
 
     Returns:
         A shortcut that is not built yet.
@@ -525,7 +525,7 @@ def is_same(identifier, other) -> bool:
 
 
 def _parse(identifier: str):
-    """The class or instance that a text names, or the text where it is none."""
+    """Returns the class or instance that a text names, else the text."""
     name, parenthesis, arguments = identifier.partition("(")
     if name not in SHORTCUTS:
         return identifier

@@ -1,8 +1,8 @@
 """The residual units: `x_{l+1} = f(y_l)`, `y_l = h(x_l) + F(x_l, W_l)`.
 
-[2, Eqs. 1 and 2]. The original unit of [1] and the pre-activation unit of [2]
-stand side by side here with the other orders of [2, Fig. 4]; they differ in
-nothing but the order of convolution, batch normalization (BN) and ReLU.
+[2, Eqs. 1 and 2]. The original unit of [1], the pre-activation unit of [2] and
+the other units of [2, Fig. 4] differ only in the order of convolution, batch
+normalization (BN) and ReLU.
 """
 
 import keras
@@ -23,7 +23,10 @@ STRIDES = ("1x1", "3x3")
 
 
 def check_survival_probability(survival_probability: float) -> None:
-    """Refuses what is no probability, and 0: the residual is divided by it."""
+    """Raises ValueError unless the value is in (0, 1].
+
+    Zero is excluded because the residual is divided by the value.
+    """
     if not 0.0 < survival_probability <= 1.0:
         raise ValueError(
             "survival_probability must be in (0, 1], received "
@@ -46,17 +49,16 @@ class Unit(keras.layers.Layer):
         bottleneck_stride: Which convolution of a bottleneck strides: `"1x1"`,
             the first one [1], or `"3x3"` (torchvision's v1.5).
         padding: Padding of the convolutions (see `Convolution`).
-        remat: Whether training keeps nothing of the unit but its input, and
-            computes the activations inside again in the backward pass.
-        survival_probability: p of stochastic depth (Huang et al. 2016): in
-            training the residual of an image is dropped with probability
-            1 - p, and divided by p where it is kept, so that nothing changes
-            at inference.
+        remat: Whether training keeps only the input of the unit, and recomputes
+            the activations inside it in the backward pass.
+        survival_probability: Probability p of stochastic depth (Huang et al.
+            2016). Training drops the residual of an image with probability
+            1 - p and divides it by p otherwise. Inference does not change it.
         batch_norm_momentum: Momentum of the moving statistics.
         batch_norm_epsilon: Added to the variance.
-        batch_norm_trainable: Whether the normalizations train with the unit.
-            False: they are by the moving statistics in training too
-            (`keras_resnet.freeze`). Of a built unit it says what they do.
+        batch_norm_trainable: Whether the normalizations train with the unit. If
+            False, they use the moving statistics in training also
+            (`keras_resnet.freeze`).
 
     Call arguments:
         x: Tensor of shape `[batch, height, width, channels]`.
@@ -67,7 +69,7 @@ class Unit(keras.layers.Layer):
         output_filters]`.
 
     Raises:
-        ValueError: If an argument is none of the allowed ones.
+        ValueError: If an argument has a value that is not allowed.
     """
 
     activates_first = False  # whether a normalization precedes its convolution
@@ -161,7 +163,8 @@ class Unit(keras.layers.Layer):
                 norm.build(before if self.activates_first else shape)
         self.shortcut.build(x_shape, shape)
         self.changes_dimension = self.shortcut.changes_dimension(x_shape, shape)
-        # A unit that was saved, or cloned, frozen knows so before its parts.
+        # Keras restores `trainable` of a saved or cloned unit before the unit
+        # has sublayers.
         if not self.trainable:
             for layer in self._flatten_layers(include_self=False):
                 layer.trainable = False
@@ -177,7 +180,7 @@ class Unit(keras.layers.Layer):
         return not norms or any(norm.trainable for norm in norms)
 
     def normalizes(self, i: int) -> bool:
-        """Whether the unit has the i-th normalization."""
+        """Whether the unit has its i-th normalization."""
         return True
 
     def pairs(self) -> list[tuple]:
@@ -222,7 +225,8 @@ class Unit(keras.layers.Layer):
         )
 
     def get_config(self):
-        # A copy has no record of how this unit's shortcut was built.
+        # A copy does not record the shapes that this unit's shortcut was built
+        # with.
         shortcut = shortcuts.get(self.shortcut)
         return {
             **super().get_config(),
@@ -274,16 +278,16 @@ class PreActivationUnit(Unit):
     """`x_{l+1} = h(x) + F(x)`, F = BN, ReLU, conv, BN, ReLU, conv.
 
     The full pre-activation of [2, Fig. 4 (e)]: f is the identity, so that
-    `x_L = x_l + sum of F(x_i)` [2, Eq. 4]. A unit that changes the dimension
-    gives its shortcut the signal after the first BN and ReLU; its projection
-    has no normalization of its own.
+    `x_L = x_l + sum of F(x_i)` [2, Eq. 4]. If the unit changes the dimension,
+    its shortcut receives the signal after the first BN and ReLU. Its projection
+    is not normalized.
 
     Args:
         filters, ...: As in `Unit`.
-        activated_input: Whether x has passed BN and ReLU already, so that the
-            unit starts with its convolution: the very first unit of a
-            network, whose two paths both carry the activated signal of the
-            stem [2, Appendix].
+        activated_input: Whether x has already passed BN and ReLU, so that the
+            unit starts with its convolution. This is the first unit of a
+            network, whose two paths carry the activated signal of the stem
+            [2, Appendix].
 
     Example:
 
@@ -378,8 +382,8 @@ class ReLUBeforeAdditionUnit(Unit):
 class ReLUOnlyPreActivationUnit(PreActivationUnit):
     """`x_{l+1} = h(x) + F(x)`, F = ReLU, conv, BN, ReLU, conv, BN.
 
-    [2, Fig. 4 (d)]: the ReLU precedes its convolution, the normalization does
-    not.
+    [2, Fig. 4 (d)]: the ReLU precedes its convolution, and the normalization
+    follows it.
 
     Args:
         filters, ..., activated_input: As in `PreActivationUnit`.
@@ -419,7 +423,7 @@ UNITS: dict[str, type[Unit]] = {
 
 
 def get(identifier) -> type[Unit]:
-    """The class of a unit from its name (a key of `UNITS`) or itself.
+    """Returns the class of a unit from its name (a key of `UNITS`) or itself.
 
     Raises:
         ValueError: If the identifier is unknown.

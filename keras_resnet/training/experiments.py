@@ -5,7 +5,8 @@
 
     python -m apps.train --experiment=resnet56 --seed=0
 
-trains a row; `apps.report` sets what came out beside what the papers print.
+trains a row. `apps.report` compares its error with the error that the papers
+print.
 """
 
 import dataclasses
@@ -21,9 +22,9 @@ from keras_resnet.training.configs import Config
 #: Printed as "fail" in [2, Table 1]: a test error of more than 20%.
 FAIL = math.inf
 
-#: What the tables are about, in the order of the papers. The errors of a table
-#: "at n layers" are printed for deeper networks, and its rows train shallower
-#: ones: what can be compared is the order.
+#: The subject of each table, in the order of the papers. The papers print the
+#: errors of a table "at n layers" for deeper networks. Its rows train shallower
+#: networks, so only the order of the errors can be compared.
 TABLES: dict[str, str] = {
     "[1, Fig. 6]": "CIFAR-10: plain networks against residual ones",
     "[1, Table 6]": "CIFAR-10: networks by depth",
@@ -45,15 +46,15 @@ TABLES: dict[str, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A network, a recipe, and what the papers print of the two.
+    """A network, a recipe, and the errors that the papers print for them.
 
     Attributes:
         name: The key in `EXPERIMENTS`.
         model: A name in `keras_resnet.MODELS` or `baselines.BASELINES`.
         dataset: A name that `training.data.load` knows.
         recipe: A name in `RECIPES`.
-        printed: Test error in percent by the table that prints it, a key of
-            `TABLES`; `FAIL` for "fail", None for what is only drawn.
+        printed: Test error in percent, by the table that prints it (a key of
+            `TABLES`). `FAIL` is "fail", None an error that is only drawn.
         unit: Order of the units; None for the network's own.
         shortcut: h(x), as `keras_resnet.resnet` takes it; None for the
             network's own.
@@ -75,7 +76,7 @@ class Experiment:
 
     @property
     def arguments(self) -> dict[str, str]:
-        """What the network's builder is told beside its name."""
+        """Arguments of the network's builder."""
         named = {"unit": self.unit, "shortcut": self.shortcut}
         return {name: value for name, value in named.items() if value}
 
@@ -252,10 +253,10 @@ EXPERIMENTS: dict[str, Experiment] = {row.name: row for row in _rows()}
 
 
 def get_experiment(name: str) -> Experiment:
-    """The row of `EXPERIMENTS` with this name.
+    """Returns the row of `EXPERIMENTS` with this name.
 
     Raises:
-        ValueError: If there is none; near names are suggested.
+        ValueError: If the name is unknown. The message suggests near names.
     """
     if name in EXPERIMENTS:
         return EXPERIMENTS[name]
@@ -263,7 +264,7 @@ def get_experiment(name: str) -> Experiment:
 
 
 def of_config(config: Config) -> Experiment | None:
-    """The row that a configuration trains, at whatever length and dtype.
+    """Returns the row that a configuration trains, at any length and dtype.
 
     >>> recipe = recipes.RECIPES["cifar10"].with_steps(16_000)
     >>> arguments = {"unit": "pre_activation"}
@@ -284,21 +285,21 @@ def of_config(config: Config) -> Experiment | None:
 
 
 def _trained(recipe: recipes.Recipe) -> dict[str, Any]:
-    """What of a recipe decides the result."""
+    """Returns the fields of a recipe that decide the result."""
     told = ("name", "source", "expected_errors")
     fields = dataclasses.asdict(recipe)
     return {name: fields[name] for name in fields if name not in told}
 
 
 def _network(model: str, arguments: dict[str, Any]) -> tuple:
-    """What a network is, whatever the name and arguments that say it."""
+    """Returns a key that is equal for equal networks."""
     spec = baselines.get_network(model)
     if isinstance(spec, baselines.Baseline):
         return (spec.name, arguments)
     others = {
         name: value
         for name, value in arguments.items()
-        # How it is computed, which is no matter of the result.
+        # The way of computing does not change the result.
         if name not in ("unit", "shortcut", "looped", "remat")
     }
     shortcut = shortcuts.get(arguments.get("shortcut", spec.shortcut), name="h")

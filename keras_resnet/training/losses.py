@@ -1,4 +1,4 @@
-"""What is minimized, and what is counted: on every backend of Keras."""
+"""The training loss and the counted errors, on every backend of Keras."""
 
 import keras
 from keras import ops
@@ -8,16 +8,16 @@ from keras_resnet.training.recipes import Recipe
 
 
 def of_network(recipe: Recipe, model: keras.Model, labels, logits):
-    """The loss of each image: of the network and of its companions.
+    """Returns the loss of each image: of the network and of its companions.
 
     `loss = -sum_c q_c log softmax(logits)_c`; q is 1 for the label, or, with
     label smoothing e over C classes, `1 - e + e / C` for the label and `e / C`
-    for the others (Szegedy et al. 2016, Sec. 7). The L2 penalty is no part of
-    it.
+    for the others (Szegedy et al. 2016, Sec. 7). The L2 penalty is not
+    included.
 
     Args:
-        recipe: Whose `label_smoothing`.
-        model: What gave the logits, called just before, in the same trace.
+        recipe: The recipe, with its `label_smoothing`.
+        model: The network. It was called just before, in the same trace.
         labels: int32 `[batch]`.
         logits: `[batch, classes]`.
 
@@ -50,7 +50,7 @@ def _cross_entropies(recipe, labels, logits):
 
 
 def are_decayed(recipe: Recipe, model: keras.Model) -> list[bool]:
-    """Which trainable variables the L2 penalty is on [1, Sec. 3.4]."""
+    """Returns which trainable variables have an L2 penalty [1, Sec. 3.4]."""
     return [
         recipe.decay_norms or variable.name.endswith("kernel")
         for variable in model.trainable_variables
@@ -58,7 +58,7 @@ def are_decayed(recipe: Recipe, model: keras.Model) -> list[bool]:
 
 
 def count_errors(logits, labels, counted):
-    """Sums over a batch: loss, top-1 errors, top-5 errors, images.
+    """Returns sums over a batch: loss, top-1 errors, top-5 errors, images.
 
     Args:
         logits: `[batch, classes]`.
@@ -76,8 +76,8 @@ def count_errors(logits, labels, counted):
     losses = ops.sparse_categorical_crossentropy(
         labels, logits, from_logits=True
     )
-    # Of equal scores the first class counts, as for argmax; not in_top_k, to
-    # which a network that tells no classes apart would be right always.
+    # Of equal scores the first class counts, as in argmax. `in_top_k` counts
+    # every class as right if all scores are equal.
     _, best = ops.top_k(logits, min(5, logits.shape[-1]))
     label = ops.cast(labels, "int32")[:, None]
     is_label = ops.cast(ops.cast(best, "int32") == label, "float32")

@@ -10,10 +10,10 @@ from keras_resnet.training.recipes import Recipe
 class Momentum(keras.optimizers.SGD):
     """`v = momentum * v - learning_rate * g; w += v`.
 
-    `keras.optimizers.SGD` with the same arguments, state and numbers; where a
-    variable is on one device, the two lines are one kernel of TensorFlow and
-    not four operations that each pass over the weights. What SGD does besides
-    (Nesterov's momentum, no momentum, other backends) is left to it.
+    This is `keras.optimizers.SGD` with the same arguments, state and numbers.
+    For a variable on one device, one TensorFlow kernel computes both lines.
+    Keras takes four operations, each of which passes over the weights.
+    Nesterov's momentum, no momentum and other backends use Keras' code.
 
     Args:
         learning_rate, momentum, ...: As in `keras.optimizers.SGD`.
@@ -47,15 +47,15 @@ class Momentum(keras.optimizers.SGD):
 def of_recipe(
     recipe: Recipe, adds_replicas: bool = True
 ) -> keras.optimizers.Optimizer:
-    """A new optimizer as a recipe has it, with its learning rates.
+    """Returns a new optimizer of a recipe, with its learning rates.
 
-    The weight decay is not its business: it is a part of the gradient.
+    Weight decay is a part of the gradient, not of the optimizer.
 
     Args:
-        recipe: Whose `optimizer`, `momentum` and rates.
+        recipe: The recipe.
         adds_replicas: Whether `apply` adds up the gradients of the replicas of
-            a `tf.distribute` strategy, as Keras' optimizers do; False where
-            they have been added.
+            a `tf.distribute` strategy, as Keras' optimizers do. False if they
+            have already been added up.
 
     Returns:
         A `keras.optimizers.Optimizer`.
@@ -74,13 +74,13 @@ def of_recipe(
             nesterov=recipe.optimizer == "nesterov",
         )
     if not adds_replicas:
-        # Keras has no switch for it: this is where it would add them.
+        # Keras has no argument for this. The method adds them up.
         optimizer._all_reduce_sum_gradients = list
     return optimizer
 
 
 def averages(recipe: Recipe, model: keras.Model) -> list[tf.Variable]:
-    """Variables for the moving average of the parameters; none without."""
+    """Returns variables for the moving average of the parameters, if any."""
     if not recipe.average_momentum:
         return []
     return [
