@@ -766,18 +766,31 @@ def freeze(model: keras.Model, but: Sequence[str] = ()) -> None:
 'predictions/kernel', 'predictions/bias']
     """
     layer_names = [layer.name for layer in model.layers]
+    if isinstance(but, str):
+        raise ValueError(
+            "but must be a tuple of first letters of names of layers, "
+            f"received {but!r}: write but=({but!r},)"
+        )
     for prefix in but:
         if not any(name.startswith(prefix) for name in layer_names):
             raise ValueError(
                 f"but must have first letters of names of {model.name!r}'s "
                 f"layers ({', '.join(layer_names)}), received {prefix!r}"
             )
+    _set_trainable(model, True)
     for layer in model.layers:
-        layer.trainable = layer.name.startswith(tuple(but))
-        if isinstance(layer, UnitStack):
-            layer.freeze_norms()
-        else:
-            normalization.freeze(layer)
+        if not layer.name.startswith(tuple(but)):
+            _set_trainable(layer, False)
+    for layer in model.layers:  # what it shares with a frozen one, too
+        if layer.name.startswith(tuple(but)):
+            _set_trainable(layer, True)
+    normalization.freeze(model)
+
+
+def _set_trainable(layer, value):
+    # Keras stops at a layer that has the value, whatever its parts have.
+    for part in layer._flatten_layers():
+        part.trainable = value
 
 
 def classifier_dtype() -> str:

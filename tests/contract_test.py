@@ -4,11 +4,18 @@ Configuration and serialization, shapes and dtypes of symbolic calls, weights
 counted after `build`, a compiled training step, mixed precision.
 """
 
+import tempfile
+
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 from keras.src import testing
 
+import keras_resnet
+from keras_resnet import baselines
 from keras_resnet import layers
 
 X = (2, 6, 6, 4)
@@ -110,6 +117,112 @@ class LayerContractTest(testing.TestCase):
             # In half precision a unit is the same with and without remat.
             run_mixed_precision_check=not remat,
         )
+
+
+def variables_in(path):
+    """Shapes of the variables of a TensorFlow checkpoint, sorted."""
+    return sorted(
+        tuple(shape)
+        for name, shape in tf.train.list_variables(path)
+        if name.endswith("VARIABLE_VALUE")
+    )
+
+
+class CheckpointTest(parameterized.TestCase):
+    """A checkpoint of TensorFlow holds every variable of a layer, no other."""
+
+    def assert_holds(self, layer, again):
+        rng = np.random.default_rng(0)
+        for variable in layer.variables:
+            value = rng.uniform(1, 9, variable.shape)
+            variable.assign(value.astype(variable.dtype))
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        path = tf.train.Checkpoint(model=layer).write(f"{folder}/checkpoint")
+        self.assertEqual(
+            variables_in(path), sorted(tuple(v.shape) for v in layer.variables)
+        )
+        checkpoint = tf.train.Checkpoint(model=again)
+        checkpoint.read(path).assert_consumed()
+        for a, b in zip(layer.variables, again.variables, strict=True):
+            np.testing.assert_array_equal(a, b, a.path)
+
+    @parameterized.product(
+        kind=(
+            *((unit, "B") for unit in UNITS),
+            *(("PreActivationUnit", shortcut) for shortcut in SHORTCUTS),
+        ),
+        looped=(False, True),
+    )
+    def test_units(self, kind, looped):
+        unit, shortcut = kind
+
+        def build():
+            layer = getattr(layers, unit)(
+                4,
+                shortcut=getattr(layers, shortcut),
+                survival_probability=0.5,
+                trainable=shortcut != "OptionB",
+            )
+            if looped:
+                layer = layers.UnitStack(layer, 2, remat=True)
+            layer.build(X)
+            return layer
+
+        self.assert_holds(build(), build())
+
+    @parameterized.parameters("Functional", "Sequential")
+    def test_networks_inside_of_others(self, kind):
+        spec = keras_resnet.Spec("tiny", (1, 3), (4, 8), stem="cifar")
+
+        def build():
+            base = keras_resnet.resnet(
+                spec, input_shape=(8, 8, 3), looped=True, classes=2
+            )
+            inner = keras.Sequential([keras.Input((8, 8, 3)), base])
+            if kind == "Sequential":
+                return keras.Sequential([keras.Input((8, 8, 3)), inner])
+            image = keras.Input((8, 8, 3))
+            model = keras.Model(image, inner(image))
+            keras_resnet.freeze(model)
+            return model
+
+        self.assert_holds(build(), build())
+
+    @parameterized.parameters("highway19", "dsn", "maxout")
+    def test_baselines(self, name):
+        def build():
+            return baselines.build(name, (32, 32, 1), 2)
+
+        one, two = build(), build()
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        path = tf.train.Checkpoint(model=one).write(f"{folder}/checkpoint")
+        tf.train.Checkpoint(model=two).read(path).assert_consumed()
+        for a, b in zip(one.weights, two.weights, strict=True):
+            np.testing.assert_array_equal(a, b, a.path)
+
+    def test_names_are_those_of_the_weights(self):
+        stack = layers.UnitStack(layers.OriginalUnit(4), 2)
+        stack.build(X)
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        path = tf.train.Checkpoint(stack=stack).write(f"{folder}/checkpoint")
+        names = [name for name, _ in tf.train.list_variables(path)]
+        for weight in stack.weights:
+            self.assertIn(
+                f"stack/stacked_{weight.name}/.ATTRIBUTES/VARIABLE_VALUE", names
+            )
+
+    def test_a_stack_that_is_built_later_is_restored(self):
+        stack, later = (
+            layers.UnitStack(layers.OriginalUnit(4), 2) for _ in range(2)
+        )
+        stack.build(X)
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        path = tf.train.Checkpoint(model=stack).write(f"{folder}/checkpoint")
+        status = tf.train.Checkpoint(model=later).read(path)
+        later.build(X)
+        status.assert_consumed()
+        for a, b in zip(stack.weights, later.weights, strict=True):
+            np.testing.assert_array_equal(a, b, a.path)
 
 
 if __name__ == "__main__":

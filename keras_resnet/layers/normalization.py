@@ -156,5 +156,8 @@ def freeze(layer: keras.layers.Layer) -> None:
 
     They stay as they are, and gamma and beta are not trained.
     """
-    for norm in norms(layer):
-        norm.trainable = False
+    for inner in layer._flatten_layers():
+        if isinstance(inner, keras.layers.BatchNormalization):
+            inner.trainable = False
+        elif hasattr(inner, "freeze_norms"):  # Keras does not find all norms
+            inner.freeze_norms()

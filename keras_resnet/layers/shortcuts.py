@@ -419,6 +419,9 @@ class DropoutShortcut(Shortcut):
         self.dropout = keras.layers.Dropout(
             rate, dtype=self.dtype_policy, name="dropout"
         )
+        if rate > 0 and keras.backend.backend() == "tensorflow":
+            # Checkpoints of TensorFlow do not look into the generator.
+            self.seed = self.dropout.seed_generator.state.value
 
     def call(self, x, residual, training=None):
         x = self.dropout(self.matched(x, residual), training=training)

@@ -135,20 +135,27 @@ class UnitStack(keras.layers.Layer):
             path = variable.path.rpartition(f"{unit.name}/")[2]
             if variable.name == "seed_generator_state":
                 path = f"seed{i}"  # Keras numbers the generators of a session
-            self.stacked.append(
-                self.add_weight(
-                    name=path.replace("/", "_"),
-                    shape=(self.count, *variable.shape),
-                    dtype=variable.dtype,
-                    initializer=initializer,
-                    trainable=variable.trainable,
-                    autocast=False,
-                )
+            name = path.replace("/", "_")
+            weight = self.add_weight(
+                name=name,
+                shape=(self.count, *variable.shape),
+                dtype=variable.dtype,
+                initializer=initializer,
+                trainable=variable.trainable,
+                autocast=False,
             )
+            self.stacked.append(weight)
+            # Checkpoints of TensorFlow find a weight that is an attribute, and
+            # none that is in a list.
+            attribute = f"stacked_{name}"
+            if hasattr(self, attribute):
+                attribute = f"{attribute}_{i}"
+            setattr(self, attribute, weight)
             if not variable.trainable:
                 self._states.append(i)
         unit.trainable = self.trainable
         if not norms_train:
+            self.built = True
             self.freeze_norms()
 
     @keras.layers.Layer.trainable.setter
@@ -161,6 +168,8 @@ class UnitStack(keras.layers.Layer):
         """`layers.normalization.freeze` for the units of the stack."""
         unit = self.pattern()
         normalization.freeze(unit)
+        if not self.built:
+            return  # `build` reads the pattern
         for weight, variable in zip(self.stacked, unit.variables, strict=True):
             weight.trainable = variable.trainable
 
@@ -299,7 +308,10 @@ def _forward(stack, x, values, training, keeps_inputs=False):
     read = [_array(value).unstack(value) for value in values]
     written = [_array(values[i]) for i in stack._states if training]
     inputs = tf.TensorArray(
-        x.dtype, size=n if keeps_inputs else 0, element_shape=x.shape
+        x.dtype,
+        size=n if keeps_inputs else 0,
+        element_shape=x.shape,
+        clear_after_read=False,  # a gradient may be taken twice
     )
     probability = _probability(stack)
 
@@ -335,6 +347,7 @@ def _recompute_in_tensorflow(stack, x, values):
     import tensorflow as tf
 
     n = stack.count
+    eagerly = tf.executing_eagerly()
     is_parameter = [weight.trainable for weight in stack.stacked]
 
     def merged(parameters):
@@ -344,16 +357,21 @@ def _recompute_in_tensorflow(stack, x, values):
             for is_one, value in zip(is_parameter, values, strict=True)
         ]
 
-    @tf.custom_gradient
-    def run(x, *parameters):
+    def run(stack, x, *parameters):
         every = merged(parameters)
         y, states, inputs = _forward(stack, x, every, True, keeps_inputs=True)
-        probability = _probability(stack)
 
-        def gradient(dy, *_):
+        def gradient(stack, dy, *_):
+            probability = _probability(stack)
+            kept = inputs
+            if eagerly and not tf.executing_eagerly():
+                # `tf.GradientTape.jacobian` takes the gradient in a graph.
+                stacked = inputs.stack()
+                kept = _array(stacked).unstack(stacked)
+
             def body(i, dx, *arrays):
                 one = [value[i] for value in every]
-                again = [inputs.read(i)]
+                again = [kept.read(i)]
                 again += [
                     value
                     for value, is_one in zip(one, is_parameter, strict=True)
@@ -392,7 +410,7 @@ def _recompute_in_tensorflow(stack, x, values):
         for value, is_one in zip(values, is_parameter, strict=True)
         if is_one
     ]
-    y, *states = run(x, *parameters)
+    y, *states = remat_lib.custom_gradient(run, stack)(x, *parameters)
     return y, states
 
 

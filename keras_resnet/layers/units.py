@@ -119,6 +119,9 @@ class Unit(keras.layers.Layer):
         )
         if survival_probability < 1.0:
             self.seed_generator = keras.random.SeedGenerator()
+            if keras.backend.backend() == "tensorflow":
+                # Checkpoints of TensorFlow do not look into the generator.
+                self.seed = self.seed_generator.state.value
 
     def layout(self) -> list[tuple[int, int, int]]:
         """Kernel size, filters and stride of each convolution."""
@@ -178,6 +181,10 @@ class Unit(keras.layers.Layer):
             return self._batch_norm_trainable
         norms = normalization.norms(self)
         return not norms or any(norm.trainable for norm in norms)
+
+    def freeze_norms(self) -> None:
+        """Freezes the normalizations that `build` makes."""
+        self._batch_norm_trainable = False
 
     def normalizes(self, i: int) -> bool:
         """Whether the unit has its i-th normalization."""
