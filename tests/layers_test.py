@@ -134,6 +134,39 @@ class ConvolutionTest(parameterized.TestCase):
             self.assertGreater(np.abs(trained[0][i] - start[i]).max(), 1e-3)
             np.testing.assert_allclose(*(t[i] for t in trained), atol=1e-5)
 
+    @parameterized.parameters(
+        lambda: layers.Convolution(16, 1, 2),
+        lambda: layers.Convolution(16, 1, 3, padding="same"),
+        lambda: layers.OptionB(2),
+        lambda: layers.OptionC(2),
+        lambda: layers.ConvolutionShortcut(2),
+        lambda: layers.ExclusiveGating(2),
+        lambda: layers.ShortcutOnlyGating(2),
+        lambda: layers.OriginalUnit(8, 2, bottleneck=True),
+        lambda: layers.PreActivationUnit(16, 2, shortcut="C"),
+    )
+    def test_no_convolution_of_one_pixel_strides(self, make):
+        """On some processors TensorFlow aborts in the gradient of one."""
+        layer = make()
+        x = tf.zeros((3, 8, 8, 8))
+        inputs = [x]
+        if isinstance(layer, shortcuts.Shortcut):
+            inputs.append(tf.zeros((3, 4, 4, 16)))
+        for training in (False, True):
+            call = tf.function(lambda *x: layer(*x, training=training))  # noqa: B023
+            graph = call.get_concrete_function(*inputs).graph
+            found = 0
+            for operation in graph.get_operations():
+                if operation.type == "Conv2D":
+                    kernel, strides = (
+                        operation.inputs[1],
+                        operation.get_attr("strides"),
+                    )
+                    if kernel.shape[:2] == (1, 1):
+                        found += 1
+                        self.assertEqual(strides, [1, 1, 1, 1])
+            self.assertGreater(found, 0)
+
     @mock.patch.object(convolutions, "_is_fast_as_product", return_value=True)
     def test_is_a_product_in_training_only(self, _):
         """An export is one of convolutions, which can be folded."""

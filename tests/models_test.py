@@ -3,15 +3,18 @@
 import inspect
 import tempfile
 import warnings
+from unittest import mock
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
 from keras_resnet import layers
 from keras_resnet import models
+from keras_resnet import pretrained
 from tests import reference
 
 
@@ -397,6 +400,110 @@ class ArgumentsTest(parameterized.TestCase):
             models.cifar_units(165, bottleneck=True)
 
 
+class PreprocessingTest(parameterized.TestCase):
+    """One function of values, whatever holds them."""
+
+    @parameterized.product(
+        mode=("caffe", "tf", "torch", "cifar10"),
+        is_first=(False, True),
+        shape=((32, 32, 3), (2, 32, 32, 3)),
+    )
+    def test_equal_images_give_equal_numbers(self, mode, is_first, shape):
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        expected = reference.preprocessed(pixels, mode, pretrained.mean())
+        data_format = "channels_first" if is_first else "channels_last"
+        if is_first:
+            pixels, expected = (
+                np.moveaxis(a, -1, -3) for a in (pixels, expected)
+            )
+
+        def preprocess(x):
+            return keras_resnet.preprocess_input(x, mode, data_format)
+
+        held = {
+            "a list": pixels.tolist(),
+            "a list of arrays": list(pixels),
+            "a list of tensors": list(map(keras.ops.convert_to_tensor, pixels)),
+            "a variable": keras.Variable(pixels, dtype="float32"),
+        }
+        for dtype in ("uint8", "int32", "int64", "float16", "float32"):
+            array = pixels.astype(dtype)
+            held[f"array of {dtype}"] = array
+            held[f"TensorFlow's of {dtype}"] = tf.constant(array)
+            if dtype != "int64":  # JAX has none
+                held[f"tensor of {dtype}"] = keras.ops.convert_to_tensor(array)
+        results = {name: preprocess(x) for name, x in held.items()}
+        for dtype in ("uint8", "float32"):
+            image = keras.Input(batch_shape=pixels.shape, dtype=dtype)
+            model = keras.Model(image, preprocess(image))
+            results[f"input of {dtype}"] = model(pixels.astype(dtype))
+        dataset = tf.data.Dataset.from_tensors(pixels).map(preprocess)
+        results["tf.data"] = next(iter(dataset))
+        unknown = tf.data.Dataset.from_tensors(pixels).map(
+            lambda x: preprocess(tf.py_function(lambda x: x, [x], tf.uint8))
+        )
+        results["unknown shape"] = next(iter(unknown))
+        for name, result in results.items():
+            with self.subTest(name):
+                self.assertEqual(
+                    keras.backend.standardize_dtype(result.dtype), "float32"
+                )
+                np.testing.assert_allclose(result, expected, atol=1e-4)
+
+    def test_half_precision_is_only_that_of_the_pixels(self):
+        x = tf.cast(np.full((1, 1, 3), 201), "bfloat16")
+        result = keras_resnet.preprocess_input(x, "torch")
+        expected = reference.preprocessed(np.full((1, 1, 3), 201), "torch")
+        np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+    def test_numbers_are_those_of_keras(self):
+        x = images()
+        before = x.copy()
+        for mode in ("caffe", "tf", "torch"):
+            y = keras_resnet.preprocess_input(x, mode)
+            np.testing.assert_array_equal(x, before)
+            expected = keras.applications.imagenet_utils.preprocess_input(
+                before.copy(), mode=mode
+            )
+            np.testing.assert_array_equal(y, expected)
+
+    def test_unknown_mode_is_refused(self):
+        with self.assertRaisesRegex(
+            ValueError, "`torch` or `cifar10`. Received: mode=cifar"
+        ):
+            keras_resnet.preprocess_input(images(), "cifar")
+
+    @parameterized.product(shape=((4, 4, 1), (4, 4, 4), (4, 3), ()))
+    def test_images_of_other_channels_are_refused(self, shape):
+        for x in (np.zeros(shape), keras.Input(batch_shape=shape)):
+            with self.assertRaisesRegex(
+                ValueError, r"size, size, 3\] in mode `caffe`. Received: shape="
+            ):
+                keras_resnet.preprocess_input(x)
+
+    @parameterized.parameters("cat.png", None, 1j)
+    def test_what_has_no_pixels_is_refused(self, x):
+        with self.assertRaisesRegex(ValueError, "images of real numbers"):
+            keras_resnet.preprocess_input(x)
+
+    @parameterized.parameters("float32", "float16", "bfloat16")
+    def test_predictions_are_decoded_from_what_holds_them(self, dtype):
+        utilities = keras.applications.imagenet_utils
+        labels = {str(i): [f"n{i}", f"label{i}"] for i in range(1000)}
+        p = np.zeros((1, 1000))
+        p[0, 7], p[0, 3] = 0.75, 0.25
+        with mock.patch.dict(
+            utilities.decode_predictions.__globals__, CLASS_INDEX=labels
+        ):
+            for given in (p, p.tolist(), keras.ops.cast(p, dtype)):
+                self.assertEqual(
+                    keras_resnet.decode_predictions(given, top=2),
+                    [[("n7", "label7", 0.75), ("n3", "label3", 0.25)]],
+                )
+        with self.assertRaisesRegex(ValueError, "top must be .* received 0"):
+            keras_resnet.decode_predictions(p, top=0)
+
+
 class FilesTest(parameterized.TestCase):
     @parameterized.parameters("resnet20", "resnet20v2", "plainnet20")
     def test_networks_round_trip_without_custom_objects(self, name):
@@ -410,23 +517,6 @@ class FilesTest(parameterized.TestCase):
         path = f"{directory}/model.weights.h5"
         again = keras_resnet.resnet(name, weights=path)
         np.testing.assert_array_equal(again(x), model(x))
-
-    def test_preprocessing_leaves_the_array_of_the_caller_alone(self):
-        x = images()
-        before = x.copy()
-        for mode in ("caffe", "tf", "torch"):
-            y = keras_resnet.preprocess_input(x, mode)
-            np.testing.assert_array_equal(x, before)
-            expected = keras.applications.imagenet_utils.preprocess_input(
-                before.copy(), mode=mode
-            )
-            np.testing.assert_array_equal(y, expected)
-
-    def test_unknown_preprocessing_is_refused(self):
-        with self.assertRaisesRegex(
-            ValueError, "`torch` or `cifar10`. Received: mode=cifar"
-        ):
-            keras_resnet.preprocess_input(images(), "cifar")
 
     def test_features_of_a_stage_are_those_of_its_last_unit(self):
         model = keras_resnet.ResNet20V2()

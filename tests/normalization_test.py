@@ -9,22 +9,30 @@ import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from keras_resnet import layers
 from keras_resnet.layers import BatchNormalization
 
 
 def make_pair(trainable=True, dtype="float32", **arguments):
     """Our layer and Keras' with the same weights, none of them 0 or 1."""
-    layers = [
+    pair = [
         cls(dtype=dtype, trainable=trainable, **arguments)
         for cls in (BatchNormalization, keras.layers.BatchNormalization)
     ]
     rng = np.random.default_rng(0)
-    for layer in layers:
+    for layer in pair:
         layer.build((None, 5, 6, 3))
-    weights = [rng.uniform(0.5, 2, w.shape) for w in layers[0].weights]
-    for layer in layers:
+    weights = [rng.uniform(0.5, 2, w.shape) for w in pair[0].weights]
+    for layer in pair:
         layer.set_weights(weights)
-    return layers
+    return pair
+
+
+def kinds(function, *inputs):
+    """The operations of a traced function and of those that it calls."""
+    graph = function.get_concrete_function(*inputs).graph.as_graph_def()
+    bodies = [graph.node, *(f.node_def for f in graph.library.function)]
+    return {node.op for nodes in bodies for node in nodes}
 
 
 def images(dtype="float32", shape=(4, 5, 6, 3)):
@@ -107,9 +115,7 @@ class BatchNormalizationTest(parameterized.TestCase):
         def call(x):
             return layer(x, training=True)
 
-        graph = call.get_concrete_function(images()).graph
-        kinds = {operation.type for operation in graph.get_operations()}
-        self.assertIn("FusedBatchNormV3", kinds)
+        self.assertIn("FusedBatchNormV3", kinds(call, images()))
 
     def test_equals_keras_inside_fit(self):
         models = []
@@ -141,6 +147,131 @@ class BatchNormalizationTest(parameterized.TestCase):
         models[0].save_weights(path)
         models[1].load_weights(path)
         np.testing.assert_allclose(models[0](x), models[1](x), atol=1e-5)
+
+
+def results(layer, x, compile_):
+    """Outputs, gradients and moving statistics of a call by `compile_`."""
+
+    def call(x):
+        variables = [layer.gamma.value, layer.beta.value]
+        weight = tf.cast(np.random.default_rng(2).normal(size=x.shape), x.dtype)
+        with tf.GradientTape() as tape:
+            tape.watch([x, *variables])
+            y = layer(x, training=True)
+            loss = tf.reduce_sum(tf.cast(y * weight, "float32"))
+        return [y, *tape.gradient(loss, [x, *variables])]
+
+    values = [*compile_(call, x), *layer.weights]
+    return [np.array(tf.cast(v, "float64")) for v in values]
+
+
+def jit(call, x):
+    return tf.function(call, jit_compile=True)(x)
+
+
+def jit_of_a_traced_function(call, x):
+    """XLA compiles what was traced for the kernels of TensorFlow."""
+    traced = tf.function(call).get_concrete_function(x)
+    return tf.function(lambda x: traced(x), jit_compile=True)(x)
+
+
+def jit_of_a_loop(call, x):
+    """XLA compiles the body of a loop, which runs once."""
+
+    def loop(x):
+        start = [tf.zeros_like(x)] * 2 + [tf.zeros([x.shape[-1]])] * 2
+        return tf.while_loop(
+            lambda i, *_: i < 1,
+            lambda i, *_: (i + 1, *call(x)),
+            (0, *start),
+            maximum_iterations=1,
+        )[1:]
+
+    return tf.function(loop, jit_compile=True)(x)
+
+
+def jit_within_a_function(call, x):
+    inner = tf.function(call, jit_compile=True)
+    return tf.function(lambda x: inner(tf.identity(x)))(x)
+
+
+class XLATest(parameterized.TestCase):
+    """XLA compiles TensorFlow's kernel to mean(x^2) - mean(x)^2."""
+
+    def assert_equals_keras(self, compile_, offset, dtype="float32", **kwargs):
+        ours, keras_layer = make_pair(dtype=dtype, epsilon=1e-5, **kwargs)
+        x = np.random.default_rng(1).normal(size=(4, 5, 6, 3))
+        if dtype != "float32":  # it has no digits for less
+            x *= max(1.0, offset / 50)
+        x = tf.cast(x + offset, ours.compute_dtype)
+        # The last digit of x, and of the result.
+        tolerance = 1e-5 + 1e-6 * offset
+        if dtype != "float32":
+            tolerance = 1e-2
+        expected = results(keras_layer, x, compile_=lambda call, x: call(x))
+        for a, b in zip(results(ours, x, compile_), expected, strict=True):
+            scale = np.abs(b).max()
+            np.testing.assert_allclose(a / scale, b / scale, atol=tolerance)
+
+    @parameterized.product(
+        offset=(0.0, 300.0, 1e4),
+        dtype=("float32", "mixed_bfloat16", "mixed_float16"),
+    )
+    def test_equals_keras_at_any_offset(self, offset, dtype):
+        self.assert_equals_keras(jit, offset, dtype)
+
+    @parameterized.parameters(
+        jit_of_a_traced_function, jit_of_a_loop, jit_within_a_function
+    )
+    def test_equals_keras_wherever_xla_compiles(self, compile_):
+        self.assert_equals_keras(compile_, 3000.0)
+
+    def test_synchronized_statistics_are_those_of_one_device(self):
+        ours, keras_layer = make_pair(epsilon=1e-5)
+        synchronized = BatchNormalization(epsilon=1e-5, synchronized=True)
+        synchronized.build((None, 5, 6, 3))
+        synchronized.set_weights(ours.get_weights())
+        x = images() + 3000.0
+        expected = keras_layer(x, training=True)
+        for layer in (ours, synchronized):
+            y = jit(lambda x: layer(x, training=True), x)  # noqa: B023
+            np.testing.assert_allclose(y, expected, atol=3e-3)
+
+    def test_equals_keras_where_xla_chooses_what_it_compiles(self):
+        self.addCleanup(tf.config.optimizer.set_jit, False)
+        tf.config.optimizer.set_jit("autoclustering")
+        layer = BatchNormalization()
+        layer.build((None, 5, 6, 3))
+        call = tf.function(lambda x: layer(x, training=True))
+        self.assertNotIn("FusedBatchNormV3", kinds(call, images()))
+
+    @parameterized.parameters(
+        lambda: layers.OriginalUnit(4, remat=True),
+        lambda: layers.UnitStack(layers.OriginalUnit(4), 2),
+        lambda: layers.UnitStack(layers.OriginalUnit(4), 2, remat=True),
+    )
+    def test_units_train_as_without_xla(self, make):
+        layer = make()
+        layer.build((8, 6, 6, 4))
+        start = layer.get_weights()
+        rng = np.random.default_rng(0)
+        x = tf.constant(rng.normal(300.0, 1.0, (8, 6, 6, 4)), "float32")
+        weight = tf.constant(rng.normal(size=x.shape), "float32")
+
+        def call(x):
+            parameters = [v.value for v in layer.trainable_variables]
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(layer(x, training=True) * weight)
+            return tape.gradient(loss, parameters)
+
+        found = []
+        for jit_compile in (False, True):
+            layer.set_weights(start)
+            gradients = tf.function(call, jit_compile=jit_compile)(x)
+            found.append([*map(np.array, gradients), *layer.get_weights()])
+        for a, b in zip(*found, strict=True):
+            scale = max(np.abs(a).max(), 1.0)
+            np.testing.assert_allclose(a / scale, b / scale, atol=2e-3)
 
 
 if __name__ == "__main__":

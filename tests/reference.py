@@ -358,3 +358,19 @@ def unit(order, x, convolutions, norms, shortcut=addition, activated=False):
         return shortcut(signal, y)
     assert order == "original", order
     return relu(shortcut(signal, y))
+
+
+# --- Preprocessing -----------------------------------------------------------
+
+
+def preprocessed(pixels, mode, mean=None):
+    """Images of 0..255 as the weights of `mode` want them, channels last."""
+    x = np.asarray(pixels, "float64")
+    if mode == "caffe":
+        return x[..., ::-1] - [103.939, 116.779, 123.68]
+    if mode == "tf":
+        return x / 127.5 - 1
+    if mode == "torch":
+        return (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert mode == "cifar10", mode
+    return x / 255 - mean

@@ -4,6 +4,9 @@ Both papers normalize after every convolution, with epsilon 1e-5 and a moving
 average of 0.9 ([1, Sec. 3.4]; the numbers are those of the authors' code).
 """
 
+import os
+import re
+
 import keras
 from keras import ops
 
@@ -20,7 +23,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     where TensorFlow has them: channels last, rank 4, float32, bfloat16 or
     float16 (with float32 statistics), neither mask nor synchronized
     statistics. Everything else, and every other backend, takes Keras' own
-    path. The two agree in outputs, gradients and moving statistics.
+    path, and a program that XLA compiles (`jit_compile=True`) Keras' formula.
+    All agree in outputs, gradients and moving statistics.
 
     Synchronized, the statistics are those of the images of all devices. Keras
     takes the variance as `mean(x^2) - mean(x)^2`, which loses the digits that
@@ -65,24 +69,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 epsilon=self.epsilon,
                 is_training=False,
             ).y
-        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=inputs,
-            scale=ops.convert_to_tensor(gamma),
-            offset=ops.convert_to_tensor(beta),
-            mean=tf.zeros([0]),
-            variance=tf.zeros([0]),
-            epsilon=self.epsilon,
-            is_training=True,
+        outputs, mean, variance = _normalized(
+            inputs,
+            tf.convert_to_tensor(gamma),
+            tf.convert_to_tensor(beta),
+            self.epsilon,
         )
-        # The kernel returns the sum of squares over n - 1; Keras keeps the
-        # one over n, which is what normalizes the batch.
-        n = inputs.shape.num_elements()
-        if n is not None:
-            n = n // channels
-            variance *= max(n - 1, 1) / max(n, 1)
-        else:
-            n = tf.cast(tf.size(inputs) // channels, "float32")
-            variance *= tf.maximum(n - 1.0, 1.0) / n
         for moving, batch in (
             (self.moving_mean, mean),
             (self.moving_variance, variance),
@@ -130,12 +122,98 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and mask is None
             and not self._is_shared()
             and not getattr(self, "renorm", False)
+            and not _xla_clusters()
             and len(inputs.shape) == 4
             and self.axis in (-1, 3)
             and self.variable_dtype == "float32"
             and keras.backend.standardize_dtype(inputs.dtype)
             in ("float32", "bfloat16", "float16")
         )
+
+
+def _normalized(x, gamma, beta, epsilon):
+    """Normalizes a batch by its own statistics.
+
+    XLA compiles TensorFlow's kernel to `mean(x^2) - mean(x)^2`, which loses the
+    digits that the two have in common. A program of XLA therefore computes the
+    formula of Keras' layer.
+
+    Args:
+        x: Tensor of shape `[batch, height, width, channels]`.
+        gamma: Scale of each channel, float32 of shape `[channels]`.
+        beta: Offset of each channel, float32 of shape `[channels]`.
+        epsilon: Added to the variance.
+
+    Returns:
+        The normalized tensor, in the dtype of `x`, and the mean and the
+        variance of each channel, float32 of shape `[channels]`.
+    """
+    import tensorflow as tf
+
+    def kernel(x, gamma, beta):
+        y, mean, variance, *saved = tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=gamma,
+            offset=beta,
+            mean=tf.zeros([0]),
+            variance=tf.zeros([0]),
+            epsilon=epsilon,
+            is_training=True,
+        )[:6]
+        # The kernel returns the sum of squares over n - 1; Keras keeps the
+        # one over n, which is what normalizes the batch.
+        n = tf.cast(tf.size(x) // x.shape[-1], "float32")
+        variance *= tf.maximum(n - 1.0, 1.0) / tf.maximum(n, 1.0)
+        return y, mean, variance, *saved
+
+    def formula(x, gamma, beta):
+        values = tf.cast(x, "float32")
+        mean, variance = tf.nn.moments(values, (0, 1, 2))
+        y = tf.nn.batch_normalization(
+            values, mean, variance, beta, gamma, epsilon
+        )
+        saved = mean, variance, tf.zeros([0])
+        return tf.cast(y, x.dtype), mean, variance, *saved
+
+    # This kernel returns the place of its device among the names, and in a
+    # program of XLA their number. Tracing does not know: XLA also compiles
+    # functions that were traced for TensorFlow's kernels.
+    is_xla = tf.equal(tf.raw_ops.DeviceIndex(device_names=["CPU"]), 1)
+
+    @tf.custom_gradient
+    def run(x, gamma, beta):
+        y, mean, variance, *saved = tf.cond(
+            is_xla,
+            lambda: formula(x, gamma, beta),
+            lambda: kernel(x, gamma, beta),
+        )
+
+        def gradient(dy, *_):
+            return tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=dy,
+                x=x,
+                scale=gamma,
+                reserve_space_1=saved[0],
+                reserve_space_2=saved[1],
+                reserve_space_3=saved[2],
+                epsilon=epsilon,
+                is_training=True,
+            )[:3]
+
+        return (y, mean, variance), gradient
+
+    return run(x, gamma, beta)
+
+
+def _xla_clusters() -> bool:
+    """Whether XLA may compile any part of a graph, by itself."""
+    import tensorflow as tf
+
+    flags = os.environ.get("TF_XLA_FLAGS", "")
+    return bool(
+        tf.config.optimizer.get_jit()
+        or re.search(r"--tf_xla_auto_jit=(?!0|-1)", flags)
+    )
 
 
 def norms(layer: keras.layers.Layer) -> list[keras.layers.BatchNormalization]:

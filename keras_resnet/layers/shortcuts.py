@@ -12,6 +12,7 @@ from keras import ops
 from keras_resnet import names
 from keras_resnet.layers.convolutions import Convolution
 from keras_resnet.layers.convolutions import papers_initializer
+from keras_resnet.layers.convolutions import subsampled
 from keras_resnet.layers.normalization import EPSILON
 from keras_resnet.layers.normalization import MOMENTUM
 from keras_resnet.layers.normalization import BatchNormalization
@@ -30,10 +31,7 @@ def match(x, channels: int, stride: int, zeros: str = "end"):
     Returns:
         A tensor of shape `[batch, ceil(height / stride), ..., channels]`.
     """
-    if stride > 1:
-        # The average of one pixel is that pixel: on TensorFlow a slice with
-        # strides takes 4 to 9 times as long, forward and backward.
-        x = ops.average_pool(x, 1, stride, "valid", data_format="channels_last")
+    x = subsampled(x, stride)
     missing = channels - x.shape[-1]
     if missing:
         before = missing // 2 if zeros == "both" else 0
@@ -288,6 +286,14 @@ class ConstantScaling(Shortcut):
         }
 
 
+class _Gate(keras.layers.Conv2D):
+    """A 1x1 convolution that strides by subsampling (see `subsampled`)."""
+
+    def convolution_op(self, x, kernel):
+        x = subsampled(x, self.strides[0])
+        return ops.conv(x, kernel, data_format="channels_last")
+
+
 class _Gating(Shortcut):
     """The gate g(x) = sigmoid(W_g x + b_g) that both gated shortcuts share."""
 
@@ -297,7 +303,7 @@ class _Gating(Shortcut):
 
     def build(self, x_shape, residual_shape):
         super().build(x_shape, residual_shape)
-        self.gate = keras.layers.Conv2D(
+        self.gate = _Gate(
             residual_shape[-1],
             1,
             strides=self.stride,
