@@ -178,7 +178,9 @@ def _normalized(x, gamma, beta, epsilon):
     # This kernel returns the place of its device among the names, and in a
     # program of XLA their number. Tracing does not know: XLA also compiles
     # functions that were traced for TensorFlow's kernels.
-    is_xla = tf.equal(tf.raw_ops.DeviceIndex(device_names=["CPU"]), 1)
+    devices = ["CPU", "GPU"]
+    index = tf.raw_ops.DeviceIndex(device_names=devices)
+    is_xla = tf.equal(index, len(devices))
 
     @tf.custom_gradient
     def run(x, gamma, beta):
