@@ -97,7 +97,7 @@ def _read_hdf5(file: BinaryIO, size: int) -> Arrays:
             if is_keras_3:
                 name = _labelled(name, labels)
             else:
-                name = name.removeprefix("model_weights/").partition("/")[2]
+                name = _legacy_name(name.removeprefix("model_weights/"))
             if "seed_generator" not in name:
                 arrays[name.removesuffix(":0")] = _read_dataset(item)
     return arrays
@@ -109,6 +109,20 @@ def _read_dataset(item) -> np.ndarray:
     if item.dtype.kind not in "fiu":
         raise ValueError(f"{item.name} holds {item.dtype} and no numbers")
     return item[()]
+
+
+def _legacy_name(name: str) -> str:
+    """A dataset's name in the older layout by the names of the layers.
+
+    The group of a layer holds names that start with it; that of a network
+    inside a model holds the names of the network, without its own.
+
+    >>> _legacy_name("conv1/conv1/kernel:0"), _legacy_name("left/conv1/kernel")
+    ('conv1/kernel:0', 'left/conv1/kernel')
+    """
+    group, _, inside = name.partition("/")
+    _, found, rest = f"/{inside}".partition(f"/{group}/")
+    return f"{group}/{rest if found else inside}"
 
 
 def _labelled(name: str, labels: dict) -> str:

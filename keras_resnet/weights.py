@@ -20,6 +20,7 @@ import functools
 import os
 import re
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,8 @@ from keras_resnet.layers import UnitStack
 from keras_resnet.weight_files import Arrays
 
 Shapes = dict[str, tuple[int, ...]]
+# Each variable with the path of its weight, or of those stacked in it.
+Homes = list[tuple[Any, str | list[str]]]
 
 
 def load(
@@ -43,10 +46,11 @@ def load(
     Every array must find its weight, with the same shape, before the first
     weight is changed. Two things are forgiven: a file with a classifier loads
     into a model without one, and biases of convolutions that batch
-    normalization follows are folded into its moving mean.
+    normalization follows are folded into its moving mean. The only network of a
+    file may have any name in the model; several are matched by their names.
 
     Args:
-        model: A network of this package.
+        model: A network of this package, or a model with such networks inside.
         path: A `.weights.h5`, `.keras` or `.h5` file of such a network; a file
             of `keras.applications`' ResNet50, 101 or 152; or a torch
             checkpoint (`.pth`, `.pt`, `.th`) or `.safetensors` with the names
@@ -73,36 +77,43 @@ def load(
     True
     """
     arrays = weight_files.read(path)
-    shapes = _shapes(model)
+    homes = _homes(model)
+    shapes = _shapes(homes)
     try:
         if rename is not None:
             arrays = _renamed(arrays, rename)
-        arrays = _canonical(arrays, model)
-        if not any(name.startswith("predictions/") for name in shapes):
-            arrays = {
-                name: array
-                for name, array in arrays.items()
-                if not name.startswith("predictions/")
-            }
+        arrays = _canonical(arrays, shapes)
+        _check_networks(arrays, shapes, is_file=True)
+        for network in _networks(shapes):
+            classifier = f"{network}predictions/"
+            if not any(name.startswith(classifier) for name in shapes):
+                arrays = {
+                    name: array
+                    for name, array in arrays.items()
+                    if not name.startswith(classifier)
+                }
         _check_fit(arrays, shapes)
     except ValueError as error:
         raise ValueError(
             f"{os.fspath(path)} does not fit the model {model.name!r}: {error}"
         ) from None
-    _assign(model, arrays)
+    _assign(homes, arrays)
 
 
 def copy(source: keras.Model, target: keras.Model) -> None:
     """Gives the weights of `target` the values of those of `source`.
 
-    The two must be the same network, but may be looped and unrolled.
+    The two must be the same network, but may be looped and unrolled. Either may
+    be a model with the network inside, under any name; several networks in one
+    model are matched by their names.
 
     Args:
-        source: The network to copy from.
-        target: The network to copy to.
+        source: The model to copy from.
+        target: The model to copy to.
 
     Raises:
-        ValueError: If a weight of one has no counterpart in the other.
+        ValueError: If a weight of one has no counterpart in the other, or the
+            two have several networks with different names.
 
     Example:
 
@@ -123,13 +134,16 @@ def copy(source: keras.Model, target: keras.Model) -> None:
             if isinstance(paths, list)
             else [(paths, value)]
         )
+    homes = _homes(target)
+    shapes = _shapes(homes)
     try:
-        _check_fit(arrays, _shapes(target))
+        _check_networks(arrays, shapes, is_file=False)
+        _check_fit(arrays, shapes)
     except ValueError as error:
         raise ValueError(
             f"{source.name!r} does not fit the model {target.name!r}: {error}"
         ) from None
-    _assign(target, arrays)
+    _assign(homes, arrays)
 
 
 def imagenet_file(name: str, include_top: bool = True) -> str:
@@ -170,41 +184,76 @@ def unit_names(stack: UnitStack) -> list[str]:
     return [f"{stage}_unit{i}" for i in range(2, stack.count + 2)]
 
 
-def _parts(unit: keras.Layer) -> list[str]:
-    """The variables of a unit, as `conv1/kernel`; "seed" for a random state."""
+def _homes(model: keras.Model) -> Homes:
+    """Each variable with the path of its weight, or of those stacked in it.
+
+    A weight that several layers share has the path of the first one.
+    """
+    found: dict[int, tuple[Any, str | list[str]]] = {}
+    for variable, paths in _variables(model):
+        found.setdefault(id(variable), (variable, paths))
+    every = [
+        path
+        for _, paths in found.values()
+        for path in ([paths] if isinstance(paths, str) else paths)
+    ]
+    twice = [path for path, n in collections.Counter(every).items() if n > 1]
+    if twice:
+        raise ValueError(
+            "model must have one weight of each name, received "
+            f"{model.name!r}, which has several called {twice[0]}"
+        )
+    names = _names(every)
     return [
-        "seed"
-        if variable.name == "seed_generator_state"
-        else variable.path.rpartition(f"{unit.name}/")[2]
-        for variable in unit.variables
+        (
+            variable,
+            names[paths]
+            if isinstance(paths, str)
+            else [names[path] for path in paths],
+        )
+        for variable, paths in found.values()
     ]
 
 
-def _homes(model: keras.Model) -> list[tuple[Any, str | list[str]]]:
-    """Each variable with the path of its weight, or of those stacked in it."""
-    stacked: dict[int, list[str]] = {}
-    for stack in _stacks(model):
-        units = unit_names(stack)
-        for home, part in zip(
-            stack.stacked, _parts(stack.pattern()), strict=True
+def _variables(
+    layer: keras.Layer, path: str = ""
+) -> Iterator[tuple[Any, str | list[str]]]:
+    """The weights of a layer, by the names of the layers around them.
+
+    Keras' own paths of weights leave out the names of models, so that two
+    networks in one model share them.
+
+    Args:
+        layer: The layer.
+        path: The names down to the layer, each followed by a slash.
+    """
+    if isinstance(layer, UnitStack):
+        prefix = path.removesuffix(f"{layer.name}/")
+        pattern = layer.pattern()
+        parts = {id(variable): part for variable, part in _variables(pattern)}
+        for home, variable in zip(
+            layer.stacked, pattern.variables, strict=True
         ):
-            paths = [f"{unit}/{part}" for unit in units]
-            stacked[id(home)] = paths if part != "seed" else []
-    homes = [(v, stacked.get(id(v), v.path)) for v in model.weights]
-    return [(variable, paths) for variable, paths in homes if paths]
+            part = parts.get(id(variable))  # a random state has none
+            if part is not None:
+                yield home, [f"{prefix}{u}/{part}" for u in unit_names(layer)]
+        return
+    inner = (
+        layer.layers
+        if isinstance(layer, keras.Model)
+        else layer._flatten_layers(include_self=False, recursive=False)
+    )
+    inside = {id(weight) for part in inner for weight in part.weights}
+    for weight in layer.weights:
+        if id(weight) not in inside:
+            yield weight, path + weight.name
+    for part in inner:
+        yield from _variables(part, f"{path}{part.name}/")
 
 
-def _stacks(model: keras.Model) -> Iterator[UnitStack]:
-    for layer in model.layers:
-        if isinstance(layer, UnitStack):
-            yield layer
-        elif isinstance(layer, keras.Model):
-            yield from _stacks(layer)
-
-
-def _shapes(model: keras.Model) -> Shapes:
+def _shapes(homes: Homes) -> Shapes:
     shapes: Shapes = {}
-    for variable, paths in _homes(model):
+    for variable, paths in homes:
         if isinstance(paths, str):
             shapes[paths] = tuple(variable.shape)
         else:
@@ -212,14 +261,105 @@ def _shapes(model: keras.Model) -> Shapes:
     return shapes
 
 
-def _assign(model: keras.Model, arrays: Arrays) -> None:
-    for variable, paths in _homes(model):
+def _assign(homes: Homes, arrays: Arrays) -> None:
+    for variable, paths in homes:
         value = (
             arrays[paths]
             if isinstance(paths, str)
             else np.stack([arrays[path] for path in paths])
         )
         variable.assign(keras.ops.cast(value, variable.dtype))
+
+
+# --- Networks inside models --------------------------------------------------
+
+# What only a network of this package has.
+_OWN_LAYER = re.compile(
+    r"(?:^|/)(?:stem_conv|stem_norm|stage\d+_(?:unit\d+|stack)|final_norm)/"
+)
+
+
+def _networks(paths: Iterable[str]) -> list[str]:
+    """Where networks stand: "" or the names of the models around, "left/".
+
+    >>> _networks(["left/stem_conv/kernel", "right/stem_conv/kernel", "a/b"])
+    ['left/', 'right/']
+    """
+    found = {}
+    for path in paths:
+        match = _OWN_LAYER.search(path)
+        if match:
+            start = match.start()
+            found[path[: start + 1] if path[start] == "/" else ""] = None
+    return list(found)
+
+
+def _names(paths: Iterable[str]) -> dict[str, str]:
+    """Names of weights that leave out what the only network is called.
+
+    >>> _names(["left/stem_conv/kernel", "top/kernel"])
+    {'left/stem_conv/kernel': 'stem_conv/kernel', 'top/kernel': 'top/kernel'}
+    """
+    paths = list(paths)
+    networks = _networks(paths)
+    if len(networks) != 1:
+        return {path: path for path in paths}
+    (network,) = networks
+    inside = {p: p[len(network) :] for p in paths if p.startswith(network)}
+    layers = {path.rpartition("/")[0] for path in inside.values()}
+    return {
+        # A network and the model around it may each have a classifier.
+        path: inside.get(
+            path, f"../{path}" if path.rpartition("/")[0] in layers else path
+        )
+        for path in paths
+    }
+
+
+def _check_networks(arrays: Arrays, shapes: Shapes, is_file: bool) -> None:
+    """Raises a ValueError unless the networks of both sides have one name."""
+    found, wanted = _networks(arrays), _networks(shapes)
+    if not found or not wanted or set(found) == set(wanted):
+        return
+    target = f"target{_getting(wanted[0])}"
+    if is_file and len(found) == 1:
+        remedy = f"keras_resnet.weights.load({target}, path)"
+    else:
+        remedy = (
+            f"keras_resnet.weights.copy(source{_getting(found[0])}, {target})"
+        )
+        if is_file:
+            remedy += ", where the source has loaded the whole file"
+    raise ValueError(
+        "the networks of the two must have the same names, received "
+        f"{_described(found)} for {_described(wanted)}. Take one at a time: "
+        f"{remedy}"
+    )
+
+
+def _described(networks: list[str]) -> str:
+    names = [network.rstrip("/") for network in networks if network]
+    return f"{len(networks)} ({', '.join(names)})" if names else "1"
+
+
+def _getting(network: str) -> str:
+    """Code that takes a network from a model.
+
+    >>> _getting("left/base/")
+    ".get_layer('left').get_layer('base')"
+    """
+    names = network.rstrip("/").split("/") if network else []
+    return "".join(f".get_layer({name!r})" for name in names)
+
+
+def _within(network: str, others: Iterable[str], entries: dict) -> dict:
+    """The entries of one network, by their paths in it."""
+    others = [other for other in others if len(other) > len(network)]
+    return {
+        path[len(network) :]: entry
+        for path, entry in entries.items()
+        if path.startswith(network) and not path.startswith(tuple(others))
+    }
 
 
 # --- Names -------------------------------------------------------------------
@@ -342,7 +482,7 @@ def _renamed(arrays: Arrays, rename: Callable[[str], str]) -> Arrays:
     return {new: arrays[name] for new, name in before.items()}
 
 
-def _canonical(arrays: Arrays, model: keras.Model) -> Arrays:
+def _canonical(arrays: Arrays, shapes: Shapes) -> Arrays:
     """The arrays of a file by the weight paths of this package.
 
     An array whose name is not known keeps it.
@@ -352,105 +492,154 @@ def _canonical(arrays: Arrays, model: keras.Model) -> Arrays:
             "keras.applications' V2 networks have another layout than those of "
             "[2], which this package builds"
         )
-    saved = _saved_leaves(arrays, model)
-    renamed: Arrays = {}
+    arrays = _translated(arrays, {path.rpartition("/")[0] for path in shapes})
+    names = _names(arrays)
+    arrays = {names[path]: array for path, array in arrays.items()}
+    arrays = _unstacked(_with_leaves(arrays, shapes), shapes)
+    networks = _networks(arrays)
+    for network in networks:
+        own = _within(network, networks, arrays)
+        for path in own:
+            del arrays[network + path]
+        own_shapes = _within(network, networks, shapes)
+        _move_norms(own, own_shapes)
+        _fold_biases(own, own_shapes)
+        arrays |= {network + path: array for path, array in own.items()}
+    return arrays
+
+
+def _translated(arrays: Arrays, layers: set[str]) -> Arrays:
+    """The arrays of a file with their layers called as here.
+
+    Args:
+        arrays: By their names in the file.
+        layers: Paths of the model's layers, which are not translated.
+    """
+    of_keras = {name.rpartition("/")[0] for name in arrays if "/" in name}
+    own = {layer for layer in of_keras if _OWN_LAYER.search(f"{layer}/")}
+    of_torch = _torch_layers(
+        {name.rpartition(".")[0] for name in arrays if "/" not in name}
+    )
+    translated: Arrays = {}
     for name, array in arrays.items():
         layer, separator, leaf = name.rpartition("/" if "/" in name else ".")
-        ours = _our_layer(layer)
+        path = name
         if separator == "/":
-            if leaf.isdecimal() and int(leaf) < len(saved[layer]):
-                leaf = saved[layer][int(leaf)]
-            ours = ours or layer
+            prefix, slash, last = layer.rpartition("/")
+            ours = _our_layer(last) and prefix + slash + _our_layer(last)
+            if ours and ours not in own and layer not in own | layers:
+                path = f"{ours}/{leaf}"
         elif leaf == "num_batches_tracked":
             continue
-        elif re.search(r"norm\d?$", ours):
-            leaf = _NORM_LEAVES.get(leaf, leaf)
-        elif ours and leaf == "weight":
-            leaf = "kernel"  # [out, in, height, width] or [out, in]
-            array = np.moveaxis(array, (0, 1), (-1, -2))
-        path = f"{ours}/{leaf}" if ours else name
-        if path in renamed:
+        elif ours := of_torch.get(layer, ""):
+            if re.search(r"norm\d?$", ours):
+                leaf = _NORM_LEAVES.get(leaf, leaf)
+            elif leaf == "weight":
+                leaf = "kernel"  # [out, in, height, width] or [out, in]
+                array = np.moveaxis(array, (0, 1), (-1, -2))
+            path = f"{ours}/{leaf}"
+        if path in translated:
             raise ValueError(f"the file has two arrays for {path}")
-        renamed[path] = array
-    renamed = _unstacked(renamed, model)
-    shapes = _shapes(model)
-    _move_norms(renamed, shapes)
-    _fold_biases(renamed, shapes)
-    return renamed
+        translated[path] = array
+    return translated
 
 
-def _saved_leaves(arrays: Arrays, model: keras.Model) -> dict:
-    """The variables of each layer of a file in which Keras numbered them."""
-    counts = collections.Counter(name.rpartition("/")[0] for name in arrays)
-    ours = collections.defaultdict(list)
-    for variable in model.weights:
-        layer, _, leaf = variable.path.rpartition("/")
-        ours[layer].append(leaf)
+def _torch_layers(layers: Iterable[str]) -> dict[str, str]:
+    """The paths here of torch's layers whose names are known.
+
+    Where a network is part of another module, its name stands in front.
+
+    >>> _torch_layers(["query.conv1", "query.layer1.0.conv1", "other.conv1"])
+    {'query.conv1': 'query/stem_conv', \
+'query.layer1.0.conv1': 'query/stage1_unit1/conv1'}
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for layer in layers:
+        parts = layer.split(".")
+        for i in range(len(parts)):
+            ours = _our_layer(".".join(parts[i:]))
+            if ours:
+                prefix = _WRAPPERS.sub("", ".".join([*parts[:i], ""]), 1)
+                found[layer] = prefix.replace(".", "/"), ours
+                break
+    stages = {p for p, ours in found.values() if ours.startswith("stage")}
+    stems = {p for p, ours in found.values() if ours == "stem_conv"}
     return {
-        layer: ours[layer]
-        if len(ours[layer]) == count
-        else _SAVED_LEAVES.get(count, ())
-        for layer, count in counts.items()
+        layer: prefix + ours
+        for layer, (prefix, ours) in found.items()
+        # Elsewhere a name such as conv1 says nothing of a stem.
+        if not prefix or prefix in stages & stems
     }
 
 
-# A variable of a stack that Keras numbered.
-_STACKED = re.compile(r"(\w+_stack)/(\d+)$")
+def _with_leaves(arrays: Arrays, shapes: Shapes) -> Arrays:
+    """The arrays with names for the variables that Keras has numbered."""
+    counts = collections.Counter(path.rpartition("/")[0] for path in arrays)
+    ours = collections.defaultdict(list)
+    for path in shapes:
+        layer, _, leaf = path.rpartition("/")
+        ours[layer].append(leaf)
+    named: Arrays = {}
+    for path, array in arrays.items():
+        layer, _, leaf = path.rpartition("/")
+        leaves = ours[layer]
+        if len(leaves) != counts[layer]:
+            leaves = list(_SAVED_LEAVES.get(counts[layer], ()))
+        is_numbered = leaf.isdecimal() and int(leaf) < len(leaves)
+        if is_numbered and not layer.endswith("_stack"):
+            path = f"{layer}/{leaves[int(leaf)]}"
+        if path in named:
+            raise ValueError(f"the file has two arrays for {path}")
+        named[path] = array
+    return named
 
 
-def _unstacked(arrays: Arrays, model: keras.Model) -> Arrays:
+# The variables of a stack: of units of which stage, and the name or number.
+_STACKED = re.compile(r"((?:.*/)?\w+)_stack/(.+)")
+
+
+def _unstacked(arrays: Arrays, shapes: Shapes) -> Arrays:
     """The arrays of a looped network by the units that they belong to.
 
-    Where Keras numbered the variables of a stack, `model` tells their names.
+    Where Keras numbered the variables of a stack, the model's second unit of
+    that stage has their names.
     """
+    parts = collections.defaultdict(list)
+    for path in shapes:
+        stage, unit2, part = path.partition("_unit2/")
+        if unit2:
+            parts[stage].append(part)
+    for stage in parts:  # Keras saves the states after what is trained
+        parts[stage].sort(key=lambda part: "/moving_" in part)
+    stacked: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
     unstacked: Arrays = {}
-    patterns: dict[str, keras.Layer] = {
-        stack.name: stack.pattern() for stack in _stacks(model)
-    }
-    for layer in model.layers:
-        if layer.name.endswith("_unit2"):
-            patterns[layer.name.replace("_unit2", "_stack")] = layer
-    # Random states, whole numbers, are nobody's weights, and the network of the
-    # file may have them where this one has none.
-    arrays = {
-        path: array
-        for path, array in arrays.items()
-        if not (_STACKED.match(path) and array.dtype.kind in "iu")
-    }
-    numbers = collections.defaultdict(list)
-    for path in arrays:
-        if match := _STACKED.match(path):
-            numbers[match[1]].append(int(match[2]))
-    numbered = {
-        # Keras saves the states after what is trained.
-        (stack, str(number)): part
-        for stack, pattern in patterns.items()
-        for number, part in zip(
-            sorted(numbers[stack]),
-            sorted(
-                (part for part in _parts(pattern) if part != "seed"),
-                key=lambda part: "/moving_" in part,
-            ),
-            strict=False,  # `_check_fit` says what is missing or too much
-        )
-    }
     for path, array in arrays.items():
-        stack, _, leaf = path.partition("/")
-        if not stack.endswith("_stack"):
+        match = _STACKED.fullmatch(path)
+        if match and (
+            match[1] in parts or re.search(r"(?:^|/)stage\d+$", match[1])
+        ):
+            # Random states, whole numbers, are nobody's weights, and the
+            # network of the file may have them where this one has none.
+            if not (match[2].isdecimal() and array.dtype.kind in "iu"):
+                stacked[match[1]][match[2]] = array
+        else:
             unstacked[path] = array
-            continue
-        leaf = numbered.get((stack, leaf), leaf)
-        leaf = re.sub(
-            r"^(conv\d|norm\d|shortcut)_(?:(projection|norm|gate)_)?",
-            lambda match: (
-                "/".join(part for part in match.groups() if part) + "/"
-            ),
-            leaf,
-        )
-        if leaf.startswith(("seed", "unit/")):
-            continue  # the random state, and the pattern of the units
-        for i, value in enumerate(array if array.ndim else [], 2):
-            unstacked[f"{stack.removesuffix('_stack')}_unit{i}/{leaf}"] = value
+    for stage, leaves in stacked.items():
+        numbers = sorted((n for n in leaves if n.isdecimal()), key=int)
+        # `_check_fit` says what is missing or too much.
+        numbered = dict(zip(numbers, parts[stage], strict=False))
+        for leaf, array in leaves.items():
+            part = re.sub(
+                r"^(conv\d|norm\d|shortcut)_(?:(projection|norm|gate)_)?",
+                lambda match: (
+                    "/".join(part for part in match.groups() if part) + "/"
+                ),
+                numbered.get(leaf, leaf),
+            )
+            if part.startswith(("seed", "unit/")):
+                continue  # the random state, and the pattern of the units
+            for i, value in enumerate(array if array.ndim else [], 2):
+                unstacked[f"{stage}_unit{i}/{part}"] = value
     return unstacked
 
 
@@ -528,7 +717,11 @@ def _check_fit(arrays: Arrays, shapes: Shapes) -> None:
     if not problems:
         return
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    raise ValueError(f"{problems[0]}{more}. {_advice(arrays)}")
+    networks = _networks(arrays)
+    around = [n for n in networks if problems[0].startswith(n)]
+    network = max(around, key=len, default="")
+    advice = _advice(_within(network, networks, arrays))
+    raise ValueError(f"{problems[0]}{more}. {advice}")
 
 
 # The networks that have a builder, by their stem and whether their units are

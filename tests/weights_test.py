@@ -481,6 +481,173 @@ class OwnFilesTest(WeightsTestCase):
         self.assert_weights_equal(model, saved)
 
 
+def nested(*names, looped=False, top="top"):
+    """A model with a network of each name, all of them the same but in weights.
+
+    A name with a slash puts the network into one more model.
+    """
+    image = keras.Input((8, 8, 3))
+    features = []
+    for seed, name in enumerate(names):
+        outer, _, inner = name.rpartition("/")
+        network = keras_resnet.resnet(
+            keras_resnet.Spec(
+                "small", (1, 3), (4, 8), stem="cifar", image_size=8
+            ),
+            include_top=False,
+            pooling="avg",
+            input_shape=(8, 8, 3),
+            looped=looped,
+            name=inner,
+        )
+        randomized(network, seed=seed)
+        if outer:
+            network = keras.Sequential(
+                [keras.Input((8, 8, 3)), network], name=outer
+            )
+        features.append(network(image))
+    if len(features) > 1:
+        features = [keras.layers.Concatenate()(features)]
+    return keras.Model(image, keras.layers.Dense(3, name=top)(features[0]))
+
+
+class NetworksInsideTest(WeightsTestCase):
+    """Weights are known by the path in their own network."""
+
+    def save(self, model, ending):
+        path = self.path(None, f"model{ending}")
+        with mock.patch("absl.logging.warning"):  # "legacy format"
+            save = model.save_weights if "weights" in ending else model.save
+            save(path)
+        return path
+
+    def check(self, model, source):
+        x = np.random.default_rng(2).normal(size=(2, 8, 8, 3))
+        expected = np.array(source(x))
+        np.testing.assert_allclose(model(x), expected, atol=1e-5)
+
+    @parameterized.parameters(
+        (("left", "right"), ("left", "right")),
+        (("left",), ("right",)),
+        (("left",), ("deep/right",)),
+        (("a/left", "b/left"), ("a/left", "b/left")),
+    )
+    def test_each_network_gets_its_own_weights(self, names, others):
+        source = randomized(nested(*names), seed=9)
+        files = [self.save(source, e) for e in (".weights.h5", ".keras")]
+        if "/" not in names[0]:  # such files leave out the names inside
+            files.append(self.save(source, ".h5"))
+        for looped in (True, False):
+            target = nested(*others, looped=looped)
+            weights.copy(source, target)
+            self.check(target, source)
+            back = nested(*names)
+            weights.copy(target, back)
+            self.check(back, source)
+            for path in files:
+                target = nested(*others, looped=looped)
+                weights.load(target, path)
+                self.check(target, source)
+
+    @parameterized.parameters(".weights.h5", ".keras", ".h5")
+    def test_what_is_ambiguous_is_refused_with_the_way_out(self, ending):
+        two, renamed = nested("left", "right"), nested("a", "b")
+        one = two.get_layer("left")
+        for source, target, message in (
+            (two, renamed, r"received 2 \(left, right\) for 2 \(a, b\)"),
+            (two, one, r"copy\(source.get_layer\('left'\), target\)"),
+            (one, two, r"\(.*target.get_layer\('left'\)"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                weights.copy(source, target)
+            self.assert_refused(target, self.save(source, ending), message)
+
+    def test_the_ways_out_work(self):
+        source, target = nested("left", "right"), nested("a", "b")
+        weights.copy(source.get_layer("left"), target.get_layer("a"))
+        path = self.save(source.get_layer("right"), ".keras")
+        weights.load(target.get_layer("b"), path)
+        for ours, theirs in (("a", "left"), ("b", "right")):
+            self.check(target.get_layer(ours), source.get_layer(theirs))
+
+    def test_classifiers_inside_and_around_a_network_are_two(self):
+        def model(name):
+            image = keras.Input((8, 8, 3))
+            network = small()
+            network = keras.Model(network.input, network.output, name=name)
+            top = keras.layers.Dense(3, name="predictions")
+            return keras.Model(image, top(network(image)))
+
+        source, target = randomized(model("a"), seed=9), model("b")
+        weights.copy(source, target)
+        self.check(target, source)
+        target = model("b")
+        weights.load(target, self.save(source, ".keras"))
+        self.check(target, source)
+
+    @parameterized.parameters(".weights.h5", ".keras", ".h5")
+    def test_a_layer_around_may_have_a_name_that_torch_gives(self, ending):
+        def model():
+            image = keras.Input((8, 8, 1))
+            x = keras.layers.Conv2D(3, 1, name="conv1")(image)
+            x = nested("base").get_layer("base")(x)
+            return keras.Model(image, keras.layers.Dense(2, name="fc")(x))
+
+        source, target = randomized(model(), seed=9), model()
+        weights.load(target, self.save(source, ending))
+        x = np.ones((1, 8, 8, 1))
+        np.testing.assert_allclose(target(x), source(x), atol=1e-5)
+
+    def test_a_network_of_keras_applications_inside_a_model_is_found(self):
+        def model(builder, **kwargs):
+            image = keras.Input((32, 32, 3))
+            base = builder(
+                weights=None,
+                include_top=False,
+                pooling="avg",
+                input_shape=(32, 32, 3),
+                **kwargs,
+            )
+            return keras.Model(
+                image, keras.layers.Dense(2, name="fc")(base(image))
+            )
+
+        theirs = model(keras.applications.ResNet50)
+        ours = model(
+            keras_resnet.ResNet50, name="ours", batch_norm_epsilon=1.001e-5
+        )
+        x = np.random.default_rng(2).normal(size=(1, 32, 32, 3))
+        for ending in (".weights.h5", ".h5"):
+            weights.load(ours, self.save(theirs, ending))
+            np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-3, atol=1e-4)
+
+    def test_torch_names_behind_the_name_of_a_module(self):
+        left, right = small(), randomized(small(), seed=1)
+        arrays = {
+            f"module.{name}.{path}": array
+            for name, network in (("query", left), ("key", right))
+            for path, array in state_dict(network).items()
+        }
+        image = keras.Input((8, 8, 3))
+        towers = [
+            keras.Model(network.input, network.output, name=name)
+            for name, network in (
+                ("query", randomized(small(), seed=5)),
+                ("key", randomized(small(), seed=6)),
+            )
+        ]
+        both = keras.Model(image, [tower(image) for tower in towers])
+        path = self.path(safetensors(arrays))
+        weights.load(both, path)
+        self.check(towers[0], left)
+        self.check(towers[1], right)
+        self.assert_refused(small(), path, r"2 \(.*\) for 1")
+        one = {k: v for k, v in arrays.items() if ".key." in k}
+        model = small()
+        weights.load(model, self.path(safetensors(one)))
+        self.check(model, right)
+
+
 class KerasApplicationsTest(WeightsTestCase):
     """Given the same weights, keras.applications' ResNet50 and ours agree."""
 

@@ -5,13 +5,16 @@ multiply-add of a convolution or dense layer as one FLOP, and nothing for
 normalization, pooling and additions (Sec. 3.3 and Table 1); so does this.
 """
 
+import contextlib
 import math
 import re
+from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 
+from keras_resnet import graphs
 from keras_resnet.layers import Convolution
 from keras_resnet.layers import NoShortcut
 from keras_resnet.layers import Unit
@@ -84,10 +87,11 @@ def complexity(
     convolution with a k x k window from c_in to c_out channels.
 
     Args:
-        model: A network of this package, or another functional model of
-            convolutions, normalizations, pooling and dense layers.
+        model: A network of this package, or another functional or sequential
+            model of convolutions, normalizations, pooling and dense layers. A
+            layer or network that it calls twice computes twice.
         input_shape: `(height, width, channels)` of the image, for a model that
-            leaves them open (it is cloned at that size).
+            leaves them open or for another size than the model's.
 
     Returns:
         A dict of the model's `name`, four totals and two lists:
@@ -99,11 +103,13 @@ def complexity(
           additions, pooling and dense layers put out, in their compute dtypes
           (a ReLU works in place): about what training keeps of an image;
         - `stages`: a dict of the same counts for the stem, each stage, the top;
-        - `layers`: one for each layer, with its `kind` and `output_shape`.
+        - `layers`: one for each call of a layer, with its `kind` and
+          `output_shape`; the first call has the parameters.
 
     Raises:
-        ValueError: If the size of the image is open, or a layer has a kernel
-            but is no convolution or dense layer.
+        ValueError: If the size of the image is open or does not suit the model,
+            the model has no graph, or a layer has a kernel but is no
+            convolution or dense layer.
 
     Example:
 
@@ -112,14 +118,7 @@ def complexity(
     >>> report["parameters"], report["multiply_adds"]
     (269722, 40551040)
     """
-    if input_shape is not None:
-        model = _of_size(model, input_shape)
-    if None in model.inputs[0].shape[1:]:
-        raise ValueError(
-            f"{model.name!r} leaves the size of its image open: give "
-            "input_shape=(height, width, channels), such as (224, 224, 3)"
-        )
-    layers = list(_model_layers(model))
+    layers, _ = _model_layers(model, _images(model, input_shape), set())
     stages: dict[str, dict[str, Any]] = {}
     for layer in layers:
         match = re.search(r"(?:^|/)(stem|stage\d+)_", layer["name"])
@@ -212,66 +211,185 @@ def columns(rows: list[list[str]]) -> str:
 Shape = tuple[int | None, ...]
 
 
-def _of_size(model: keras.Model, input_shape: Shape) -> keras.Model:
-    image = keras.Input(input_shape, name="image")
-    return keras.models.clone_model(model, input_tensors=image)
+def _images(model: keras.Model, input_shape: Shape | None) -> list:
+    """The inputs of a model, at another size if one is given."""
+    inputs = graphs.graph(model).inputs
+    if input_shape is not None:
+        if len(inputs) != 1:
+            raise ValueError(
+                "input_shape must be None for a model of several inputs, "
+                f"received {input_shape} for the {len(inputs)} of "
+                f"{model.name!r}"
+            )
+        channels_first = keras.config.image_data_format() == "channels_first"
+        channels = 0 if channels_first else -1
+        shape, wanted = tuple(input_shape), inputs[0].shape[1:]
+        if len(shape) != len(wanted) or (
+            wanted[channels] not in (None, shape[channels])
+        ):
+            raise ValueError(
+                "input_shape must have the dimensions and the channels of the "
+                f"model's image, {tuple(wanted)}, received {input_shape}"
+            )
+        inputs = [keras.KerasTensor((None, *shape), inputs[0].dtype)]
+    for image in inputs:
+        if None in image.shape[1:]:
+            raise ValueError(
+                f"{model.name!r} leaves the size of its image open: give "
+                "input_shape=(height, width, channels), such as (224, 224, 3)"
+            )
+    return inputs
 
 
-def _model_layers(model: keras.Model, prefix: str = "") -> Iterator[dict]:
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.InputLayer):
-            continue
-        tensors = layer.input
-        if isinstance(layer, keras.Model):  # called there, and not its own
-            tensors = layer._inbound_nodes[-1].input_tensors[0]
-        shape = (
-            [tensor.shape for tensor in tensors]
-            if isinstance(tensors, list)
-            else tensors.shape
-        )
-        yield from _layers(layer, prefix + layer.name, shape)
+def _model_layers(model, inputs, called, prefix="") -> tuple[list[dict], Any]:
+    """The counts of every call of a model, and what the model gives.
+
+    Args:
+        model: The model.
+        inputs: Its inputs; they may have another size than those of its graph.
+        called: The layers called so far; those called here are added.
+        prefix: Names of the models around it.
+    """
+    rows: list[dict] = []
+
+    def counted(operation):
+        def call(*args, **kwargs):
+            if isinstance(operation, keras.Layer):
+                # Keras has checked the size of the graph, and no other.
+                first = (*args, *kwargs.values())[0]
+                operation._assert_input_compatibility(first)
+            new, outputs = _layers(
+                operation, prefix + operation.name, args, kwargs, called
+            )
+            rows.extend(new)
+            return outputs
+
+        return call
+
+    outputs = graphs.graph(model)._run_through_graph(
+        inputs, operation_fn=counted
+    )
+    return rows, outputs
 
 
-def _layers(layer: keras.Layer, name: str, shape: Any) -> Iterator[dict]:
-    """The counts of a layer and of those inside it, for an input shape."""
-    if isinstance(layer, keras.Model):
-        if None in layer.inputs[0].shape[1:]:
-            layer = _of_size(layer, shape[1:])
-        yield from _model_layers(layer, f"{name}/")
-        return
+def _layers(layer, name, args, kwargs, called) -> tuple[list[dict], Any]:
+    """The counts of a call of a layer and of the layers inside, its outputs."""
+    if graphs.has_graph(layer):
+        first = (*args, *kwargs.values())[0]
+        return _model_layers(layer, first, called, f"{name}/")
+    outputs = layer.compute_output_spec(*args, **kwargs)
+    if not isinstance(layer, keras.Layer):
+        return [], outputs  # a function of keras.ops has no weights
     if isinstance(layer, UnitStack):
-        prefix = name.removesuffix(layer.name)
-        for unit_name in unit_names(layer):
-            yield from _layers(layer.pattern(), prefix + unit_name, shape)
-        return
-    inner = [v for v in vars(layer).values() if isinstance(v, keras.Layer)]
-    if isinstance(layer, Unit):
-        yield from _unit_layers(layer, name, shape)
+        unit = _unit_layers(layer.pattern(), "", args[0], set())
+        rows = [
+            {**row, "name": name.removesuffix(layer.name) + unit_name + part}
+            for unit_name in unit_names(layer)
+            for row in unit
+            for part in [row["name"]]
+        ]
+    elif isinstance(layer, Unit):
+        rows = _unit_layers(layer, name, args[0], called)
     else:
-        for sublayer in inner:  # such as a projection and its norm
-            yield from _layers(sublayer, f"{name}/{sublayer.name}", shape)
-            shape = sublayer.compute_output_shape(shape)
-    inside = {id(weight) for sublayer in inner for weight in sublayer.weights}
-    own = [weight for weight in layer.weights if id(weight) not in inside]
-    kind = _kind(layer)
-    if kind != "other":
-        yield _count(layer, name, kind, own, layer.compute_output_shape(shape))
-    elif own:
-        yield _count(layer, name, kind, own)
+        rows = _parts(layer, name, args, kwargs, called)
+        inner = {
+            id(weight)
+            for part in layer._flatten_layers(include_self=False)
+            for weight in part.weights
+        }
+        own = [weight for weight in layer.weights if id(weight) not in inner]
+        kind = _kind(layer)
+        if kind != "other":
+            rows.append(_count(layer, name, kind, own, outputs.shape))
+        elif own:
+            rows.append(_count(layer, name, kind, own))
+    if layer in called:  # its weights are there once
+        for row in rows:
+            row["parameters"] = row["moving_statistics"] = 0
+    called.add(layer)
+    return rows, outputs
 
 
-def _unit_layers(unit: Unit, name: str, x_shape: Shape) -> Iterator[dict]:
+def _unit_layers(unit: Unit, name: str, x, called) -> list[dict]:
     """The convolutions follow one another; the shortcut starts at x."""
-    shape = x_shape
+    rows: list[dict] = []
+
+    def add(layer, part, *args):
+        new, outputs = _layers(layer, f"{name}/{part}", args, {}, called)
+        rows.extend(new)
+        return outputs
+
+    y = x
     for convolution, norm in unit.pairs():
-        yield from _layers(convolution, f"{name}/{convolution.name}", shape)
-        before, shape = shape, convolution.compute_output_shape(shape)
+        before, y = y, add(convolution, convolution.name, y)
         if norm is not None:
-            normalized = before if unit.activates_first else shape
-            yield from _layers(norm, f"{name}/{norm.name}", normalized)
-    yield from _layers(unit.shortcut, f"{name}/shortcut", x_shape)
+            add(norm, norm.name, before if unit.activates_first else y)
+    add(unit.shortcut, "shortcut", x, y)
     if not isinstance(unit.shortcut, NoShortcut):
-        yield _count(unit, f"{name}/addition", "addition", [], shape)
+        rows.append(_count(unit, f"{name}/addition", "addition", [], y.shape))
+    return rows
+
+
+def _parts(layer, name, args, kwargs, called) -> list[dict]:
+    """The counts of the layers that a layer calls, as often as it does."""
+    parts = layer._flatten_layers(include_self=False, recursive=False)
+    if not parts:
+        return []
+    calls: list[tuple] = []
+
+    def recorded(part, call):
+        def record(*args, **kwargs):
+            calls.append((part, _specs(args), _specs(kwargs)))
+            return call(*args, **kwargs)
+
+        return record
+
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(called_as(part, recorded(part, part.call)))
+        # One image: JAX traces a batch of open size several times.
+        args, kwargs = keras.tree.map_structure(_of_one_image, (args, kwargs))
+        keras.Operation.compute_output_spec(layer, *args, **kwargs)
+    for part in parts:
+        if part.weights and not any(part is call[0] for call in calls):
+            raise ValueError(
+                f"the multiply-adds of {name}, a {type(layer).__name__}, "
+                f"cannot be counted: it does not call its layer {part.name!r}"
+            )
+    return [
+        row
+        for part, *arguments in calls
+        for row in _layers(part, f"{name}/{part.name}", *arguments, called)[0]
+    ]
+
+
+@contextlib.contextmanager
+def called_as(layer: keras.Layer, call: Callable) -> Iterator[None]:
+    """Has a layer run another function in place of its `call`."""
+    layer.call = call
+    try:
+        yield
+    finally:
+        del layer.call
+
+
+def _of_one_image(x):
+    if isinstance(x, keras.KerasTensor):
+        return keras.KerasTensor((1, *x.shape[1:]), x.dtype)
+    return x
+
+
+def _specs(arguments):
+    return keras.tree.map_structure(
+        lambda x: (
+            keras.KerasTensor(
+                tuple(x.shape), keras.backend.standardize_dtype(x.dtype)
+            )
+            if keras.ops.is_tensor(x)
+            else x
+        ),
+        arguments,
+    )
 
 
 def _kind(layer: keras.Layer) -> str:

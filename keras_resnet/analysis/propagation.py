@@ -18,6 +18,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_resnet import graphs
+from keras_resnet.analysis.complexity import called_as
 from keras_resnet.analysis.complexity import columns
 from keras_resnet.layers import Unit
 from keras_resnet.layers import UnitStack
@@ -33,7 +35,8 @@ def propagation(
     Nothing of the model is changed, its moving statistics neither.
 
     Args:
-        model: A network of this package with its classifier, looped or not.
+        model: A network of this package with its classifier, looped or not,
+            or a model that is one chain of layers with such a network inside.
         images: `[batch, height, width, channels]`, as the network wants them.
         labels: Integers, `[batch]`; E is the mean cross entropy.
         training: Whether to normalize by the batch and drop at random.
@@ -59,7 +62,8 @@ def propagation(
           second unit of a stage to its end, of the worst stage.
 
     Raises:
-        ValueError: If the model is no chain of this package's units.
+        ValueError: If the model is not a chain that calls each unit once and
+            ends in logits or their softmax.
 
     Example:
 
@@ -70,7 +74,7 @@ def propagation(
     >>> report["scale_product"], report["identity_error"] < 1e-5
     (1.0, True)
     """
-    steps = list(_steps(model))
+    steps = _steps(model)
     images = ops.convert_to_tensor(images, "float32")
     labels = ops.convert_to_tensor(labels, "int32")
     # A zero is added to the input of each unit, and to the last one's output:
@@ -226,36 +230,79 @@ def plot(reports: dict[str, dict[str, Any]], path: str | os.PathLike) -> None:
 Step = tuple[str | None, Any]
 
 
-def _steps(model: keras.Model) -> Iterator[Step]:
-    """The layers as (name, unit) and (None, another layer), in a chain.
+def _steps(model: keras.Model) -> list[Step]:
+    """The calls of a chain: (name, unit) and (None, another call).
 
-    A unit is a function (x, training) -> y with the shortcut that it has.
+    Each is a function (x, training) -> y; a unit has its shortcut.
     """
-    output: Any = None
-    found = False
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.InputLayer):
-            output = layer.output
-            continue
-        if isinstance(layer, keras.Model) or layer.input is not output:
-            break
-        output = layer.output
-        if isinstance(layer, Unit):
-            found = True
+    steps = list(_chain(model))
+    names = [name for name, _ in steps if name is not None]
+    if not names or len(graphs.graph(model).outputs[0].shape) != 2:
+        raise _no_chain(model)
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "model must call each unit once, received "
+            f"{model.name!r}, which calls units of the same name"
+        )
+    classifier = steps[-1][1]
+    activation = getattr(
+        getattr(classifier, "operation", None), "activation", None
+    )
+    if activation not in (keras.activations.softmax, keras.activations.linear):
+        raise ValueError(
+            "model must end in a layer that gives logits or their softmax, "
+            f"received {model.name!r}, which ends in "
+            f"{graphs.nodes(model)[-1].operation.name}"
+        )
+    return steps
+
+
+def _chain(model: keras.Model) -> Iterator[Step]:
+    """The calls of a model, and of those inside it, one after the other."""
+    graph = graphs.graph(model)
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise _no_chain(model)
+    (x,) = graph.inputs
+    for node in graphs.nodes(model):
+        layer, read = node.operation, node.input_tensors
+        if len(read) != 1 or read[0] is not x or len(node.outputs) != 1:
+            raise _no_chain(model)
+        (x,) = node.outputs
+        if graphs.has_graph(layer):
+            yield from _chain(layer)
+        elif isinstance(layer, Unit):
             yield layer.name, _One(layer, None)
         elif isinstance(layer, UnitStack):
-            found = True
             values = [weight.value for weight in layer.stacked]
             for i, name in enumerate(unit_names(layer)):
                 one = [value[i] for value in values]
                 yield name, _One(layer.pattern(), one)
         else:
-            yield None, layer
-    if not found or output is not model.output or len(model.output.shape) != 2:
-        raise ValueError(
-            "model must be a network of keras_resnet, a chain of its units "
-            f"that ends in a classifier, received {model.name!r}"
-        )
+            yield None, _Call(node)
+    if x is not graph.outputs[0]:
+        raise _no_chain(model)
+
+
+def _no_chain(model) -> ValueError:
+    return ValueError(
+        "model must be a network of keras_resnet, a chain of its units "
+        f"that ends in a classifier, received {model.name!r}"
+    )
+
+
+class _Call:
+    """A call of any other operation, with the arguments that it has there."""
+
+    def __init__(self, node):
+        self.operation = node.operation
+        self.arguments = node.arguments
+        self.read = node.input_tensors[0]
+
+    def __call__(self, x, training):
+        args, kwargs = self.arguments.fill_in({id(self.read): x})
+        if getattr(self.operation, "_call_has_training_arg", False):
+            kwargs = {**kwargs, "training": training}
+        return self.operation(*args, **kwargs)
 
 
 class _One:
@@ -270,16 +317,6 @@ class _One:
             return self.unit.forward(x, training)
         y, _ = remat.apply(self.unit, self.values, x, training)
         return y
-
-
-@contextlib.contextmanager
-def _called(layer, call) -> Iterator[None]:
-    """A layer that is called by another function."""
-    layer.call = call
-    try:
-        yield
-    finally:
-        del layer.call
 
 
 @contextlib.contextmanager
@@ -301,12 +338,12 @@ def _watched(shortcut, record, is_alone) -> Iterator[None]:
         return call(x, residual, training=training)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_called(shortcut, watched))
+        stack.enter_context(called_as(shortcut, watched))
         gate = getattr(shortcut, "gate", None)
         if gate is not None and is_alone:
             open_gate = gate.call
             stack.enter_context(
-                _called(gate, lambda x: ops.stop_gradient(open_gate(x)))
+                called_as(gate, lambda x: ops.stop_gradient(open_gate(x)))
             )
         yield
 
@@ -332,10 +369,9 @@ def _forward(steps, images, probes, labels, training, is_alone=False):
                 continue
             if i == after_units:
                 x = probed(x)
-            takes_training = layer._call_has_training_arg
-            x = layer(x, training=training) if takes_training else layer(x)
+            x = layer(x, training)
         loss = keras.losses.SparseCategoricalCrossentropy(
-            from_logits=_gives_logits(steps[-1][1])
+            from_logits=_gives_logits(steps[-1][1].operation)
         )(labels, x)
     return loss, record
 

@@ -8,6 +8,7 @@ decides nothing but the time of a step.
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,6 +23,10 @@ from keras_resnet.layers.units import check_survival_probability
 # Units of a loop that TensorFlow may work on at once: the gradient of one's
 # kernels is computed beside the next one's backward pass.
 _PARALLEL_ITERATIONS = 2
+
+# A loop of fewer units is unrolled at inference, where there is no backward
+# pass to build: then its kernels are constants to whatever converts the graph.
+_UNROLLED_BELOW = 40
 
 _CONSTANTS = (
     keras.initializers.Constant,
@@ -39,7 +44,8 @@ class UnitStack(keras.layers.Layer):
     one weight of shape `[n, ...]` here, named after its layer
     (`conv1_kernel`). On TensorFlow the loop is a `tf.while_loop`, on JAX a
     `jax.lax.scan`; elsewhere the units run one by one, and keep what they
-    compute whatever `remat` says.
+    compute whatever `remat` says. TensorFlow also runs fewer than 40 units one
+    by one at inference.
 
     Args:
         unit: A unit as the pattern of all of them; it must keep the shape of
@@ -269,7 +275,8 @@ def _loop_in_python(stack, x, values, training):
     states = []
     for i, p in enumerate(stack.survival_probabilities):
         x, new = stack.run(x, [value[i] for value in values], p, training)
-        states.append(new)
+        if training:
+            states.append(new)
     return x, [ops.stack(s) for s in zip(*states, strict=True)]
 
 
@@ -289,6 +296,8 @@ def _loop_in_jax(stack, x, values, training):
 def _loop_in_tensorflow(stack, x, values, training):
     if stack.remat and training:
         return _recompute_in_tensorflow(stack, x, values)
+    if not training and stack.count < _UNROLLED_BELOW:
+        return _loop_in_python(stack, x, values, training)
     y, states, _ = _forward(stack, x, values, training)
     return y, states
 
@@ -307,12 +316,14 @@ def _forward(stack, x, values, training, keeps_inputs=False):
     # as much as one value, that of a slice as much as the whole stack.
     read = [_array(value).unstack(value) for value in values]
     written = [_array(values[i]) for i in stack._states if training]
-    inputs = tf.TensorArray(
-        x.dtype,
-        size=n if keeps_inputs else 0,
-        element_shape=x.shape,
-        clear_after_read=False,  # a gradient may be taken twice
-    )
+    inputs: Any = ()
+    if keeps_inputs:
+        inputs = tf.TensorArray(
+            x.dtype,
+            size=n,
+            element_shape=x.shape,
+            clear_after_read=False,  # a gradient may be taken twice
+        )
     probability = _probability(stack)
 
     def body(i, x, inputs, *written):
