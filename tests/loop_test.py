@@ -37,7 +37,7 @@ class TrainingTest(tiny_runs.TestCase):
             self.assertEqual(caught.exception.step, stop_at)
             self.assertEqual(caught.exception.signal_number, signal.SIGTERM)
         self.train(described)
-        self.assertTrue(any("seed" in name for name in runs.values(whole)))
+        self.assertTrue(any("untracked" in name for name in runs.values(whole)))
         self.assert_same_run(self.workdir, whole)
 
     def test_finished_run_is_not_trained_again(self):

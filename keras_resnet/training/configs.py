@@ -10,6 +10,7 @@ from keras_resnet import baselines
 from keras_resnet import layers
 from keras_resnet import models
 from keras_resnet import names
+from keras_resnet.training import recipes
 from keras_resnet.training.recipes import Recipe
 
 # float64 is for proofs: a difference that stays in it is no rounding.
@@ -69,7 +70,18 @@ class Config:
 
     @classmethod
     def from_json(cls, fields: dict) -> "Config":
-        """The configuration from the dict of `to_json`."""
+        """The configuration from the dict of `to_json`.
+
+        Raises:
+            TypeError: If a field is missing or unknown.
+            ValueError: If a value is not allowed.
+        """
+        recipes.check_fields(cls, fields)
+        if fields["backend"] not in ("jax", "tensorflow"):
+            raise ValueError(
+                "backend must be jax or tensorflow, received "
+                f"{fields['backend']!r}"
+            )
         recipe = Recipe.from_json(fields["recipe"])
         return cls(**{**fields, "recipe": recipe})
 
