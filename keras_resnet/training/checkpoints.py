@@ -214,8 +214,7 @@ def read(
             f"is of another network than the run's ({reason(error)}): name "
             "another work directory"
         ) from error
-    if is_partial:
-        status.expect_partial()
+    status.expect_partial()  # or TensorFlow logs what it does not restore
     missing = [v for v in variables if not _is_read(v)]
     if missing:
         names = [getattr(v, "path", v.name) for v in missing]

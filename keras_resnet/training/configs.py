@@ -82,6 +82,8 @@ class Config:
                 "backend must be jax or tensorflow, received "
                 f"{fields['backend']!r}"
             )
+        for name, value in fields["model_arguments"].items():
+            _check_type(name, value)
         recipe = Recipe.from_json(fields["recipe"])
         return cls(**{**fields, "recipe": recipe})
 
@@ -102,6 +104,22 @@ def check_model_arguments(
     for name in ("looped", "first_norm"):  # of the network, not of a unit
         arguments.pop(name, None)
     layers.units.get(arguments.pop("unit"))(1, **arguments)
+
+
+def _check_type(name, value):
+    """Raises ValueError for a value that `parse_model_argument` never gives."""
+    default = inspect.signature(models.resnet).parameters.get(name)
+    kinds: tuple[type, ...] = (str, type(None))
+    if name in ("looped", "remat"):
+        kinds = (bool, type(None))
+    elif default is not None and isinstance(default.default, float):
+        kinds = (int, float)
+    if type(value) not in kinds:
+        allowed = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(
+            f"model_arguments.{name} must be of type {allowed}, received "
+            f"{repr(value)[:100]}"
+        )
 
 
 def parse_model_argument(name: str, text: str) -> str | float | bool | None:

@@ -135,7 +135,7 @@ def train_and_evaluate(
         metrics = workdirs.Metrics(workdir, run.rows, is_chief, report)
         stack.callback(metrics.close)
         if is_chief:
-            _say_what_is_lost(metrics, run, workdir, checkpoint_seconds, report)
+            _report_losses(metrics, run, workdir, checkpoint_seconds, report)
         if eval_every is None:
             eval_every = max(recipe.steps // 20 // log_every, 1) * log_every
         trainer = _Trainer(run, dataset, lock, metrics, signals, report, keep)
@@ -186,13 +186,13 @@ def _restore(run, workdir, is_chief, report):
     checkpoints.prune(best, keep=1)
 
 
-def _say_what_is_lost(metrics, run, workdir, checkpoint_seconds, report):
-    """Says what the last kill cost, and what the next one can cost."""
+def _report_losses(metrics, run, workdir, checkpoint_seconds, report):
+    """Reports the work that the last kill cost and the next one can cost."""
     step = run.completed_steps
     if metrics.logged > step:
         report(
-            f"repeats {metrics.logged - step} steps that metrics.csv has: the "
-            f"last checkpoint is of step {step}"
+            f"repeats {metrics.logged - step} of the steps in metrics.csv, "
+            f"because the last checkpoint is of step {step}"
         )
     best = metrics.best()
     kept = checkpoints.steps(workdir / workdirs.CHECKPOINTS["best"])
