@@ -75,7 +75,7 @@ class TrainingTest(tiny_runs.TestCase):
             self.assertRaises(loop.Interrupted) as caught,
             stop_after(3, number),
         ):
-            self.train(tiny_runs.config(), eval_every=8)
+            self.train(tiny_runs.config(), eval_every=8, checkpoint_seconds=1e9)
         self.assertEqual(caught.exception.signal_number, number)
         self.assertEqual(checkpoints.steps(self.workdir / "checkpoints"), [3])
 
