@@ -313,7 +313,7 @@ def _drop() -> None:
 
 
 def _check_memory() -> None:
-    """Refuses a limit at which the import of TensorFlow hangs or aborts."""
+    """Rejects a limit at which the import of TensorFlow hangs or aborts."""
     for kind, option, least in (
         (resource.RLIMIT_AS, "-v", 2**31),
         (resource.RLIMIT_DATA, "-d", 2**29),

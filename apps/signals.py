@@ -36,7 +36,7 @@ def install() -> None:
 
 
 def clean_up() -> None:
-    """From here on, a program that is asked to stop cleans up first."""
+    """Has a signal run the cleanup of the program before it ends."""
     _State.cleans_up = True
 
 

@@ -433,7 +433,7 @@ class _Signals:
         return self
 
     def _note(self, number, frame):
-        if self.received is None:  # the others change nothing
+        if self.received is None:  # only the first one counts
             self.received = number
             self._stop_if_saved()
 

@@ -358,7 +358,7 @@ class Metrics:
 
     Args:
         workdir: The work directory.
-        rows: What the checkpoint holds of an earlier `text()`.
+        rows: The `text()` in the checkpoint, empty without a checkpoint.
         writes: Whether this process writes them.
         report: Receives a line if the file is not what the run left.
 
