@@ -10,6 +10,8 @@ import contextlib
 import difflib
 import functools
 import os
+import re
+import resource
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -23,6 +25,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import app
 from absl import flags
 from absl import logging
+
+from . import signals
 
 # A longer error quotes a file or a server, which may send anything.
 _LONGEST_ERROR = 2000
@@ -205,9 +209,11 @@ def run(
             _fail(f"unexpected argument {argv[1]}; flags are --NAME=VALUE")
             sys.exit(2)
         code = _outcome(main, argv, backends)
+        signals.ignore()
         atexit.register(_drop)  # what TensorFlow may say of its own end
-        sys.exit(code)
+        sys.exit(signals.exit_code() or code)
 
+    signals.install()
     app.run(outcome, flags_parser=functools.partial(_parse, main))
 
 
@@ -234,31 +240,24 @@ def _parse(main, arguments: list[str]) -> list[str]:
 
 
 def _outcome(main, argv, backends) -> int:
+    _check_memory()
     try:
-        return _code(main, argv, backends)
-    except KeyboardInterrupt:
-        _fail("interrupted")
-        return 130
+        with quiet():
+            import tensorflow as tf
 
+            tf.config.list_physical_devices()
 
-def _code(main, argv, backends) -> int:
-    # What a user's data, disk and network can cause. Anything else is a
-    # mistake of ours, whose trace a report needs.
-    with quiet():
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()
-
-    try:
         from keras_resnet import training
         from keras_resnet.training import loop
         from keras_resnet.training import strategies
 
         training.require_backend("this program", *backends)
-    except ImportError as error:  # Keras runs on another backend
+    except (ImportError, MemoryError) as error:  # or another backend of Keras
         _fail(error)
         return 1
 
+    # What a user's data, disk and network can cause. Anything else is a
+    # mistake of ours, whose trace a report needs.
     expected: tuple[type[Exception], ...] = (
         ValueError,
         OSError,
@@ -269,14 +268,20 @@ def _code(main, argv, backends) -> int:
     if "jax" in sys.modules:  # a GPU that is too small, for one
         expected += (sys.modules["jax"].errors.JaxRuntimeError,)
     try:
+        signals.clean_up()
         main(argv)
         return 0
     except UsageError as error:
         _fail(error)
         return 2
     except loop.Interrupted as error:
+        signals.ignore()
         _fail(f"{error}; the same command goes on from there")
         return 128 + error.signal_number
+    except SystemExit:
+        if signals.exit_code() is None:
+            raise
+        return 0  # it has said what stopped it
     except expected as error:
         _fail(error)
         return 1
@@ -307,11 +312,32 @@ def _drop() -> None:
     os.close(nowhere)
 
 
+def _check_memory() -> None:
+    """Rejects a limit at which the import of TensorFlow hangs or aborts."""
+    for kind, option, least in (
+        (resource.RLIMIT_AS, "-v", 2**31),
+        (resource.RLIMIT_DATA, "-d", 2**29),
+    ):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY and limit < least:
+            _fail(
+                f"the memory of the process must be at least {least >> 10:,} "
+                f"KiB, received a limit of {limit >> 10:,}: ulimit {option} "
+                "unlimited"
+            )
+            sys.exit(1)
+
+
 def _fail(error) -> None:
     """Writes one line on stderr: the program's name and what is wrong."""
+    if signals.exit_code() is not None:
+        return  # the line that says what stopped the program is there
     text = getattr(error, "message", None) or str(error) or repr(error)
-    program = os.path.basename(sys.argv[0]).removesuffix(".py")
+    # Which kernel of TensorFlow failed does not help a user.
+    text = re.sub(r"\{\{function_node [^}]*\}\}", "", text)
     line = " ".join(text.split())
     if len(line) > _LONGEST_ERROR:
         line = f"{line[:_LONGEST_ERROR]}..."
-    print(f"{program}: {printable(line)}", file=sys.stderr, flush=True)
+    print(
+        f"{signals.program()}: {printable(line)}", file=sys.stderr, flush=True
+    )

@@ -90,7 +90,11 @@ _EVAL_EVERY = flags.DEFINE_integer(
     "eval_every", None, "Steps between two evaluations.", lower_bound=1
 )
 _CHECKPOINT_SECONDS = flags.DEFINE_float(
-    "checkpoint_seconds", 120.0, "Time between two checkpoints.", lower_bound=0
+    "checkpoint_seconds",
+    None,
+    "Time between two checkpoints, which is what a kill can cost; default: 50 "
+    "times as long as a save takes, at least 10 and at most 1,800.",
+    lower_bound=0,
 )
 _SET = flags.DEFINE_multi_string(
     "set",
@@ -212,6 +216,7 @@ def main(argv):
     """Trains as the flags say."""
     import keras
 
+    from keras_resnet.training import checkpoints
     from keras_resnet.training import configs
     from keras_resnet.training import loop
     from keras_resnet.training import workdirs
@@ -255,7 +260,7 @@ def main(argv):
             eval_every=_EVAL_EVERY.value,
             checkpoint_seconds=_CHECKPOINT_SECONDS.value,
         )
-    except workdirs.WorkdirError as error:
+    except (workdirs.WorkdirError, checkpoints.StateError) as error:
         raise command_line.UsageError("workdir", workdir, error) from error
     command_line.show(
         f"test error {result['test_top1_error']:.2f}%, "

@@ -97,6 +97,7 @@ def _search():
 def main(argv):
     """Searches as the flags say."""
     from keras_resnet.analysis import complexity
+    from keras_resnet.training import checkpoints
     from keras_resnet.training import tuning
     from keras_resnet.training import workdirs
 
@@ -106,7 +107,7 @@ def main(argv):
     command_line.show(f"at most {_TRIALS.value} trials, in {workdir}")
     try:
         trials = tuning.tune(search, workdir, _WORKERS.value, command_line.show)
-    except workdirs.WorkdirError as error:
+    except (workdirs.WorkdirError, checkpoints.StateError) as error:
         raise command_line.UsageError("workdir", workdir, error) from error
     rows = [["trial", "validation error", *trials[0].values()]]
     for trial in trials:

@@ -295,13 +295,6 @@ class UsageTest(parameterized.TestCase):
         self.assertLen(outcome.err, 1)
         self.assertIn(f"{split}/b/bad.jpg", outcome.err[0])
 
-    def test_interrupt_is_one_line(self):
-        with mock.patch.object(data, "load", side_effect=KeyboardInterrupt):
-            outcome = programs.run("train")
-        self.assertEqual(
-            (outcome.code, outcome.err), (130, ["train: interrupted"])
-        )
-
     def test_failure_of_tensorflow_is_one_line(self):
         error = tf.errors.ResourceExhaustedError(None, None, "no memory\nleft")
         with mock.patch.object(data, "load", side_effect=error):

@@ -2,6 +2,12 @@
 
 import contextlib
 import io
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -40,6 +46,120 @@ class PrintableTest(parameterized.TestCase):
         (line,) = outcome.err
         self.assertTrue(line.isprintable(), line)
         self.assertLess(len(line), 2100)
+
+
+class SignalsTest(parameterized.TestCase):
+    """Any number of signals, in any phase of a program."""
+
+    @parameterized.product(
+        signals=(["SIGTERM"], ["SIGINT", "SIGINT"], ["SIGTERM"] * 9),
+        phase=("start", "import", "main", "cleaning", "error", "swallowed"),
+    )
+    def test_signals_end_a_program_with_one_line(self, signals, phase):
+        numbers = [int(signal.Signals[name]) for name in signals]
+        code = _PROGRAM.format(root=ROOT, phase=phase, signals=numbers)
+        process = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True
+        )
+        code = 128 + numbers[0]
+        self.assertEqual(process.returncode, code, process.stderr)
+        self.assertEqual(process.stderr, f"program: stopped by {signals[0]}\n")
+        is_clean = phase in ("start", "import") or "cleaned" in process.stdout
+        self.assertTrue(is_clean)
+
+    def test_outcome_stands_once_there_is_one(self):
+        code = _PROGRAM.format(root=ROOT, phase="end", signals=[2, 15])
+        process = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True
+        )
+        self.assertEqual((process.returncode, process.stderr), (0, ""))
+
+    @parameterized.parameters("RLIMIT_AS", "RLIMIT_DATA")
+    def test_memory_that_is_too_small_is_one_line(self, kind):
+        with mock.patch.object(
+            resource,
+            "getrlimit",
+            lambda k: (2**28 if k == getattr(resource, kind) else -1, -1),
+        ):
+            outcome = programs.run("evaluate", "--workdir=x")
+        self.assertEqual(outcome.code, 1)
+        (line,) = outcome.err
+        self.assertRegex(line, "memory .* must be at least .*received a limit")
+
+    def test_kernel_of_tensorflow_is_not_named(self):
+        error = OSError("{{function_node __wrapped__X_/job:0}} disk full")
+        with mock.patch("keras_resnet.training.workdirs.local") as local:
+            local.side_effect = error
+            outcome = programs.run("evaluate", "--workdir=x")
+        self.assertEqual(outcome.err, ["evaluate: disk full"])
+
+
+ROOT = str(pathlib.Path(__file__).parents[1])
+
+# A program, without the seconds that the import of TensorFlow takes.
+_PROGRAM = """
+import atexit, os, sys, types
+sys.path.insert(0, {root!r})
+sys.argv = ["-m"]
+sys.orig_argv = ["python", "-m", "apps.program"]
+def signals(phase):
+    if phase == {phase!r}:
+        for number in {signals}:
+            os.kill(os.getpid(), number)
+from apps import command_line
+signals("start")
+sys.argv = ["program.py"]
+class Loader:
+    def find_spec(self, name, *_):
+        if name == "tensorflow":
+            signals("import")
+            sys.exit(7)
+class Garbage:
+    def __del__(self):
+        signals("swallowed")
+def main(argv):
+    try:
+        signals("main")
+        if {phase!r} == "error":
+            try:
+                signals("error")
+            finally:
+                raise ValueError("in the wake of the signal")
+        if {phase!r} == "swallowed":
+            print("cleaned", flush=True)
+            Garbage()
+        if {phase!r} == "import":
+            import tensorflow
+    finally:
+        print("cleaned", flush=True)
+        signals("main")  # once more
+        signals("cleaning")
+class Interrupted(Exception):
+    pass
+fake = types.SimpleNamespace(
+    config=types.SimpleNamespace(list_physical_devices=list),
+    errors=types.SimpleNamespace(OpError=OSError),
+)
+if {phase!r} == "import":
+    sys.meta_path.insert(0, Loader())
+else:
+    sys.modules["tensorflow"] = fake
+training = types.ModuleType("keras_resnet.training")
+training.require_backend = lambda *_: None
+training.loop = types.SimpleNamespace(Interrupted=Interrupted)
+training.strategies = types.SimpleNamespace(WorkerLostError=OSError)
+package = types.ModuleType("keras_resnet")
+package.training = training
+package.__path__ = training.__path__ = []
+sys.modules.update({{
+    "keras_resnet": package,
+    "keras_resnet.training": training,
+    "keras_resnet.training.loop": training.loop,
+    "keras_resnet.training.strategies": training.strategies,
+}})
+atexit.register(signals, "end")
+command_line.run(main)
+"""
 
 
 if __name__ == "__main__":

@@ -103,7 +103,6 @@ class FaultTest(parameterized.TestCase):
         (damage_data, 7),
         (flip_a_bit, 7),
         (delete_data, 7),
-        (damage_all, 0),
     )
     def test_damaged_checkpoint_is_passed_over(self, damage, step):
         self.train()
@@ -112,24 +111,35 @@ class FaultTest(parameterized.TestCase):
         self.assertEqual(checkpoints.steps(directory), [6, 7, 8])
         damage(directory)
         self.lines.clear()
-        if step:
-            trained = workdirs.load_workdir(
-                self.root / "run", report=self.lines.append
-            )
-            self.assertEqual(trained.step, step)
-            self.assertIn("ckpt-8 is damaged", self.lines[0])
-        else:
-            with self.assertRaisesRegex(workdirs.WorkdirError, "is damaged"):
-                workdirs.load_workdir(
-                    self.root / "run", report=self.lines.append
-                )
+        trained = workdirs.load_workdir(
+            self.root / "run", report=self.lines.append
+        )
+        self.assertEqual(trained.step, step)
+        self.assertIn("ckpt-8 is damaged", self.lines[0])
         self.lines.clear()
         self.train()
         said = "\n".join(self.lines)
         self.assertRegex(said, "ckpt-8 is damaged .*going back to the one bef")
-        self.assertIn("goes on at step 7" if step else "starts at step 0", said)
+        self.assertIn(f"goes on at step {step}", said)
         self.assert_same("run", expected)
         self.assertNotEmpty(list(directory.glob("damaged-ckpt-8.*")))
+
+    def test_run_without_a_readable_checkpoint_does_not_start_again(self):
+        self.train()
+        workdir = self.root / "run"
+        for path in workdir.glob("checkpoints/ckpt-*"):
+            path.write_bytes(path.read_bytes()[:50])
+        before = {p: p.read_bytes() for p in workdir.glob("*/ckpt-*")}
+        message = "no checkpoint in .* can be read: .*another work directory"
+        with self.assertRaisesRegex(checkpoints.StateError, message):
+            self.train()
+        with self.assertRaisesRegex(checkpoints.StateError, message):
+            workdirs.load_workdir(workdir, report=self.lines.append)
+        after = {p: p.read_bytes() for p in workdir.glob("*/ckpt-*")}
+        self.assertEqual(after, before)
+        outcome = programs.run("train", f"--workdir={workdir}", *FLAGS)
+        self.assertEqual(outcome.code, 2)
+        self.assertLen(outcome.err, 1)
 
     def test_deleted_checkpoint_is_made_again(self):
         self.train()

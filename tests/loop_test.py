@@ -7,9 +7,11 @@ import signal
 from unittest import mock
 
 import keras
+import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import loop
 from keras_resnet.training import steps
@@ -19,10 +21,21 @@ from tests import tiny_runs
 
 
 class TrainingTest(tiny_runs.TestCase):
-    @parameterized.parameters("A", "dropout")
-    def test_stopped_run_ends_with_the_bits_of_one_that_was_not(self, kind):
-        """Law 5 of the design, with random layers too."""
-        arguments = {"shortcut": kind, "survival_probability": 0.8}
+    @parameterized.parameters(
+        ("A",),
+        ("dropout",),
+        ("A", {"looped": True}),
+        ("dropout", {"looped": True, "remat": True}),
+    )
+    def test_stopped_run_ends_with_the_bits_of_one_that_was_not(
+        self, kind, others=None
+    ):
+        """Law 5 of the design, with random layers and loops too."""
+        arguments = {
+            "shortcut": kind,
+            "survival_probability": 0.8,
+            **(others or {}),
+        }
         described = tiny_runs.config(
             model_arguments=arguments, deterministic=True
         )
@@ -37,8 +50,65 @@ class TrainingTest(tiny_runs.TestCase):
             self.assertEqual(caught.exception.step, stop_at)
             self.assertEqual(caught.exception.signal_number, signal.SIGTERM)
         self.train(described)
-        self.assertTrue(any("seed" in name for name in runs.values(whole)))
         self.assert_same_run(self.workdir, whole)
+        loaded, others = (
+            workdirs.load_workdir(directory).model.get_weights()
+            for directory in (self.workdir, whole)
+        )
+        for weight, other in zip(loaded, others, strict=True):
+            np.testing.assert_array_equal(weight, other)
+        is_saved = {str(value.shape) for value in runs.values(whole).values()}
+        self.assertContainsSubset({str(w.shape) for w in loaded}, is_saved)
+
+    @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
+    def test_only_the_first_signal_counts(self, number):
+        """The others arrive while the state is saved."""
+        save = checkpoints.save
+
+        def interrupted(*arguments, **options):
+            for again in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), again)
+            save(*arguments, **options)
+
+        with (
+            mock.patch.object(checkpoints, "save", interrupted),
+            self.assertRaises(loop.Interrupted) as caught,
+            stop_after(3, number),
+        ):
+            self.train(tiny_runs.config(), eval_every=8, checkpoint_seconds=1e9)
+        self.assertEqual(caught.exception.signal_number, number)
+        self.assertEqual(checkpoints.steps(self.workdir / "checkpoints"), [3])
+
+    @parameterized.parameters((0.001, 10.0), (1.0, 50.0), (100.0, 1800.0))
+    def test_time_between_saves_follows_from_their_cost(
+        self, seconds, expected
+    ):
+        """Saving takes at most 2% of the time, within bounds."""
+        trainer = loop._Trainer(*[mock.MagicMock()] * 6, keep=3)
+        trainer.is_saved = False
+        clock = iter([0.0, seconds, seconds])
+        with (
+            mock.patch.object(checkpoints, "save"),
+            mock.patch.object(checkpoints, "prune"),
+            mock.patch.object(loop.time, "monotonic", lambda: next(clock)),
+        ):
+            trainer.save(5)
+        self.assertEqual(trainer.apart, expected)
+
+    def test_work_that_a_kill_costs_is_reported(self):
+        lines = []
+        with (
+            mock.patch.object(
+                workdirs.Metrics, "best", side_effect=KeyboardInterrupt
+            ),
+            self.assertRaises(KeyboardInterrupt),
+        ):
+            self.train(tiny_runs.config())
+        path = self.workdir / "metrics.csv"
+        path.write_text(path.read_text() + "2,0.1,1,1,1,,,\n4,0.1,1,1,1,,,\n6")
+        self.train(tiny_runs.config(), report=lines.append)
+        self.assertIn("repeats 4 of the steps in metrics.csv", lines[0])
+        self.assertRegex(lines[1], "a kill costs .*--checkpoint_seconds")
 
     def test_finished_run_is_not_trained_again(self):
         first = self.train(tiny_runs.config())
@@ -120,13 +190,13 @@ class TrainingTest(tiny_runs.TestCase):
 
 
 @contextlib.contextmanager
-def stop_after(step):
-    """Sends SIGTERM to this process so that its run stops after a step."""
+def stop_after(step, number=signal.SIGTERM):
+    """Sends a signal to this process so that its run stops after a step."""
     advance = loop._Trainer.advance
 
     def noticed(trainer, *arguments):
         if trainer.run.completed_steps == step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return advance(trainer, *arguments)
 
     with (

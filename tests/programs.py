@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import signal
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -21,6 +22,8 @@ def run(name: str, *arguments: str) -> Outcome:
     """`python -m apps.<name> <arguments>`: exit code, stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     code = 0
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in numbers]
     with (
         _imported(f"apps.{name}") as program,
         mock.patch.object(sys, "argv", [f"{name}.py", *arguments]),
@@ -31,6 +34,9 @@ def run(name: str, *arguments: str) -> Outcome:
             program.cli()
         except SystemExit as end:
             code = end.code or 0
+        finally:  # a program takes over the signals of its process
+            for number, handler in zip(numbers, handlers, strict=True):
+                signal.signal(number, handler)
     return Outcome(
         code, out.getvalue().splitlines(), err.getvalue().splitlines()
     )

@@ -137,11 +137,14 @@ class RunsTest(parameterized.TestCase):
 class ResumeTest(RunsTest):
     trials = 2
 
-    @parameterized.parameters("one", "mirrored")
-    def test_killed_run_ends_with_the_same_bytes(self, devices):
+    @parameterized.parameters(
+        (),
+        ("--num_devices=2",),
+        ("--set=model.looped=true", "--set=model.remat=true"),
+    )
+    def test_killed_run_ends_with_the_same_bytes(self, *flags):
         """Law 5 of the design."""
-        if devices == "mirrored":
-            self.arguments.append("--num_devices=2")
+        self.arguments += flags
         equal = self.kill_at_random(seed=0, trials=self.trials)
         self.assertEqual(equal, self.trials)
 

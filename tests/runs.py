@@ -136,7 +136,7 @@ def values(workdir) -> dict[str, np.ndarray]:
     reader = tf.train.load_checkpoint(path)
     names = reader.get_variable_to_shape_map()
     return {
-        name: reader.get_tensor(name)
+        name: np.asarray(reader.get_tensor(name))
         for name in names
         if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
     }

@@ -1,13 +1,24 @@
 """Work directories: what is left, what is loaded, what is refused."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
+from absl.testing import parameterized
 
+import keras_resnet
 from keras_resnet.training import checkpoints
 from keras_resnet.training import data
 from keras_resnet.training import evaluation
@@ -15,6 +26,10 @@ from keras_resnet.training import loop
 from keras_resnet.training import workdirs
 from tests import runs
 from tests import tiny_runs
+
+
+def _received(text):
+    return f"received {re.escape(text)}"
 
 
 class WorkdirTest(tiny_runs.TestCase):
@@ -145,6 +160,76 @@ class WorkdirTest(tiny_runs.TestCase):
             self.train(tiny_runs.config())
         self.assertEqual(path.stat().st_mtime_ns, before)
 
+    def test_better_network_replaces_the_best_once_a_checkpoint_has_it(self):
+        """A run that is killed in between has one of them."""
+        errors = iter([5, 3, 4, 2, 3])
+
+        def evaluated(*_, **__):
+            return evaluation.Evaluation(100, next(errors), 0, 1.0)
+
+        add = workdirs.Metrics.add
+
+        def killed(metrics, row):
+            if row["step"] == 4:
+                raise KeyboardInterrupt
+            add(metrics, row)
+
+        arguments = {"eval_every": 2, "checkpoint_seconds": 0.0}
+        with (
+            mock.patch.object(evaluation.Evaluator, "__call__", evaluated),
+            mock.patch.object(workdirs.Metrics, "add", killed),
+            self.assertRaises(KeyboardInterrupt),
+        ):
+            self.train(tiny_runs.config(), **arguments)
+        best = self.workdir / "best"
+        self.assertEqual(checkpoints.steps(best), [2, 4])
+        (best / "ckpt-9_temp").mkdir()
+        (self.workdir / ".keras_resnet-1-config.json").touch()
+        add, kept = workdirs.Metrics.__init__, []
+
+        def noted(metrics, *arguments):
+            kept.append(checkpoints.steps(best))
+            add(metrics, *arguments)
+
+        with (
+            mock.patch.object(evaluation.Evaluator, "__call__", evaluated),
+            mock.patch.object(workdirs.Metrics, "__init__", noted),
+        ):
+            self.train(tiny_runs.config(), **arguments)
+        self.assertEqual(kept, [[2]])
+        self.assertEqual(checkpoints.steps(best), [6])
+        self.assertEqual(
+            sorted(os.listdir(self.workdir)),
+            sorted(
+                [".lock", "best", "checkpoints", "events"]
+                + ["config.json", "dataset.json", "metrics.csv"]
+            ),
+        )
+        self.assertFalse((best / "ckpt-9_temp").exists())
+
+    def test_directory_that_is_removed_ends_the_run(self):
+        add = workdirs.Metrics.add
+
+        def removing(metrics, row):
+            add(metrics, row)
+            if row["step"] == 4:
+                shutil.rmtree(self.workdir)
+
+        with (
+            mock.patch.object(workdirs.Metrics, "add", removing),
+            self.assertRaisesRegex(OSError, "removed or replaced"),
+        ):
+            self.train(tiny_runs.config())
+        self.assertFalse(self.workdir.exists())
+
+    @parameterized.parameters("gs://b/run", "s3://b", "file:///run", "a+b://c")
+    def test_url_is_refused(self, url):
+        with self.assertRaisesRegex(workdirs.WorkdirError, _received(url)):
+            self.train(tiny_runs.config(), workdir=url)
+        with self.assertRaisesRegex(workdirs.WorkdirError, _received(url)):
+            workdirs.load_workdir(url)
+        self.assertFalse(os.path.exists(url.partition("/")[0]))
+
     def test_directory_of_something_else_is_refused(self):
         self.workdir.mkdir()
         (self.workdir / "thesis.txt").write_text("mine")
@@ -164,9 +249,329 @@ class WorkdirTest(tiny_runs.TestCase):
             self.train(tiny_runs.config())
         with self.assertRaisesRegex(workdirs.WorkdirError, "no checkpoint yet"):
             workdirs.load_workdir(self.workdir)
-        (self.workdir / "config.json").write_text("{")
-        with self.assertRaisesRegex(workdirs.WorkdirError, "cannot be read"):
+
+
+class ChangedFilesTest(parameterized.TestCase):
+    """Files of a work directory that somebody changed by hand."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        root = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(root.cleanup)
+        cls.run_directory = Path(root.name) / "run"
+        with mock.patch.dict(keras_resnet.MODELS, {"tiny": runs.TINY}):
+            loop.train_and_evaluate(
+                tiny_runs.config(),
+                cls.run_directory,
+                report=tiny_runs.quiet,
+                log_every=2,
+            )
+
+    def setUp(self):
+        super().setUp()
+        tiny = mock.patch.dict(keras_resnet.MODELS, {"tiny": runs.TINY})
+        self.enter_context(tiny)
+        root = self.enter_context(tempfile.TemporaryDirectory())
+        self.workdir = Path(root) / "run"
+        shutil.copytree(self.run_directory, self.workdir)
+
+    def assert_refused(self, name, *messages):
+        """One line names the file, in training and in the other programs."""
+        message = f"{self.workdir}/{name}.*{'.*'.join(messages)}"
+        with self.assertRaisesRegex(workdirs.WorkdirError, message) as caught:
             workdirs.load_workdir(self.workdir)
+        self.assertLess(len(str(caught.exception)), 700)
+
+    @parameterized.product(
+        name=("config.json", "dataset.json"),
+        content=(
+            b"",
+            b"{",
+            b"[1]",
+            b"null",
+            b'"text"',
+            b"{}",
+            b"\xff\xfe",
+            b"\xef\xbb\xbf{}",
+            b'{"a": NaN}',
+            b'{"a": 1e999}',
+            b'{"a": -Infinity}',
+            b'{"a": 1, "a": 2}',
+            b"[" * 100_000,
+            b'{"a":' * 100_000,
+            b'{"a": ' + b"9" * 5000 + b"}",
+            b"\0" * 100,
+        ),
+    )
+    def test_file_that_is_no_object(self, name, content):
+        (self.workdir / name).write_bytes(content)
+        is_object = content == b"{}"
+        expected = "" if is_object else "cannot be read"
+        if (name, content) != ("dataset.json", b"{}"):
+            self.assert_refused(name, expected)
+        else:
+            self.assert_refused(name, "labels must be")
+
+    @parameterized.product(
+        name=("config.json", "dataset.json"),
+        kind=("folder", "pipe", "loop", "large"),
+    )
+    def test_file_that_is_no_file(self, name, kind):
+        path = self.workdir / name
+        path.unlink()
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "loop":
+            path.symlink_to(name)
+        else:
+            path.touch()
+            os.truncate(path, 2**40)
+        with self.assertRaisesRegex(workdirs.WorkdirError, name):
+            workdirs.load_workdir(self.workdir)
+
+    @parameterized.parameters(
+        ("config.json", "model", 5),
+        ("config.json", "model", "resnet21"),
+        ("config.json", "model", ["tiny"]),
+        ("config.json", "seed", "0"),
+        ("config.json", "seed", True),
+        ("config.json", "seed", 10**400),
+        ("config.json", "seed", 0.5),
+        ("config.json", "dtype", None),
+        ("config.json", "deterministic", 1),
+        ("config.json", "backend", "torch"),
+        ("config.json", "data_dir", 3),
+        ("config.json", "recipe", None),
+        ("config.json", "recipe", [1]),
+        ("config.json", "recipe", {}),
+        ("config.json", "model_arguments", []),
+        ("config.json", "model_arguments", {"shortcuts": "A"}),
+        ("config.json", "model_arguments", {"shortcut": ["A"]}),
+        ("config.json", "model_arguments", {"shortcut": {"class_name": "A"}}),
+        ("config.json", "model_arguments", {"survival_probability": "x"}),
+        ("config.json", "model_arguments", {"survival_probability": {}}),
+        ("config.json", "model_arguments", {"batch_norm_epsilon": "x"}),
+        ("config.json", "model_arguments", {"batch_norm_momentum": None}),
+        ("config.json", "model_arguments", {"looped": "yes"}),
+        ("config.json", "model_arguments", {"unit": 1}),
+        ("config.json", "model_arguments", {"bottleneck_stride": 1e300}),
+        ("config.json", "stranger", 1),
+        ("config.json", "steps", None),
+        ("dataset.json", "labels", None),
+        ("dataset.json", "labels", []),
+        ("dataset.json", "labels", [1, 2]),
+        ("dataset.json", "labels", "cat"),
+        ("dataset.json", "labels", {"cat": 1}),
+        ("dataset.json", "image_shape", [8, 8, 3]),
+        ("dataset.json", "image_shape", None),
+        ("dataset.json", "image_shape", [10**400, 8, 1]),
+        ("dataset.json", "preprocessing", None),
+        ("dataset.json", "preprocessing", []),
+        ("dataset.json", "preprocessing", {}),
+        ("dataset.json", "preprocessing", "x"),
+    )
+    def test_value_of_another_type(self, name, field, value):
+        path = self.workdir / name
+        fields = json.loads(path.read_text())
+        path.write_text(json.dumps({**fields, field: value}))
+        self.assert_refused(name)
+
+    @parameterized.parameters(
+        ("steps", "8"),
+        ("steps", 0),
+        ("steps", None),
+        ("decay_at_steps", 5),
+        ("decay_at_steps", [1.5]),
+        ("learning_rate", "0.1"),
+        ("learning_rate", True),
+        ("expected_errors", [1]),
+        ("augmentation", 1),
+        ("augmentation", "blur"),
+        ("optimizer", []),
+        ("stranger", 1),
+    )
+    def test_field_of_the_recipe_of_another_type(self, field, value):
+        path = self.workdir / "config.json"
+        fields = json.loads(path.read_text())
+        fields["recipe"][field] = value
+        path.write_text(json.dumps(fields))
+        self.assert_refused("config.json", field)
+
+    @parameterized.parameters(
+        ("image_size", "8"),
+        ("image_size", 1.0),
+        ("image_size", 10**9),
+        ("image_size", None),
+        ("channels", 2),
+        ("channels", True),
+        ("mean", "x"),
+        ("mean", {"a": 1}),
+        ("mean", [[1, 2], [3]]),
+        ("mean", [10**400]),
+        ("standard_deviation", [0]),
+        ("stranger", 1),
+    )
+    def test_field_of_the_preprocessing_of_another_type(self, field, value):
+        path = self.workdir / "dataset.json"
+        about = json.loads(path.read_text())
+        about["preprocessing"][field] = value
+        path.write_text(json.dumps(about))
+        self.assert_refused("dataset.json")
+
+    @parameterized.parameters(
+        (None,),
+        (b"",),
+        (b"step\n",),
+        (b"\xef\xbb\xbf%s",),
+        (b"\xff%s",),
+        (b"x%s",),
+        (b"2,0.1,1,1,1,,,\n",),
+        (b"\0" * 9999,),
+        ("folder",),
+        ("pipe",),
+        ("loop",),
+    )
+    def test_rows_come_back_from_the_checkpoint(self, content):
+        path = self.workdir / "metrics.csv"
+        rows = path.read_bytes()
+        path.unlink()
+        if content == "folder":
+            path.mkdir()
+        elif content == "pipe":
+            os.mkfifo(path)
+        elif content == "loop":
+            path.symlink_to(path.name)
+        elif content is not None:
+            path.write_bytes(content.replace(b"%s", rows))
+        lines = []
+        metrics = workdirs.Metrics(
+            self.workdir, rows.decode(), True, lines.append
+        )
+        metrics.close()
+        self.assertEqual(path.read_bytes(), rows)
+        (line,) = lines
+        self.assertIn("metrics.csv is not as the run left it: its 4 row", line)
+        is_aside = (self.workdir / "changed-metrics.csv").is_symlink() or (
+            self.workdir / "changed-metrics.csv"
+        ).exists()
+        self.assertEqual(is_aside, content is not None)
+
+    def test_rows_of_a_run_come_back_from_its_checkpoint(self):
+        path = self.workdir / "metrics.csv"
+        rows = path.read_bytes()
+        path.write_bytes(rows[:100])
+        loop.train_and_evaluate(
+            tiny_runs.config(), self.workdir, report=tiny_runs.quiet
+        )
+        self.assertEqual(path.read_bytes(), rows)
+
+    def test_rows_after_the_checkpoint_are_counted(self):
+        path = self.workdir / "metrics.csv"
+        lines = path.read_text().splitlines(keepends=True)
+        metrics = workdirs.Metrics(
+            self.workdir, "".join(lines[:3]), True, self.fail
+        )
+        metrics.close()
+        self.assertEqual(metrics.logged, 8)
+        self.assertEqual(path.read_text(), "".join(lines[:3]))
+
+    def test_checkpoint_of_another_network_is_an_error(self):
+        other = dataclasses.replace(runs.TINY, filters=(4, 16))
+        with (
+            mock.patch.dict(keras_resnet.MODELS, {"tiny": other}),
+            self.assertRaisesRegex(checkpoints.StateError, "another network"),
+        ):
+            workdirs.load_workdir(self.workdir)
+
+    def test_checkpoint_without_a_weight_is_an_error(self):
+        for path in self.workdir.glob("checkpoints/ckpt-8.*"):
+            path.unlink()
+        model = workdirs.configs.build_model(tiny_runs.config(), (8, 8, 1), 10)
+        step = workdirs.tf.Variable(8, dtype="int64")
+        layers = {layer.name: layer for layer in model.layers[:-1]}
+        saved = workdirs.tf.train.Checkpoint(
+            model=workdirs.tf.train.Checkpoint(**layers), step=step
+        )
+        saved.write(str(self.workdir / "checkpoints" / "ckpt-8"))
+        with self.assertRaisesRegex(
+            checkpoints.StateError, "ckpt-8 lacks .*train again"
+        ):
+            workdirs.load_workdir(self.workdir)
+
+
+# Locks a file as a run does, without the seconds that TensorFlow needs.
+_HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.write("process 5 on host7")
+    file.flush()
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+class LockTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        root = self.enter_context(tempfile.TemporaryDirectory())
+        self.directory = Path(root) / "run"
+        self.lines = []
+
+    def lock(self):
+        return workdirs.Lock(self.directory, self.lines.append)
+
+    def test_second_process_learns_who_uses_the_directory(self):
+        with self.lock():
+            text = (self.directory / ".lock").read_text()
+        self.assertEqual(
+            text, f"process {os.getpid()} on {socket.gethostname()}"
+        )
+        holder = subprocess.Popen(
+            [sys.executable, "-c", _HOLD, self.directory / ".lock"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.addCleanup(holder.communicate)
+        self.assertEqual(holder.stdout.readline(), b"held\n")
+        for _ in range(2):
+            with (
+                self.assertRaisesRegex(
+                    workdirs.WorkdirError,
+                    "run is in use by process 5 on host7: wait",
+                ),
+                self.lock(),
+            ):
+                self.fail("two processes hold it")
+        holder.kill()  # the kernel releases the lock
+        holder.wait()
+        with self.lock() as lock:
+            lock.check()
+        self.assertEmpty(self.lines)
+        self.assertTrue(workdirs.is_empty(self.directory))
+
+    def test_directory_that_is_replaced_is_noticed(self):
+        with self.lock() as lock:
+            shutil.rmtree(self.directory)
+            with self.assertRaisesRegex(OSError, "removed or replaced"):
+                lock.check()
+            with self.lock() as other:
+                other.check()
+                with self.assertRaisesRegex(OSError, "removed or replaced"):
+                    lock.check()
+
+    def test_file_system_that_cannot_lock_says_so(self):
+        cannot = OSError(errno.ENOLCK, "No locks available")
+        with (
+            mock.patch.object(fcntl, "flock", side_effect=cannot),
+            self.lock() as lock,
+        ):
+            lock.check()
+        (line,) = self.lines
+        self.assertRegex(line, "cannot be locked .No locks available.: do not")
 
 
 if __name__ == "__main__":

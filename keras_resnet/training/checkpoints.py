@@ -1,4 +1,4 @@
-"""The state of a run on disk: written whole, read back or passed over.
+"""The state of a run on disk: written atomically, verified when it is read.
 
 A checkpoint of step 8 is `ckpt-8.index` and `ckpt-8.data-00000-of-00001`. The
 index is renamed to its place last, so a program that dies while it saves
@@ -11,44 +11,69 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from pathlib import Path
 
+import keras
 import tensorflow as tf
+
+# What TensorFlow raises for damaged bytes, by the kind of damage, except
+# errors that leave the file as it is.
+_DAMAGE = (tf.errors.OpError, IndexError)
+_NO_DAMAGE = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnavailableError,
+)
+_PART = re.compile(
+    r"ckpt-(0|[1-9][0-9]*)\.(index|data-[0-9]{5}-of-[0-9]{5})", re.ASCII
+)
+_TORN_FILE = re.compile(_PART.pattern + r"(\.tempstate[0-9]+)?", re.ASCII)
+_TORN_FOLDER = re.compile(r"ckpt-[0-9]+_temp", re.ASCII)
+# The files that `replace_file` writes where runs and searches are kept.
+_REMAINS = re.compile(
+    r"\.keras_resnet-[0-9]+-"
+    r"((config|dataset|search)\.json|metrics\.csv|checkpoint)",
+    re.ASCII,
+)
 
 
 class CheckpointError(OSError):
     """A checkpoint that could not be written; the earlier ones are there."""
 
 
+class StateError(ValueError):
+    """A checkpoint that does not hold the state it is read for."""
+
+
 def steps(directory: str | os.PathLike) -> list[int]:
     """The steps of the checkpoints in a directory, the oldest first."""
-    found = (
-        re.fullmatch(r"ckpt-(\d+)\.index", path.name)
-        for path in Path(directory).glob("ckpt-*.index")
+    return sorted(
+        int(match[1])
+        for match, _ in _matches(directory, _PART)
+        if match[2] == "index"
     )
-    return sorted(int(match[1]) for match in found if match)
-
-
-def prefix(directory: str | os.PathLike, step: int) -> str:
-    """The path of a checkpoint, as TensorFlow has it."""
-    return str(Path(directory) / f"ckpt-{step}")
 
 
 def save(
     write: Callable[[str], None],
     directory: str | os.PathLike,
     step: int,
-    keep: int,
+    keep: int | None,
 ) -> None:
     """Writes a checkpoint, and removes all but the last ones.
 
     Args:
-        write: Writes one, given its path, as TensorFlow does.
-        directory: Where; made if it is not there.
-        step: Its number.
-        keep: How many there are to be.
+        write: Writes a checkpoint to a path, as TensorFlow does.
+        directory: Its place, made if only this folder is missing.
+        step: The step of the checkpoint.
+        keep: Number of checkpoints to keep; None keeps all of them.
 
     Raises:
         CheckpointError: If it cannot be written. What was written of it is
@@ -57,79 +82,177 @@ def save(
     directory = Path(directory)
     before = steps(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write(prefix(directory, step))
-        for path in directory.glob(f"ckpt-{step}.*"):
+        # Not its parents: a run whose directory is gone must not start a new
+        # one that lacks the other files.
+        directory.mkdir(exist_ok=True)
+        with literal(directory) as place:
+            write(f"{place}/ckpt-{step}")
+        for path in _parts(directory, step):
             _flush(path)
         _flush(directory)
+        prune(directory, keep)
     except (tf.errors.OpError, OSError) as error:
         with contextlib.suppress(OSError):
             clean(directory)
-        reason = getattr(error, "message", None) or str(error)
         last = f"step {before[-1]}" if before else "the start"
         raise CheckpointError(
             f"the checkpoint of step {step} cannot be written to {directory} "
-            f"({reason.splitlines()[0]}); mend that and give the same command: "
-            f"it goes on from {last}"
+            f"({reason(error)}); mend that and give the same command: it goes "
+            f"on from {last}"
         ) from error
-    for old in steps(directory)[:-keep]:
-        _remove(directory, old)
+
+
+def prune(directory: str | os.PathLike, keep: int | None) -> None:
+    """Removes all but the last checkpoints, and lists those that are left."""
+    directory = Path(directory)
+    kept = steps(directory)
+    if keep is not None:
+        for old in kept[:-keep]:
+            _remove(directory, old)
+        kept = kept[-keep:]
     # What tf.train.latest_checkpoint and TensorBoard look for.
-    replace_file(
-        directory / "checkpoint",
-        f'model_checkpoint_path: "ckpt-{step}"\n'
-        + "".join(
-            f'all_model_checkpoint_paths: "ckpt-{kept}"\n'
-            for kept in steps(directory)
-        ),
-    )
+    if kept:
+        replace_file(
+            directory / "checkpoint",
+            f'model_checkpoint_path: "ckpt-{kept[-1]}"\n'
+            + "".join(
+                f'all_model_checkpoint_paths: "ckpt-{step}"\n' for step in kept
+            ),
+        )
 
 
 def restore(
-    read: Callable[[str], None],
+    read: Callable[[str], int],
     directory: str | os.PathLike,
     report: Callable[[str], None],
 ) -> int | None:
-    """Reads the newest checkpoint that is whole.
+    """Reads the newest checkpoint that is not damaged.
 
     Args:
-        read: Reads the checkpoint of a path, all of it.
-        directory: Where they are.
-        report: Is told of each one that is damaged.
+        read: Reads the checkpoint of a path, and returns the step in it.
+        directory: The folder of the checkpoints.
+        report: Receives a line for each damaged one.
 
     Returns:
-        The step of the checkpoint, or None if there is none that is whole.
+        The step of the checkpoint, or None if the folder holds none.
+
+    Raises:
+        StateError: If a checkpoint holds another state, or all are damaged.
+        OSError: If a file cannot be opened.
     """
-    for step in reversed(steps(directory)):
-        path = prefix(directory, step)
+    directory = Path(directory)
+    damaged: list[str] = []
+    tried = set()
+    # A run that trains may remove checkpoints while another program reads.
+    while left := [step for step in steps(directory) if step not in tried]:
+        step = left[-1]
+        path = directory / f"ckpt-{step}"
+        tried.add(step)
+        for part in _parts(directory, step):
+            with contextlib.suppress(FileNotFoundError):
+                _check_readable(part)
         try:
-            read(path)
-            return step
-        except (tf.errors.OpError, ValueError, IndexError) as error:
-            reason = getattr(error, "message", None) or str(error)
-            report(
-                f"{path} is damaged ({reason.splitlines()[0]}); going back to "
-                "the one before"
+            with literal(directory) as place:
+                found = read(f"{place}/ckpt-{step}")
+        except _DAMAGE as error:
+            if isinstance(error, _NO_DAMAGE):
+                raise
+            if step in steps(directory):
+                damaged.append(
+                    f"{path} is damaged ({reason(error)})".replace(
+                        str(place), str(directory)
+                    )
+                )
+                report(f"{damaged[-1]}; going back to the one before")
+            continue
+        except StateError as error:
+            raise StateError(f"{path} {error}") from error
+        if found != step:
+            raise StateError(
+                f"{path} must hold step {step}, received step {found}: the "
+                "file was renamed; give it its old name, or move it away"
             )
+        return step
+    if damaged:
+        raise StateError(
+            f"no checkpoint in {directory} can be read: {damaged[0]}; put a "
+            "copy of one there, or start again in another work directory"
+        )
     return None
 
 
-def tidy(
-    directory: str | os.PathLike,
-    step: int | None,
-    report: Callable[[str], None],
+def read(
+    checkpoint: tf.train.Checkpoint,
+    path: str,
+    variables: Iterable[tf.Variable | keras.Variable],
+    is_partial: bool = False,
 ) -> None:
-    """Leaves the checkpoints up to the one that was restored.
+    """Reads a checkpoint, and verifies that every variable got its value.
+
+    TensorFlow's own checks pass over a variable that it does not track, and
+    that variable would keep a random value. Each variable therefore gets a
+    value first that no run can have.
 
     Args:
-        directory: Where they are.
-        step: What `restore` gave.
-        report: Is told if every one is damaged.
+        checkpoint: The objects to restore.
+        path: Prefix of the checkpoint's files, from `restore`.
+        variables: All variables that must be in the checkpoint.
+        is_partial: Whether the checkpoint may hold more than the objects.
+
+    Raises:
+        StateError: If a variable is not in the checkpoint, its shape is
+            another one there, or there is more in the checkpoint.
     """
-    if step is None and steps(directory):
-        report("every checkpoint is damaged; starts at step 0")
-    set_aside(directory, after=-1 if step is None else step)
-    clean(directory)
+    variables = list(variables)
+    for variable in variables:
+        dtype = tf.as_dtype(variable.dtype)
+        variable.assign(tf.fill(variable.shape, _unread(dtype)))
+    try:
+        status = checkpoint.read(path)
+    except ValueError as error:
+        raise StateError(
+            f"is of another network than the run's ({reason(error)}): name "
+            "another work directory"
+        ) from error
+    status.expect_partial()  # or TensorFlow logs what it does not restore
+    missing = [v for v in variables if not _is_read(v)]
+    if missing:
+        names = [getattr(v, "path", v.name) for v in missing]
+        raise StateError(
+            f"lacks {len(missing)} of {len(variables)} variables "
+            f"({', '.join(names[:5])}{', ...' if names[5:] else ''}): they are "
+            "not in the checkpoint, so their values are lost; train again in "
+            "another work directory"
+        )
+    if not is_partial:
+        try:
+            status.assert_consumed()
+        except AssertionError as error:
+            raise StateError(
+                f"holds more than the run's network ({reason(error)}): name "
+                "another work directory"
+            ) from error
+
+
+def _unread(dtype):
+    """A value that no variable of a run has in all its elements."""
+    return tf.constant("\0" if dtype == tf.string else dtype.min, dtype)
+
+
+def _is_read(variable):
+    value = tf.convert_to_tensor(variable)
+    is_left = tf.reduce_all(tf.equal(value, _unread(value.dtype)))
+    return not tf.size(value) or not is_left
+
+
+def untracked(model: keras.Model) -> list[keras.Variable]:
+    """The variables of a model that `tf.train.Checkpoint` does not find.
+
+    They are the seeds of random layers, and the weights of a layer that keeps
+    them where TensorFlow does not look. A checkpoint must list them.
+    """
+    found = set(map(id, tf.train.TrackableView(model).descendants()))
+    return [v for v in model.variables if id(v) not in found]
 
 
 def set_aside(directory: str | os.PathLike, after: int) -> None:
@@ -140,7 +263,7 @@ def set_aside(directory: str | os.PathLike, after: int) -> None:
     """
     for step in steps(directory):
         if step > after:
-            for path in Path(directory).glob(f"ckpt-{step}.*"):
+            for path in _parts(directory, step):
                 os.replace(path, path.with_name(f"damaged-{path.name}"))
 
 
@@ -152,13 +275,19 @@ def drop(directory: str | os.PathLike, after: int) -> None:
 
 
 def clean(directory: str | os.PathLike) -> None:
-    """Removes what a program left that died while it saved."""
-    whole = {f"ckpt-{step}" for step in steps(directory)}
-    for path in Path(directory).glob("ckpt-*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name.partition(".")[0] not in whole or "temp" in path.name:
+    """Removes what a program left that died while it saved.
+
+    Only names that `save` and TensorFlow give are removed: other files in the
+    folder are the user's.
+    """
+    whole = set(steps(directory))
+    for match, path in _matches(directory, _TORN_FILE):
+        if match[3] or int(match[1]) not in whole:
             path.unlink(missing_ok=True)
+    for _, path in _matches(directory, _TORN_FOLDER, stat.S_ISDIR):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in remains(directory):
+        path.unlink(missing_ok=True)
 
 
 def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
@@ -166,7 +295,8 @@ def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
     path = Path(path)
     if isinstance(content, str):
         content = content.encode()
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # A name that no user gives, so that `remains` can remove it after a kill.
+    beside = path.with_name(f".keras_resnet-{os.getpid()}-{path.name[-50:]}")
     try:
         beside.write_bytes(content)
         os.replace(beside, path)
@@ -175,19 +305,78 @@ def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
         raise
 
 
-def remains(directory: Path) -> Iterator[Path]:
+def remains(directory: str | os.PathLike) -> list[Path]:
     """What `replace_file` left in a directory when it was killed."""
-    for path in directory.glob(".*.*"):
-        if re.fullmatch(r"\.(.+)\.\d+", path.name):
-            yield path
+    return [path for _, path in _matches(directory, _REMAINS)]
+
+
+@contextlib.contextmanager
+def literal(directory: str | os.PathLike) -> Iterator[str]:
+    r"""A path of an existing directory that TensorFlow takes literally.
+
+    TensorFlow takes the path of a checkpoint as a pattern, in which `[`, `*`,
+    `?` and `\` are special, and rejects a path that is not UTF-8. Linux names
+    the open directory by a number instead.
+
+    Raises:
+        OSError: If the system does not have such names.
+    """
+    path = str(directory)
+    if not re.search(r"[\[*?\\\ud800-\udfff]", path):
+        yield path
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        place = f"/proc/self/fd/{descriptor}"
+        if not os.path.isdir(place):
+            raise OSError(
+                f"the path {path} must not contain any of [ * ? \\ on this "
+                "system, because TensorFlow takes them as a pattern"
+            )
+        yield place
+    finally:
+        os.close(descriptor)
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error, without TensorFlow's name of a kernel."""
+    text = getattr(error, "message", None) or str(error) or repr(error)
+    text = re.sub(r"\{\{function_node [^}]*\}\}\s*", "", text)
+    return text.strip().partition("\n")[0]
+
+
+def _matches(directory, pattern, is_kind=stat.S_ISREG):
+    """The files of a directory whose whole name matches, with the matches."""
+    found = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in sorted(Path(directory).iterdir()):
+            match = pattern.fullmatch(path.name)
+            with contextlib.suppress(FileNotFoundError):
+                if match and is_kind(path.stat().st_mode):
+                    found.append((match, path))
+    return found
+
+
+def _parts(directory, step):
+    return [
+        path
+        for match, path in _matches(directory, _PART)
+        if int(match[1]) == step
+    ]
+
+
+def _check_readable(path):
+    """Raises OSError for a file that is not damaged but cannot be opened."""
+    with path.open("rb"):
+        pass
 
 
 def _remove(directory, step):
     # Without its index it is no checkpoint, whatever is left of it.
-    path = Path(prefix(directory, step))
-    path.with_name(f"{path.name}.index").unlink(missing_ok=True)
-    for part in directory.glob(f"{path.name}.data-*"):
-        part.unlink(missing_ok=True)
+    for path in sorted(
+        _parts(directory, step), key=lambda path: path.suffix != ".index"
+    ):
+        path.unlink(missing_ok=True)
 
 
 def _flush(path):

@@ -10,6 +10,7 @@ from keras_resnet import baselines
 from keras_resnet import layers
 from keras_resnet import models
 from keras_resnet import names
+from keras_resnet.training import recipes
 from keras_resnet.training.recipes import Recipe
 
 # float64 is for proofs: a difference that stays in it is no rounding.
@@ -69,7 +70,20 @@ class Config:
 
     @classmethod
     def from_json(cls, fields: dict) -> "Config":
-        """The configuration from the dict of `to_json`."""
+        """The configuration from the dict of `to_json`.
+
+        Raises:
+            TypeError: If a field is missing or unknown.
+            ValueError: If a value is not allowed.
+        """
+        recipes.check_fields(cls, fields)
+        if fields["backend"] not in ("jax", "tensorflow"):
+            raise ValueError(
+                "backend must be jax or tensorflow, received "
+                f"{fields['backend']!r}"
+            )
+        for name, value in fields["model_arguments"].items():
+            _check_type(name, value)
         recipe = Recipe.from_json(fields["recipe"])
         return cls(**{**fields, "recipe": recipe})
 
@@ -90,6 +104,22 @@ def check_model_arguments(
     for name in ("looped", "first_norm"):  # of the network, not of a unit
         arguments.pop(name, None)
     layers.units.get(arguments.pop("unit"))(1, **arguments)
+
+
+def _check_type(name, value):
+    """Raises ValueError for a value that `parse_model_argument` never gives."""
+    default = inspect.signature(models.resnet).parameters.get(name)
+    kinds: tuple[type, ...] = (str, type(None))
+    if name in ("looped", "remat"):
+        kinds = (bool, type(None))
+    elif default is not None and isinstance(default.default, float):
+        kinds = (int, float)
+    if type(value) not in kinds:
+        allowed = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(
+            f"model_arguments.{name} must be of type {allowed}, received "
+            f"{repr(value)[:100]}"
+        )
 
 
 def parse_model_argument(name: str, text: str) -> str | float | bool | None:

@@ -7,6 +7,8 @@ same distribution; but NumPy draws it, so that runs of the two backends with
 one seed are two runs.
 """
 
+import itertools
+
 import numpy as np
 import tensorflow as tf
 from keras import ops
@@ -110,6 +112,7 @@ class Run:
             for variables in self.variables
         )
         self.completed_steps = 0
+        self.rows = ""  # of metrics.csv, up to the last checkpoint
         self.sums = ops.zeros(4)
         self.preprocessing = dataset.preprocessing
         self.train_size = dataset.train_size
@@ -134,9 +137,8 @@ class Run:
         self.sums = ops.zeros(4)
 
     def restore(self, directory, report):
-        """Reads the newest checkpoint that is whole, if there is any."""
+        """Reads the newest checkpoint that is not damaged, if there is any."""
         step = checkpoints.restore(self.read, directory, report)
-        checkpoints.tidy(directory, step, report)
         if step is not None:
             report(f"goes on at step {step} of {self.config.recipe.steps}")
 
@@ -289,19 +291,24 @@ class Run:
         counted = ops.cast(counted, "float32")
         return losses.count_errors(logits, labels, counted)
 
-    def write(self, path):
+    def write(self, path, rows):
         """Writes the state as TensorFlow does: the weights in Keras' order."""
+        self.rows = rows
         self._checkpoint()[0].write(path)
 
     def read(self, path):
-        """Reads what `write` wrote, all of it."""
-        checkpoint, state, step, sums = self._checkpoint()
-        checkpoint.read(path).assert_consumed()
+        """Reads what `write` wrote, all of it; returns its step."""
+        checkpoint, state, others = self._checkpoint()
+        checkpoints.read(
+            checkpoint, path, [*itertools.chain(*state), *others.values()]
+        )
         self.state = tuple(
             [ops.array(value.numpy()) for value in values] for values in state
         )
-        self.completed_steps = int(step.numpy())
-        self.sums = ops.array(sums.numpy())
+        self.completed_steps = int(others["step"].numpy())
+        self.sums = ops.array(others["sums"].numpy())
+        self.rows = others["rows"].numpy().decode()
+        return self.completed_steps
 
     def _checkpoint(self):
         """The state as variables of TensorFlow, and a checkpoint of them."""
@@ -310,8 +317,11 @@ class Run:
                 [tf.Variable(np.asarray(value)) for value in values]
                 for values in self.state
             ]
-            step = tf.Variable(self.completed_steps, dtype="int64")
-            sums = tf.Variable(np.asarray(self.sums))
+            others = {
+                "step": tf.Variable(self.completed_steps, dtype="int64"),
+                "sums": tf.Variable(np.asarray(self.sums)),
+                "rows": tf.Variable(self.rows, dtype="string"),
+            }
         of_keras = {
             id(variable): value
             for variables, values in zip(self.variables, state, strict=True)
@@ -321,7 +331,6 @@ class Run:
         checkpoint = tf.train.Checkpoint(
             weights=weights,
             others=list(of_keras.values()),
-            step=step,
-            sums=sums,
+            **others,
         )
-        return checkpoint, state, step, sums
+        return checkpoint, state, others

@@ -5,6 +5,7 @@ metrics since the last row; all of it is in each checkpoint, and a batch is a
 function of (seed, step), so that a run goes on where it stopped.
 """
 
+import contextlib
 import math
 import os
 import signal
@@ -12,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import tensorflow as tf
 import tqdm
@@ -25,6 +25,13 @@ from keras_resnet.training import strategies
 from keras_resnet.training import workdirs
 
 _CHUNK_SECONDS = 1.0  # time between two looks at signals and the clock
+
+# Without `checkpoint_seconds`, the next save follows so many times as long as
+# the last one took: saving then takes at most 2% of the time. The bounds, in
+# seconds, are for saves that take next to nothing, and for very slow disks.
+_SAVES_APART = 50
+_LEAST_APART = 10.0
+_MOST_APART = 1800.0
 
 
 class TrainingDivergedError(ArithmeticError):
@@ -54,7 +61,7 @@ def train_and_evaluate(
     eval_every: int | None = None,
     keep: int = 3,
     dataset: data.DataSet | None = None,
-    checkpoint_seconds: float = 120.0,
+    checkpoint_seconds: float | None = None,
 ) -> dict:
     """Trains a network and evaluates it; goes on where an earlier call stopped.
 
@@ -74,14 +81,18 @@ def train_and_evaluate(
             run. The last step is always evaluated.
         keep: How many checkpoints are kept.
         dataset: That of the configuration where it is loaded already.
-        checkpoint_seconds: Time between two checkpoints.
+        checkpoint_seconds: Time between two checkpoints; None for 50 times as
+            long as a save takes, at least 10 and at most 1,800 seconds.
 
     Returns:
         The last row of `metrics.csv` as a dict, with the number of test images
         (`test_images`) and the training speed (`images_per_second`).
 
     Raises:
-        workdirs.WorkdirError: If the directory is another configuration's.
+        workdirs.WorkdirError: If the directory is another configuration's, or
+            another process uses it.
+        checkpoints.StateError: If its checkpoints are not this run's, or none
+            of them can be read.
         ImportError: If Keras does not run on the configuration's backend.
         ValueError: If the devices cannot share a batch equally, or the
             configuration has what its backend has not.
@@ -91,7 +102,7 @@ def train_and_evaluate(
         Interrupted: If SIGTERM or SIGINT arrived; everything is saved.
     """
     training.require_backend(__name__, config.backend)
-    workdir = Path(workdir)
+    workdir = workdirs.local(workdir)
     recipe = config.recipe
     strategy = strategy or tf.distribute.get_strategy()
     is_chief = strategies.is_chief(strategy)
@@ -102,7 +113,10 @@ def train_and_evaluate(
         tf.config.experimental.enable_op_determinism()
     if is_chief:
         workdirs.check(config, workdir)
-    with _Signals(can_raise=not strategies.has_workers(strategy)) as signals:
+    with (
+        _Signals(can_raise=not strategies.has_workers(strategy)) as signals,
+        contextlib.ExitStack() as stack,
+    ):
         if dataset is None:
             dataset = data.load(
                 config.dataset, config.data_dir, image_size=recipe.image_size
@@ -110,28 +124,25 @@ def train_and_evaluate(
         with strategies.lost_workers(strategy):
             run = _run(config, dataset, strategy)
         # Nothing is written before everything that can be refused has been.
+        lock = None
         if is_chief:
+            lock = stack.enter_context(workdirs.Lock(workdir, report))
+            workdirs.check(config, workdir)  # another process had the lock
             workdirs.prepare(config, dataset, workdir)
-        run.restore(workdir / workdirs.CHECKPOINTS["last"], report)
+        _restore(run, workdir, is_chief, report)
         steps_done = run.completed_steps
-        if is_chief:
-            checkpoints.drop(workdir / workdirs.CHECKPOINTS["best"], steps_done)
         signals.note_saved(steps_done)
-        metrics = workdirs.Metrics(
-            workdir, steps_done, run.images_since_row > 0, is_chief
-        )
+        metrics = workdirs.Metrics(workdir, run.rows, is_chief, report)
+        stack.callback(metrics.close)
+        if is_chief:
+            _report_losses(metrics, run, workdir, checkpoint_seconds, report)
         if eval_every is None:
             eval_every = max(recipe.steps // 20 // log_every, 1) * log_every
-        trainer = _Trainer(
-            run, dataset, workdir, metrics, signals, report, keep, is_chief
-        )
+        trainer = _Trainer(run, dataset, lock, metrics, signals, report, keep)
         speed = trainer.train(log_every, eval_every, checkpoint_seconds)
         run.meet()  # a worker that left would take the others with it
-    if not metrics.rows or int(metrics.rows[-1]["step"]) != recipe.steps:
-        raise workdirs.WorkdirError(
-            f"{workdir}/metrics.csv lacks the row of step {recipe.steps}: it "
-            "was changed by hand; restore it or start in another directory"
-        )
+        if is_chief and not workdirs.is_described(workdir):
+            workdirs.prepare(config, dataset, workdir)
     if steps_done == recipe.steps:
         report(f"{workdir} has all its {recipe.steps} steps already")
     numbers = {
@@ -156,22 +167,73 @@ def _run(config, dataset, strategy):
     return steps.Run(config, dataset, strategy)
 
 
-class _Trainer:
-    """Takes the remaining steps of a run; writes its rows and checkpoints."""
+def _restore(run, workdir, is_chief, report):
+    """Resumes at the newest checkpoint, and removes what came after it."""
+    last, best = (workdir / workdirs.CHECKPOINTS[n] for n in ("last", "best"))
+    run.restore(last, report)
+    step, steps = run.completed_steps, run.config.recipe.steps
+    if step > steps:
+        raise checkpoints.StateError(
+            f"{last} holds step {step}, the run has {steps} steps: the "
+            "checkpoint is of another run; move it away"
+        )
+    if not is_chief:
+        return
+    checkpoints.set_aside(last, after=step)
+    checkpoints.drop(best, after=step)
+    for directory in (last, best):
+        checkpoints.clean(directory)
+    checkpoints.prune(best, keep=1)
 
-    def __init__(
-        self, run, dataset, workdir, metrics, signals, report, keep, is_chief
-    ):
+
+def _report_losses(metrics, run, workdir, checkpoint_seconds, report):
+    """Reports the work that the last kill cost and the next one can cost."""
+    step = run.completed_steps
+    if metrics.logged > step:
+        report(
+            f"repeats {metrics.logged - step} of the steps in metrics.csv, "
+            f"because the last checkpoint is of step {step}"
+        )
+    best = metrics.best()
+    kept = checkpoints.steps(workdir / workdirs.CHECKPOINTS["best"])
+    if best and metrics.error_at((kept or [-1])[-1]) > best[1]:
+        report(
+            f"the best network so far, of step {best[0]}, is not in "
+            f"{workdir / workdirs.CHECKPOINTS['best']}, which keeps the best "
+            "one from here on"
+        )
+    if step == run.config.recipe.steps:
+        return
+    if checkpoint_seconds is None:
+        often = f"{_LEAST_APART:g} seconds, or less often if a save is slow"
+    else:
+        often = f"{checkpoint_seconds:g} seconds"
+    report(
+        f"saves a checkpoint every {often}; a kill costs the work since the "
+        "last one (--checkpoint_seconds)"
+    )
+
+
+class _Trainer:
+    """Takes the remaining steps of a run; writes its rows and checkpoints.
+
+    Args:
+        lock: The `workdirs.Lock` of the directory; None in a process that does
+            not write.
+    """
+
+    def __init__(self, run, dataset, lock, metrics, signals, report, keep):
         self.run = run
         self.dataset = dataset
-        self.workdir = workdir
+        self.lock = lock
         self.metrics = metrics
         self.signals = signals
         self.report = report
         self.keep = keep
-        self.is_chief = is_chief
+        self.is_chief = lock is not None
         self.is_saved = True
         self.saved_at = time.monotonic()
+        self.apart = _LEAST_APART  # seconds between two saves
 
     def train(self, log_every, eval_every, checkpoint_seconds):
         """Gives the speed in images a second; None where nothing was done."""
@@ -179,7 +241,9 @@ class _Trainer:
         first = step = run.completed_steps
         chunk, busy, seconds = 1, 0.0, 0.0
         speed = None
-        chunk_seconds = min(_CHUNK_SECONDS, checkpoint_seconds)
+        chunk_seconds = _CHUNK_SECONDS
+        if checkpoint_seconds is not None:
+            chunk_seconds = min(chunk_seconds, checkpoint_seconds)
         is_terminal = sys.stderr.isatty() and self.is_chief
         with tqdm.tqdm(
             total=recipe.steps,
@@ -199,8 +263,16 @@ class _Trainer:
                         with tqdm.tqdm.external_write_mode(file=sys.stderr):
                             self.report(_line(row, recipe, speed))
                 waited = time.monotonic() - self.saved_at
-                if is_last or waited > checkpoint_seconds:
+                apart = checkpoint_seconds
+                if apart is None:
+                    apart = self.apart
+                if is_last or waited > apart:
                     self.save(step)
+                    if checkpoint_seconds is None and self.apart > 2 * apart:
+                        self.report(
+                            f"a save is slow: the next checkpoint follows in "
+                            f"{self.apart:.0f} seconds (--checkpoint_seconds)"
+                        )
                 if is_last:
                     return speed
                 until = min(
@@ -250,12 +322,10 @@ class _Trainer:
             row["test_loss"] = result.loss
             row["test_top1_error"] = result.top1_error
             row["test_top5_error"] = result.top5_error
-            best = self.workdir / workdirs.CHECKPOINTS["best"]
-            if self.is_chief and (
-                result.top1_error < self.metrics.best_error()
-                or not checkpoints.steps(best)  # it went another way
-            ):
-                checkpoints.save(self.run.write, best, step, keep=1)
+            if self.is_chief and result.top1_error < self.best_error():
+                # The one before is kept until a checkpoint is as far: a run
+                # that is killed before goes another way.
+                self.write("best", step, keep=None)
         self.metrics.add(row)
         self.run.clear_sums()
         self.is_saved = False
@@ -268,10 +338,32 @@ class _Trainer:
         if not self.run.is_finite():
             self.diverged("a weight is no finite number")
         if self.is_chief:
-            last = self.workdir / workdirs.CHECKPOINTS["last"]
-            checkpoints.save(self.run.write, last, step, self.keep)
+            start = time.monotonic()
+            self.write("last", step, self.keep)
+            checkpoints.prune(self.folder("best"), keep=1)
+            seconds = _SAVES_APART * (time.monotonic() - start)
+            self.apart = min(max(seconds, _LEAST_APART), _MOST_APART)
         self.is_saved = True
         self.saved_at = time.monotonic()
+
+    def write(self, name, step, keep):
+        """Writes the state and the rows so far to a folder of checkpoints."""
+        self.lock.check()
+        rows = self.metrics.text()
+        checkpoints.save(
+            lambda path: self.run.write(path, rows),
+            self.folder(name),
+            step,
+            keep,
+        )
+
+    def folder(self, name):
+        return self.lock.directory / workdirs.CHECKPOINTS[name]
+
+    def best_error(self):
+        """The test error of the network in `best/`."""
+        kept = checkpoints.steps(self.folder("best"))
+        return self.metrics.error_at(kept[-1]) if kept else math.inf
 
     def stop(self, step):
         """Saves because this worker or another was asked to stop."""
@@ -341,15 +433,19 @@ class _Signals:
         return self
 
     def _note(self, number, frame):
-        self.received = number
+        if self.received is None:  # only the first one counts
+            self.received = number
+            self._stop_if_saved()
+
+    def _stop_if_saved(self):
         if self.can_raise and self.saved_at is not None:
-            raise Interrupted(number, self.saved_at)
+            raise Interrupted(self.received, self.saved_at)
 
     def note_saved(self, step):
         """Tells that everything up to a step is saved."""
         self.saved_at = step
         if self.received is not None:  # while there was nothing to say yet
-            self._note(self.received, None)
+            self._stop_if_saved()
 
     def __exit__(self, *_):
         for number, handler in self.before.items():

@@ -201,10 +201,60 @@ class Recipe:
 
     @classmethod
     def from_json(cls, fields: dict) -> "Recipe":
-        """The recipe from the dict of `to_json`."""
+        """The recipe from the dict of `to_json`.
+
+        Raises:
+            TypeError: If a field is missing or unknown.
+            ValueError: If a value is not of its field's type.
+        """
+        check_fields(cls, fields)
         return cls(
             **{**fields, "decay_at_steps": tuple(fields["decay_at_steps"])}
         )
+
+
+def check_fields(kind: type, fields: dict) -> None:
+    """Compares fields that were read from JSON with those of a dataclass.
+
+    Raises:
+        TypeError: If a field is missing or unknown.
+        ValueError: If a value is not of its field's type.
+    """
+    types = typing.get_type_hints(kind)
+    missing = sorted(types.keys() - fields.keys())
+    unknown = sorted(fields.keys() - types.keys())
+    if missing or unknown:
+        raise TypeError(
+            f"missing fields: {', '.join(missing) or 'none'}; "
+            f"unknown fields: {', '.join(unknown)[:200] or 'none'}"
+        )
+    for name, value in fields.items():
+        if not _is_of(value, types[name]):
+            raise ValueError(
+                f"{name} must be of type "
+                f"{getattr(types[name], '__name__', types[name])}, received "
+                f"{repr(value)[:100]}"
+            )
+
+
+def _is_of(value, kind):
+    """Whether JSON's value can be one of a field's type."""
+    arguments = typing.get_args(kind)
+    if kind == tuple[int, ...]:
+        return isinstance(value, list | tuple) and all(
+            type(element) is int for element in value
+        )
+    if kind == dict[str, float]:
+        return isinstance(value, dict) and all(
+            type(number) in (int, float) for number in value.values()
+        )
+    if arguments:  # the type or None
+        return any(_is_of(value, argument) for argument in arguments)
+    if kind is float:
+        return type(value) in (int, float)
+    if dataclasses.is_dataclass(kind):
+        return isinstance(value, dict)
+    return type(value) is kind
 
 
 def _parse(kind, text: str):

@@ -43,9 +43,9 @@ class Run:
             self.sums = tf.Variable(tf.zeros([4]))
             self.averages = optimizers.averages(recipe, self.model)
         self.devices = tf.Variable(0, dtype="int64")
-        # Moving statistics, and the seeds of random layers, which TensorFlow's
-        # checkpoints do not find by themselves.
-        weights = set(map(id, self.model.weights))
+        with tf.device("CPU:0"):  # text has no other place
+            self.text = tf.Variable("", dtype="string")
+        # Moving statistics, and the seeds of random layers.
         self.states = self.model.non_trainable_variables
         self.checkpoint = tf.train.Checkpoint(
             model=self.model,
@@ -53,8 +53,9 @@ class Run:
             step=self.step,
             sums=self.sums,
             devices=self.devices,
+            rows=self.text,
             averages=self.averages,
-            seeds=[v.value for v in self.states if id(v) not in weights],
+            untracked=[v.value for v in checkpoints.untracked(self.model)],
         )
         self.decayed = losses.are_decayed(recipe, self.model)
         self.evaluator = evaluation.Evaluator(self.predict, strategy)
@@ -76,19 +77,33 @@ class Run:
         """A row begins."""
         self.sums.assign(tf.zeros([4]))
 
-    def write(self, path):
+    @property
+    def rows(self) -> str:
+        """The rows of `metrics.csv` up to the last checkpoint."""
+        return self.text.numpy().decode()
+
+    def write(self, path, rows):
         """Writes the state, as `checkpoints.save` asks for it."""
+        self.text.assign(rows)
         self.checkpoint.write(path)
 
-    def restore(self, directory, report):
-        """Reads the newest checkpoint that is whole, if there is any."""
-        step = checkpoints.restore(
-            lambda path: self.checkpoint.read(path).assert_consumed(),
-            directory,
-            report,
+    def read(self, path):
+        """Reads what `write` wrote, all of it; returns its step."""
+        checkpoints.read(
+            self.checkpoint,
+            path,
+            [
+                *self.model.variables,
+                *self.optimizer.variables,
+                *self.averages,
+                *(self.step, self.sums, self.devices, self.text),
+            ],
         )
-        if strategies.is_chief(self.strategy):
-            checkpoints.tidy(directory, step, report)
+        return self.completed_steps
+
+    def restore(self, directory, report):
+        """Reads the newest checkpoint that is not damaged, if there is any."""
+        step = checkpoints.restore(self.read, directory, report)
         if self.meet() != self.completed_steps:
             raise workdirs.WorkdirError(
                 f"{directory} must be the same for all workers; worker "
@@ -130,6 +145,7 @@ class Run:
         finite = [
             tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(v.value)))
             for v in self.model.weights
+            if not _is_seed(v)  # a loop's are among its weights
         ]
         return tf.reduce_all(finite)
 

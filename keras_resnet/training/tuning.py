@@ -23,7 +23,6 @@ import time
 import typing
 from collections.abc import Callable
 from multiprocessing import connection
-from pathlib import Path
 
 import keras
 import keras_tuner
@@ -319,18 +318,25 @@ def tune(
         The trials, from the best to the worst.
 
     Raises:
-        WorkdirError: If the directory belongs to another search.
+        WorkdirError: If the directory belongs to another search, or another
+            process uses it.
         ChildProcessError: If a worker ended before its time.
     """
-    directory = Path(directory)
+    directory = workdirs.local(directory)
     if workers < 1:
         raise ValueError(f"workers must be at least 1, received {workers}")
     _check_directory(search, directory)
-    if workers > 1:
-        _in_processes(search, directory, workers, report)
-    tuner = _Tuner(search, directory, report)  # which reads what they left
-    if workers == 1:
-        tuner.search()
+    with workdirs.Lock(directory, report):
+        _check_directory(search, directory)  # another process had the lock
+        checkpoints.replace_file(
+            directory / "search.json",
+            json.dumps(search.to_json(), indent=1) + "\n",
+        )
+        if workers > 1:
+            _in_processes(search, directory, workers, report)
+        tuner = _Tuner(search, directory, report)  # which reads what they left
+        if workers == 1:
+            tuner.search()
     return sorted(
         map(tuner.trial, tuner.oracle.trials.values()),
         key=lambda trial: (
@@ -418,8 +424,15 @@ class _Tuner(BaseTuner):
             self.oracle.save()
 
     def reload(self):
-        if not self._is_worker():
+        if self._is_worker():
+            return
+        try:
             self.oracle.reload()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise workdirs.WorkdirError(
+                f"{self.project_dir} was changed by hand or written by another "
+                f"version of keras-tuner ({error!r}): choose another directory"
+            ) from error
 
     def pre_create_trial(self):
         # Where the next one depends on others, it is asked for all the time.
@@ -476,26 +489,27 @@ def _write_hparams(trial, error, workdir):
 def _check_directory(search, directory):
     path = directory / "search.json"
     fields = search.to_json()
-    if path.exists():
-        old = json.loads(path.read_text())
+    if os.path.lexists(path):
+        old = workdirs.read_json(path)
         # More trials go on from those there are.
-        del old["trials"], fields["trials"]
+        for one in (old, fields):
+            one.pop("trials", None)
         if old != fields:
-            differing = [n for n in fields if old.get(n) != fields[n]]
+            differing = [
+                name
+                for name in sorted(old.keys() | fields.keys())
+                if old.get(name) != fields.get(name)
+            ]
             raise workdirs.WorkdirError(
                 f"{directory} belongs to a search with another "
                 f"{' and '.join(differing)}: choose another directory or the "
                 "old search"
             )
-    elif directory.is_dir() and any(directory.iterdir()):
+    elif not workdirs.is_empty(directory):
         raise workdirs.WorkdirError(
             f"{directory} is neither empty nor of a search (it has no "
             "search.json): choose another"
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    checkpoints.replace_file(
-        path, json.dumps(search.to_json(), indent=1) + "\n"
-    )
 
 
 # --- Several processes -------------------------------------------------------

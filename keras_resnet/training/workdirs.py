@@ -4,12 +4,18 @@
 events of TensorBoard.
 """
 
+import contextlib
 import csv
 import dataclasses
+import errno
+import fcntl
 import io
 import json
 import math
 import os
+import re
+import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +42,9 @@ COLUMNS = (
 
 # The folders of a work directory that hold checkpoints.
 CHECKPOINTS = {"last": "checkpoints", "best": "best"}
+
+_LOCK = ".lock"
+_LARGEST_FILE = 2**26  # bytes; dataset.json of ImageNet has less than a MB
 
 
 class WorkdirError(ValueError):
@@ -76,7 +85,7 @@ def load_workdir(
             have been either.
     """
     training.require_backend(__name__, "tensorflow")
-    workdir = Path(workdir)
+    workdir = local(workdir)
     if checkpoint not in CHECKPOINTS:
         raise ValueError(
             f"checkpoint must be one of {', '.join(CHECKPOINTS)}, received "
@@ -93,13 +102,13 @@ def load_workdir(
         raise WorkdirError(
             f"{workdir} has no checkpoint yet: train for some steps first"
         )
-    about = _read_json(workdir / "dataset.json")
+    preprocessing, labels = _read_dataset(workdir)
 
     def build(dtype):
         return configs.build_model(
             dataclasses.replace(config, dtype=dtype),
-            tuple(about["image_shape"]),
-            len(about["labels"]),
+            preprocessing.image_shape,
+            len(labels),
             classifier_activation,
         )
 
@@ -109,35 +118,146 @@ def load_workdir(
         weights = model.get_weights()
         model = build("float32")
         model.set_weights(weights)
-    return Trained(
-        model,
-        config,
-        data.Preprocessing.from_json(json.dumps(about["preprocessing"])),
-        about["labels"],
-        step,
-    )
+    return Trained(model, config, preprocessing, labels, step)
 
 
 def _restore(model, config, directory, report):
-    """Reads the newest checkpoint that is whole; gives its step."""
+    """Reads the newest checkpoint that is not damaged; returns its step."""
     averages = optimizers.averages(config.recipe, model)
-    saved = tf.train.Checkpoint(model=model, averages=averages)
-    if config.backend == "jax":
-        saved = tf.train.Checkpoint(weights=[v.value for v in model.weights])
-    step = checkpoints.restore(
-        lambda path: (
-            saved.read(path).assert_existing_objects_matched().expect_partial()
-        ),
-        directory,
-        report,
+    step_inside = tf.Variable(0, dtype="int64")
+    saved = tf.train.Checkpoint(
+        model=model,
+        averages=averages,
+        untracked=[v.value for v in checkpoints.untracked(model)],
+        step=step_inside,
     )
-    if step is None:
-        raise WorkdirError(f"every checkpoint in {directory} is damaged")
+    if config.backend == "jax":
+        saved = tf.train.Checkpoint(
+            weights=[v.value for v in model.weights], step=step_inside
+        )
+
+    def read(path):
+        checkpoints.read(
+            saved,
+            path,
+            [*model.weights, *averages, step_inside],
+            is_partial=True,
+        )
+        return int(step_inside.numpy())
+
+    step = checkpoints.restore(read, directory, report)
+    if step is None:  # removed since they were listed
+        raise WorkdirError(f"{directory} has no checkpoint")
     for variable, value in zip(
         model.trainable_variables, averages, strict=False
     ):
         variable.assign(value)
     return step
+
+
+def local(path: str | os.PathLike) -> Path:
+    """The path of a local directory.
+
+    Raises:
+        WorkdirError: If it is the URL of a bucket or a server.
+    """
+    text = os.fspath(path)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise WorkdirError(
+            f"a work directory must be a local path, received {text}: mount "
+            "the bucket or the server, and name its local directory"
+        )
+    return Path(text)
+
+
+def is_empty(directory: Path) -> bool:
+    """Whether a directory is missing or holds only what a kill left there."""
+    if not directory.is_dir():
+        return True
+    left = {directory / _LOCK, *checkpoints.remains(directory)}
+    return set(directory.iterdir()) <= left
+
+
+class Lock:
+    """Keeps other processes out of a directory until this one ends.
+
+    The kernel releases the lock, however the process ends. The directory is
+    made if there is none.
+
+    Args:
+        directory: The work directory of a run or a search.
+        report: Receives a line if the file system cannot lock.
+
+    Raises:
+        WorkdirError: If another process uses the directory.
+        OSError: If it cannot be written.
+    """
+
+    def __init__(self, directory: Path, report: Callable[[str], None]):
+        self.directory = directory
+        self.report = report
+
+    def __enter__(self):
+        path = self.directory / _LOCK
+        with _writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._lock()
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+        return self
+
+    def _lock(self):
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                holder = os.pread(self.descriptor, 200, 0).decode(
+                    errors="replace"
+                )
+                raise WorkdirError(
+                    f"{self.directory} is in use by {holder or 'a process'}: "
+                    "wait until it ends, or choose another directory"
+                ) from None
+            self.report(
+                f"{self.directory} cannot be locked ({error.strerror}): do "
+                "not start another process in it before this one ends"
+            )
+        text = f"process {os.getpid()} on {socket.gethostname()}"
+        with contextlib.suppress(OSError):  # it only serves the message
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, text.encode(), 0)
+
+    def check(self):
+        """Raises OSError if the directory is no longer the one it was."""
+        try:
+            found = os.stat(self.directory / _LOCK)
+            is_same = os.path.samestat(found, os.fstat(self.descriptor))
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
+            raise OSError(
+                f"{self.directory} was removed or replaced while the run used "
+                "it: run the same command again to resume from what is left"
+            )
+
+    def __exit__(self, *_):
+        os.close(self.descriptor)
+
+
+@contextlib.contextmanager
+def _writing(workdir):
+    """Explains what to do if a work directory cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"the work directory {workdir} cannot be written "
+            f"({error.strerror or error}); nothing in it was changed: make it "
+            "writable or name another by --workdir"
+        ) from error
 
 
 def prepare(config, dataset, workdir):
@@ -150,26 +270,24 @@ def prepare(config, dataset, workdir):
     path = workdir / "dataset.json"
     if path.exists():
         _check_same_data(path, about)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
+    with _writing(workdir):
         for remains in checkpoints.remains(workdir):
-            remains.unlink()
+            remains.unlink(missing_ok=True)
         _write_json(workdir / "config.json", config.to_json())
         _write_json(path, about)
-    except OSError as error:
-        raise OSError(
-            f"the work directory {workdir} cannot be written "
-            f"({error.strerror or error}); nothing in it was changed: make it "
-            "writable or name another by --workdir"
-        ) from error
+
+
+def is_described(workdir: Path) -> bool:
+    """Whether what `prepare` writes is there."""
+    return all(
+        (workdir / name).is_file() for name in ("config.json", "dataset.json")
+    )
 
 
 def check(config, workdir):
     """Refuses a directory of another configuration, and says what differs."""
-    if not (workdir / "config.json").exists():
-        if workdir.is_dir() and (
-            set(workdir.iterdir()) - set(checkpoints.remains(workdir))
-        ):
+    if not os.path.lexists(workdir / "config.json"):
+        if not is_empty(workdir):
             raise WorkdirError(
                 f"{workdir} is neither empty nor a work directory (it has no "
                 "config.json): choose another"
@@ -178,7 +296,7 @@ def check(config, workdir):
     # Not a Config: to make one, Keras makes layers, which it numbers, and the
     # bytes of a checkpoint would depend on how often a run was started.
     path = workdir / "config.json"
-    old, new = _flat(_read_json(path)), _flat(config.to_json())
+    old, new = _flat(read_json(path)), _flat(config.to_json())
     strangers = [
         name
         for name in sorted(old.keys() ^ new.keys())
@@ -187,7 +305,7 @@ def check(config, workdir):
     if strangers:
         raise _other_version(path, ", ".join(strangers))
     differing = [
-        f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
+        f"{name} was {_shown(old.get(name))}, is {_shown(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name != "data_dir"
     ]
@@ -201,8 +319,9 @@ def check(config, workdir):
 
 def _check_same_data(path, about):
     """Refuses data whose name is the old one's and whose images are not."""
-    old, new = _read_json(path), dict(about)
-    old.update(old.pop("preprocessing", {}))
+    _read_dataset(path.parent)
+    old, new = read_json(path), dict(about)
+    old.update(old.pop("preprocessing"))
     new.update(new.pop("preprocessing"))
     differing = [
         f"{name} was {_shown(old.get(name))}, is {_shown(new.get(name))}"
@@ -233,38 +352,87 @@ def _is_close(a, b):
 class Metrics:
     """`metrics.csv` and the events of TensorBoard, one row at a time.
 
-    The rows hold nothing but what the configuration decides: a run that was
-    stopped and went on writes the same file as one that was not.
+    The rows depend only on the configuration: a run that was stopped and
+    resumed writes the same file as one that was not. Each checkpoint holds the
+    rows up to its step, so that no row is lost with the file.
 
     Args:
-        workdir: Where they are.
-        step: The last step that is done.
-        is_due: Whether the row of that step is still to be made.
+        workdir: The work directory.
+        rows: The `text()` in the checkpoint, empty without a checkpoint.
         writes: Whether this process writes them.
+        report: Receives a line if the file is not what the run left.
+
+    Attributes:
+        logged: The last step of the file, which the run may not have saved.
     """
 
-    def __init__(self, workdir, step, is_due, writes):
+    def __init__(self, workdir, rows, writes, report):
         self.path = workdir / "metrics.csv"
-        self.rows = []
+        self.workdir = workdir
+        self.rows = list(csv.DictReader(io.StringIO(rows)))
+        self.logged = 0
         self.events = None
-        if self.path.exists():
-            # A row after the checkpoint, whole or not, will be made again.
-            for row in csv.DictReader(io.StringIO(self.path.read_text())):
-                is_whole = None not in row.values() and None not in row
-                if is_whole and int(row["step"]) <= step - is_due:
-                    self.rows.append(row)
-        if writes:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            checkpoints.replace_file(self.path, text.getvalue())
-            self.events = tf.summary.create_file_writer(str(workdir / "events"))
+        if not writes:
+            return
+        self._compare(report)
+        checkpoints.replace_file(self.path, self.text())
+        events = workdir / "events"
+        events.mkdir(exist_ok=True)
+        self._open = contextlib.ExitStack()
+        place = self._open.enter_context(checkpoints.literal(events))
+        self.events = tf.summary.create_file_writer(place)
 
-    def best_error(self):
-        """The lowest test error of all rows."""
-        errors = (row["test_top1_error"] for row in self.rows)
-        return min((float(e) for e in errors if e), default=math.inf)
+    def _compare(self, report):
+        """Sets aside a file that lacks rows of the checkpoint."""
+        expected, found = self.text().encode(), b""
+        with contextlib.suppress(FileNotFoundError):
+            if self.path.is_file():
+                with self.path.open("rb") as file:
+                    found = file.read(len(expected) + _LARGEST_FILE)
+        if found.startswith(expected):
+            later = found[len(expected) :]
+            steps = re.findall(rb"^([0-9]{1,18}),", later, re.MULTILINE)
+            self.logged = max(map(int, steps), default=0)
+            return
+        aside = ""
+        if os.path.lexists(self.path):
+            place = self.path.with_name("changed-metrics.csv")
+            os.replace(self.path, place)
+            aside = f", and the file is {place.name} now"
+        if self.rows or aside:
+            report(
+                f"{self.path} is not as the run left it: its {len(self.rows)} "
+                f"rows are restored from the checkpoint{aside}"
+            )
+
+    def close(self):
+        """Closes the events of TensorBoard."""
+        if self.events is not None:
+            self.events.close()
+            self._open.close()
+
+    def text(self):
+        """The rows as they are in the file."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def error_at(self, step):
+        """The test error in the row of a step; infinite without one."""
+        for row in self.rows:
+            if int(row["step"]) == step and row["test_top1_error"]:
+                return float(row["test_top1_error"])
+        return math.inf
+
+    def best(self):
+        """The step and the test error of the best row; None without one."""
+        tested = [row for row in self.rows if row["test_top1_error"]]
+        if not tested:
+            return None
+        row = min(tested, key=lambda row: float(row["test_top1_error"]))
+        return int(row["step"]), float(row["test_top1_error"])
 
     def add(self, row):
         text = {
@@ -275,10 +443,14 @@ class Metrics:
         self.rows.append(text)
         if self.events is None:
             return
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(text)
-            file.flush()
-            os.fsync(file.fileno())
+        if not self.path.is_file():  # removed while the run used it
+            checkpoints.replace_file(self.path, self.text())
+        else:
+            with self.path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                writer.writerow(text)
+                file.flush()
+                os.fsync(file.fileno())
         with self.events.as_default(step=row["step"]):
             for name, value in row.items():
                 tf.summary.scalar(name, value)
@@ -297,25 +469,96 @@ def _flat(fields, prefix=""):
 
 def _read_config(workdir):
     path = workdir / "config.json"
-    fields = _read_json(path)
+    fields = read_json(path)
     try:
         return configs.Config.from_json(fields)
     except (TypeError, KeyError) as error:
         raise _other_version(path, error) from error
+    except ValueError as error:
+        raise WorkdirError(f"{path}: {error}") from error
+
+
+def _read_dataset(workdir):
+    """The preprocessing and the labels in `dataset.json`."""
+    path = workdir / "dataset.json"
+    about = read_json(path)
+    labels = about.get("labels")
+    if (
+        not isinstance(labels, list)
+        or not labels
+        or not all(isinstance(label, str) for label in labels)
+    ):
+        raise WorkdirError(
+            f"{path}: labels must be a list of text, received {_shown(labels)}"
+        )
+    try:
+        preprocessing = data.Preprocessing.from_json(
+            json.dumps(about["preprocessing"])
+        )
+        shape = list(preprocessing.image_shape)
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise _other_version(path, repr(error)) from error
+    except ValueError as error:
+        raise WorkdirError(f"{path}: {error}") from error
+    if not all(type(n) is int and n <= 2**14 for n in shape):
+        raise WorkdirError(
+            f"{path}: image_size and channels must be whole numbers of at most "
+            f"{2**14:,}, received {_shown(shape)}"
+        )
+    if about.get("image_shape") != shape:
+        raise WorkdirError(
+            f"{path}: image_shape must be {shape}, as preprocessing has it, "
+            f"received {_shown(about.get('image_shape'))}"
+        )
+    return preprocessing, labels
 
 
 def _other_version(path, what):
     return WorkdirError(
-        f"{path} was written by another version of keras_resnet, whose work "
-        f"directories this one does not read ({what})"
+        f"{path} was changed by hand or written by another version of "
+        f"keras_resnet, whose work directories this one does not read ({what})"
     )
 
 
-def _read_json(path):
+def read_json(path: Path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        WorkdirError: If the file cannot be read or is not a JSON object of
+            finite numbers.
+    """
     try:
-        return json.loads(path.read_text())
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is not a file")
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ValueError(f"it has more than {_LARGEST_FILE:,} bytes")
+        value = json.loads(
+            path.read_bytes().decode(),
+            parse_float=_finite,
+            parse_constant=_finite,
+            object_pairs_hook=_unique,
+        )
+        if not isinstance(value, dict):
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
         raise WorkdirError(f"{path} cannot be read: {error}") from error
+    except RecursionError:
+        raise WorkdirError(f"{path} cannot be read: it is too deep") from None
+    return value
+
+
+def _finite(text):
+    if not math.isfinite(float(text)):
+        raise ValueError(f"numbers must be finite, received {text}")
+    return float(text)
+
+
+def _unique(pairs):
+    if len(dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{_shown(twice)} must be there once")
+    return dict(pairs)
 
 
 def _write_json(path, value):
