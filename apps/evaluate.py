@@ -154,11 +154,19 @@ def _of_workdir():
             checkpoint=_CHECKPOINT.value,
             report=command_line.show,
         )
+        data_dir = None
+        if not _DATA_DIR.value:
+            data_dir = workdirs.recorded_data_dir(
+                trained.config, _WORKDIR.value
+            )
     dataset = _load(
         _DATASET.value or trained.config.dataset,
-        trained.config.data_dir,
+        data_dir,
         preprocessing=trained.preprocessing,
     )
+    if not _DATASET.value:
+        with command_line.usage("workdir", _WORKDIR.value):
+            workdirs.check_same_images(trained.record, dataset)
     return trained.model, trained.labels, dataset
 
 

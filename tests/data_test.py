@@ -524,6 +524,7 @@ def of_each_kind(test):
         "memory": data.load("digits"),
         "files": data.load(photos(test), image_size=32),
         "records": data.load("tiny", directory, image_size=32),
+        "validation": data.load("tiny", directory).with_validation(),
     }
 
 
@@ -635,7 +636,7 @@ class TrainBatchesTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, f"received .{shard[0]}, "):
             self.sets["memory"].train_batches(8, 0, shard=shard)
         with self.assertRaisesRegex(ValueError, "shard must be"):
-            self.sets["memory"].test_batches(8, shard=shard)
+            self.sets["memory"].padded_test_batches(8, shard=shard)
 
     def test_starting_inside_an_epoch_decodes_nothing_before(self):
         folder = photos(self)
@@ -660,9 +661,10 @@ class TestBatchesTest(parameterized.TestCase):
     @parameterized.product(
         kind=["memory", "files", "records"], batch_size=[1, 4, 100]
     )
-    def test_has_every_image_once_in_order(self, kind, batch_size):
+    def test_padded_have_every_image_once_in_order(self, kind, batch_size):
         dataset = self.sets[kind]
-        found = list(dataset.test_batches(batch_size).as_numpy_iterator())
+        padded = dataset.padded_test_batches(batch_size)
+        found = list(padded.as_numpy_iterator())
         for images, _, counted in found:
             self.assertEqual(images.shape, (batch_size, *dataset.image_shape))
             self.assertEqual(counted.dtype, np.float32)
@@ -682,20 +684,54 @@ class TestBatchesTest(parameterized.TestCase):
     def test_the_shares_of_the_workers_are_the_batches(self, kind):
         dataset = self.sets[kind]
         shares = [
-            list(dataset.test_batches(8, (index, 4)).as_numpy_iterator())
+            list(dataset.padded_test_batches(8, (index, 4)).as_numpy_iterator())
             for index in range(4)
         ]
         together = [
             tuple(map(np.concatenate, zip(*parts, strict=True)))
             for parts in zip(*shares, strict=True)
         ]
-        assert_same(together, list(dataset.test_batches(8).as_numpy_iterator()))
+        whole = dataset.padded_test_batches(8).as_numpy_iterator()
+        assert_same(together, list(whole))
+
+    @parameterized.product(
+        kind=["memory", "files", "records", "validation"],
+        batch_size=[1, 2, 4, 10**15],
+        protocol=data.PROTOCOLS,
+    )
+    def test_are_the_padded_ones_without_filler(
+        self, kind, batch_size, protocol
+    ):
+        if kind == "memory" and batch_size == 1:
+            self.skipTest("355 batches, which say nothing new")
+        dataset = self.sets[kind]
+        size = dataset.test_size
+        of_scales = protocol == "multi_scale" and dataset.has_photos
+        found = dataset.test_batches(batch_size, protocol)
+        self.assertLen(found, size if of_scales else -(-size // batch_size))
+        padded = dataset.padded_test_batches(
+            min(batch_size, size), protocol=protocol
+        )
+        count = 0
+        for (views, labels), (expected, numbers, counted) in zip(
+            found, padded, strict=False
+        ):
+            real = counted.numpy() > 0
+            tf.nest.map_structure(
+                lambda a, b, real=real: np.testing.assert_array_equal(
+                    a, b.numpy()[real]
+                ),
+                (views, labels),
+                (expected, numbers),
+            )
+            count += len(labels)
+        self.assertEqual(count, size)
 
     @parameterized.parameters("memory", "files", "records")
     def test_images_are_the_first_views(self, kind):
         dataset = self.sets[kind]
         images, labels = dataset.test_images(2)
-        ((expected, numbers, _),) = batches(dataset.test_batches(2), 1)
+        ((expected, numbers),) = batches(dataset.test_batches(2), 1)
         self.assertEqual(images.dtype, np.uint8)
         np.testing.assert_array_equal(dataset.preprocessing(images), expected)
         np.testing.assert_array_equal(labels, numbers)
@@ -743,8 +779,8 @@ class DigitsTest(absltest.TestCase):
     def test_a_fifth_of_each_class_is_for_test(self):
         digits = data.load("digits")
         counts = np.zeros(10, int)
-        for _, labels, counted in digits.test_batches(100):
-            counts += np.bincount(labels, counted, 10).astype(int)
+        for _, labels in digits.test_batches(100):
+            counts += np.bincount(labels, minlength=10)
         published = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
         self.assertEqual(counts.tolist(), [count // 5 for count in published])
         self.assertEqual(digits.train_size + digits.test_size, 1797)
@@ -789,9 +825,7 @@ class SyntheticTest(parameterized.TestCase):
             dataset.train_batches(dataset.train_size, 0), 1
         )
         means = np.stack([images[labels == c].mean(0) for c in range(10)])
-        ((tests, wanted, _),) = batches(
-            dataset.test_batches(dataset.test_size), 1
-        )
+        ((tests, wanted),) = batches(dataset.test_batches(dataset.test_size), 1)
         distance = ((tests[:, None] - means) ** 2).sum((2, 3, 4))
         np.testing.assert_array_equal(distance.argmin(1), wanted)
 
@@ -1031,7 +1065,7 @@ class TfdsTest(parameterized.TestCase):
             atol=5e-5,
         )
         labels = np.concatenate(
-            [labels for _, labels, _ in dataset.test_batches(1000)]
+            [labels for _, labels in dataset.test_batches(1000)]
         )
         self.assertEqual(np.bincount(labels).tolist(), [1000] * 10)
 
