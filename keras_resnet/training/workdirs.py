@@ -236,8 +236,8 @@ def check_same_images(record: dict | None, dataset: data.DataSet) -> None:
     if differing:
         raise WorkdirError(
             f"the images of {dataset.name} must be those of the training: "
-            f"{'; '.join(differing)}. Restore them; apps.evaluate takes them as "
-            f"they are with --dataset={dataset.name}"
+            f"{'; '.join(differing)}. Restore them; apps.evaluate takes what "
+            f"is there now with --dataset={dataset.name}"
         )
 
 
