@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.resources
 import itertools
+import math
 import os
 import re
 import ssl
@@ -28,6 +29,9 @@ from keras_resnet.training import splits as splits_lib
 # is held in memory; every other set is read and decoded as it is needed.
 SMALL_SIDE = 128
 _SMALL_BYTES = 2**30
+
+# Most bytes of the images of `synthetic`, which are held in memory too.
+_SYNTHETIC_BYTES = 2**32
 
 _IMAGE_FILES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 
@@ -68,11 +72,18 @@ def digits():
 
 def synthetic(size):
     """Ten classes: 4 x 4 coloured squares each, half covered by noise."""
+    counts = {"train": 1000, "test": 200}
+    largest = math.isqrt(_SYNTHETIC_BYTES // (3 * sum(counts.values())))
+    if size > largest:
+        raise ValueError(
+            f"image_size must be at most {largest} for synthetic, whose images "
+            f"are in memory; received {size}"
+        )
 
     def read(split):
         # RandomState's numbers never change between versions of NumPy.
         squares = np.random.RandomState(0).randint(0, 256, (10, 4, 4, 3))
-        count, seed = {"train": (1000, 1), "test": (200, 2)}[split]
+        count, seed = counts[split], {"train": 1, "test": 2}[split]
         labels = np.arange(count) % 10
         place = np.arange(size) * 4 // size
         squares = (squares // 2).astype(np.uint8)[:, place][:, :, place]

@@ -118,6 +118,14 @@ def has_workers(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
+def worker_count(strategy: tf.distribute.Strategy) -> int:
+    """Returns the number of processes that share a batch."""
+    if not has_workers(strategy):
+        return 1
+    jobs = strategy.cluster_resolver.cluster_spec().as_dict()
+    return sum(len(jobs.get(job, ())) for job in ("chief", "worker"))
+
+
 @contextlib.contextmanager
 def lost_workers(strategy: tf.distribute.Strategy):
     """Turns what TensorFlow says when another worker is gone into one line."""
