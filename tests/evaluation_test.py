@@ -180,7 +180,7 @@ class ProtocolTest(parameterized.TestCase):
         evaluator = evaluation.Evaluator(
             lambda images: model(images, training=False)
         )
-        for batch_size in (1, 3):
+        for batch_size in (1, 3, 10**15):
             self.assertEqual(dataset.test_size % 3, 2)  # the last is not full
             result = evaluator(
                 dataset, batch_size, protocol, counts_classes=True
