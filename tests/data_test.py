@@ -20,6 +20,7 @@ from keras_resnet.serving import sources as serving_sources
 from keras_resnet.training import configs
 from keras_resnet.training import data
 from keras_resnet.training import images as images_lib
+from keras_resnet.training import memory
 from keras_resnet.training import sources
 from keras_resnet.training import workdirs
 from tests import programs
@@ -1387,6 +1388,10 @@ class WorkdirTest(tiny_runs.TestCase):
             workdirs.prepare(self.config(), changed, self.workdir)
         self.assert_evaluates(line=line)
         self.assert_evaluates(f"--dataset={name}")
+        with mock.patch.object(memory, "available_bytes", return_value=100):
+            self.assert_evaluates(
+                f"--dataset={name}", line="--batch_size=100: a batch of 4 ima"
+            )
         source = serving_sources.of_workdir(self.workdir)
         with self.assertRaisesRegex(ValueError, line):
             source.images(10)

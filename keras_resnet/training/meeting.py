@@ -5,9 +5,9 @@ the first of them then waits for the others without end, deaf to signals and
 threads. So they meet before it does: all tell the first, on the port that
 TensorFlow is about to take, and it lets them go when it has heard of each.
 
-Each message may be lost, with a connection that one side takes for whole. So a
-worker asks again every second, on a new connection after a few without an
-answer, and the first leaves only when each worker has said that it goes:
+A message may be lost, and one side may take a dead connection for alive. So a
+worker asks again every second, and opens a new connection after three seconds
+without an answer. The first leaves when each worker has confirmed that it goes:
 
     worker: keras_resnet worker 2    first: wait
     worker: keras_resnet worker 2    first: go
@@ -86,37 +86,6 @@ def _port(address):
         ) from None
 
 
-class _Peer:
-    """A connection to the first worker, and what was heard on it."""
-
-    def __init__(self, connection):
-        connection.setblocking(False)
-        self.connection = connection
-        self.number = None
-        self.heard_at = time.monotonic()
-        self._rest = b""
-
-    def fileno(self):
-        return self.connection.fileno()
-
-    def lines(self):
-        """The lines that came whole; None if the connection is no use."""
-        try:
-            received = self.connection.recv(_LONGEST_LINE)
-        except BlockingIOError:
-            return []
-        except OSError:
-            return None
-        *lines, self._rest = (self._rest + received).split(b"\n")
-        if not received or len(self._rest) > _LONGEST_LINE:
-            return None
-        return [line.decode(errors="replace") for line in lines]
-
-    def say(self, word):
-        with contextlib.suppress(OSError):  # it asks again
-            self.connection.sendall(f"{word}\n".encode())
-
-
 def _gather(own, count, deadline):
     """Lets all go when each is here; else gives the numbers of the others."""
     own.setblocking(False)
@@ -156,7 +125,7 @@ def _gather(own, count, deadline):
 
 
 class _Peer:
-    """A connection to the first worker, of another worker or a stranger.
+    """A connection that another worker or a stranger opened.
 
     Attributes:
         number: The number of the worker; None as long as it is unknown.
@@ -198,7 +167,7 @@ class _Peer:
 
 
 class _Lines:
-    """The whole lines that come on a connection, in however many packets."""
+    """The lines that a connection receives, in any number of packets."""
 
     def __init__(self, connection):
         self._connection = connection

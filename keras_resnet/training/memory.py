@@ -1,8 +1,8 @@
 """The memory that a step needs at least, and the memory that is available.
 
 The kernel ends a step that does not fit, without a line and often after
-minutes. The estimates here are lower bounds: whatever fits is accepted, and
-what is accepted may still not fit.
+minutes. The estimates are lower bounds: a step that fits is always accepted, and
+an accepted step may still not fit.
 """
 
 import math
@@ -35,9 +35,8 @@ class DoesNotFitError(ValueError):
 def available_bytes() -> int | None:
     """Returns the memory that this process may still take, in bytes.
 
-    It is the smallest of the free memory of the machine, caches and swap
-    included, and of what the control groups of Linux leave to this process.
-    None if that is unknown, or an accelerator has memory of its own.
+    The result is the free memory of the machine, with caches and swap, or the
+    rest of a limit of a Linux control group if that is smaller. It is None if that is unknown, or an accelerator has memory of its own.
     """
     if _has_accelerator():
         return None
@@ -59,7 +58,7 @@ def _has_accelerator():
 
 
 def _left_by_groups():
-    """What each control group above this process leaves to it, in bytes."""
+    """Yields the rest of the limit of each control group, in bytes."""
     try:
         lines = (_PROCESS / "self/cgroup").read_text().splitlines()
     except OSError:
@@ -105,12 +104,12 @@ def check_training(
 ) -> None:
     """Raises if a training step cannot fit in the memory of a processor.
 
-    A step holds its images, the gradients, and what the forward pass keeps for
-    the backward pass: at least half of the activations, or with `remat` what
-    the units put out.
+    A step holds its images, the gradients, and activations for the backward
+    pass. At least half of all activations count, with `remat` the outputs of
+    the units.
 
     Args:
-        config: What is trained.
+        config: The configuration of the run.
         model: The network of the configuration.
         workers: Number of machines that share a batch.
         available: In bytes; None for what there is now.
@@ -191,7 +190,7 @@ def _image_bytes(model):
 
 
 def _kept_bytes(model, is_recomputed):
-    """What training keeps of one image at least."""
+    """Returns the least bytes of activations of one image in training."""
     rows = _rows(model)
     if is_recomputed:  # nothing but what the units put out
         rows = [row for row in rows if row["kind"] == "addition"]

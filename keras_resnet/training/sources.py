@@ -1,9 +1,9 @@
 """The data sets: bundled, drawn, in folders, of TensorFlow Datasets.
 
-Each function here gives the labels of a set, a function from "train" or "test"
-to its split, the shape [height, width, channels] of its images, with None for
-sizes that differ, and a function that returns the record of its images: a dict
-of text and numbers that changes if the images change.
+Each function here returns the labels of a set, a function from "train" or
+"test" to its split, the shape [height, width, channels] of its images, with None
+for sizes that differ, and a function that returns the record of its images. A
+record is a dict of text and numbers that changes if the images change.
 """
 
 import contextlib
@@ -368,7 +368,7 @@ def tfds_set(name, data_dir):
 
 
 def _check_prepared_files(name, data_dir, tfds):
-    """Raises for what is no file, or too long, in the directory of a set."""
+    """Raises if the directory of a set has a pipe, a device or a huge text."""
     root = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
     words = tfds.core.naming.camelcase_to_snakecase(re.split("[/:]", name)[0])
     directory = os.path.join(root, words)
@@ -382,7 +382,7 @@ def _check_prepared_files(name, data_dir, tfds):
 
 @contextlib.contextmanager
 def _one_line(name, *passed):
-    """Turns whatever TFDS raises for a malformed file into one line."""
+    """Turns an error of TFDS about a malformed file into one line."""
     try:
         yield
     except passed:
