@@ -72,8 +72,11 @@ def main(argv):
         )
     # First of all: TensorFlow divides its devices once.
     strategy = command_line.strategy("auto", _NUM_DEVICES.value)
+    import keras
+
     from keras_resnet.training import checkpoints
     from keras_resnet.training import evaluation
+    from keras_resnet.training import memory
 
     sources = {
         "workdir": _of_workdir,
@@ -89,6 +92,12 @@ def main(argv):
     with strategy.scope():
         predict, labels, dataset = sources[given[0].name]()
         _check_labels(labels, dataset)
+        with command_line.usage("batch_size", _BATCH_SIZE.value):
+            memory.check_evaluation(
+                dataset.image_shape,
+                min(_BATCH_SIZE.value, dataset.test_size),
+                predict if isinstance(predict, keras.Model) else None,
+            )
         if _PROTOCOL.value == "multi_scale":
             predict = evaluation.any_size(predict)
     counts_classes = _PER_CLASS.value or _CONFUSION_MATRIX.value is not None
@@ -154,11 +163,19 @@ def _of_workdir():
             checkpoint=_CHECKPOINT.value,
             report=command_line.show,
         )
+        data_dir = None
+        if not _DATA_DIR.value:
+            data_dir = workdirs.recorded_data_dir(
+                trained.config, _WORKDIR.value
+            )
     dataset = _load(
         _DATASET.value or trained.config.dataset,
-        trained.config.data_dir,
+        data_dir,
         preprocessing=trained.preprocessing,
     )
+    if not _DATASET.value:
+        with command_line.usage("workdir", _WORKDIR.value):
+            workdirs.check_same_images(trained.record, dataset)
     return trained.model, trained.labels, dataset
 
 

@@ -161,7 +161,8 @@ def _config():
     recipe = command_line.with_fields(recipe, "recipe", given["recipe"])
     arguments = command_line.model_arguments(spec, given["model"])
     if recipe.image_size not in (None, height):
-        with command_line.usage("dataset", _DATASET.value):
+        size = f"recipe.image_size={recipe.image_size}"
+        with command_line.usage("set", size):
             dataset = data.load(
                 _DATASET.value, _DATA_DIR.value, image_size=recipe.image_size
             )
@@ -212,6 +213,29 @@ def _check_config_on_jax(config, dataset):
         raise command_line.UsageError(flag, value, error) from error
 
 
+def _check_batch(recipe, images):
+    """Refuses a batch of more images than there are, and notes a recipe's."""
+    if recipe.batch_size <= images:
+        return
+    rule = f"must be at most {images}, the number of training images"
+    is_set = any(value.startswith("recipe.batch_size=") for value in _SET.value)
+    if is_set or _BATCH_SIZE.value is not None:
+        raise _usage_error(recipe, "batch_size", rule)
+    command_line.show(
+        f"the recipe's batch of {recipe.batch_size} has some of the {images} "
+        f"training images several times: --batch_size={images} is the largest "
+        "that has each once"
+    )
+
+
+def _usage_error(recipe, field, reason):
+    """An error about a field of the recipe, by the flag that sets it."""
+    value = getattr(recipe, field)
+    if field == "batch_size" and _BATCH_SIZE.value is not None:
+        return command_line.UsageError(field, value, reason)
+    return command_line.UsageError("set", f"recipe.{field}={value}", reason)
+
+
 def main(argv):
     """Trains as the flags say."""
     import keras
@@ -219,6 +243,7 @@ def main(argv):
     from keras_resnet.training import checkpoints
     from keras_resnet.training import configs
     from keras_resnet.training import loop
+    from keras_resnet.training import memory
     from keras_resnet.training import workdirs
 
     is_on_jax = keras.backend.backend() == "jax"
@@ -238,6 +263,7 @@ def main(argv):
     config, dataset = _config()
     with command_line.usage("batch_size", config.recipe.batch_size):
         configs.check_devices(config.recipe, devices)
+    _check_batch(config.recipe, dataset.train_size)
     if is_on_jax:
         _check_config_on_jax(config, dataset)
     name = config.dataset.replace(":", "_").replace("/", "_")
@@ -262,6 +288,8 @@ def main(argv):
         )
     except (workdirs.WorkdirError, checkpoints.StateError) as error:
         raise command_line.UsageError("workdir", workdir, error) from error
+    except memory.DoesNotFitError as error:
+        raise _usage_error(config.recipe, error.field, error) from error
     command_line.show(
         f"test error {result['test_top1_error']:.2f}%, "
         f"of {result['test_images']:,} images"

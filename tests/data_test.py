@@ -1,9 +1,12 @@
 import base64
 import dataclasses
 import io
+import json
 import os
 import pathlib
+import shutil
 import socket
+import sys
 import urllib.error
 from unittest import mock
 
@@ -13,10 +16,16 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from PIL import Image
 
+from keras_resnet.serving import sources as serving_sources
+from keras_resnet.training import configs
 from keras_resnet.training import data
 from keras_resnet.training import images as images_lib
+from keras_resnet.training import memory
 from keras_resnet.training import sources
+from keras_resnet.training import workdirs
+from tests import programs
 from tests import records
+from tests import tiny_runs
 
 PHOTO = data.Preprocessing(
     224, 3, 256, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -524,6 +533,7 @@ def of_each_kind(test):
         "memory": data.load("digits"),
         "files": data.load(photos(test), image_size=32),
         "records": data.load("tiny", directory, image_size=32),
+        "validation": data.load("tiny", directory).with_validation(),
     }
 
 
@@ -635,7 +645,7 @@ class TrainBatchesTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, f"received .{shard[0]}, "):
             self.sets["memory"].train_batches(8, 0, shard=shard)
         with self.assertRaisesRegex(ValueError, "shard must be"):
-            self.sets["memory"].test_batches(8, shard=shard)
+            self.sets["memory"].padded_test_batches(8, shard=shard)
 
     def test_starting_inside_an_epoch_decodes_nothing_before(self):
         folder = photos(self)
@@ -660,9 +670,10 @@ class TestBatchesTest(parameterized.TestCase):
     @parameterized.product(
         kind=["memory", "files", "records"], batch_size=[1, 4, 100]
     )
-    def test_has_every_image_once_in_order(self, kind, batch_size):
+    def test_padded_have_every_image_once_in_order(self, kind, batch_size):
         dataset = self.sets[kind]
-        found = list(dataset.test_batches(batch_size).as_numpy_iterator())
+        padded = dataset.padded_test_batches(batch_size)
+        found = list(padded.as_numpy_iterator())
         for images, _, counted in found:
             self.assertEqual(images.shape, (batch_size, *dataset.image_shape))
             self.assertEqual(counted.dtype, np.float32)
@@ -682,20 +693,54 @@ class TestBatchesTest(parameterized.TestCase):
     def test_the_shares_of_the_workers_are_the_batches(self, kind):
         dataset = self.sets[kind]
         shares = [
-            list(dataset.test_batches(8, (index, 4)).as_numpy_iterator())
+            list(dataset.padded_test_batches(8, (index, 4)).as_numpy_iterator())
             for index in range(4)
         ]
         together = [
             tuple(map(np.concatenate, zip(*parts, strict=True)))
             for parts in zip(*shares, strict=True)
         ]
-        assert_same(together, list(dataset.test_batches(8).as_numpy_iterator()))
+        whole = dataset.padded_test_batches(8).as_numpy_iterator()
+        assert_same(together, list(whole))
+
+    @parameterized.product(
+        kind=["memory", "files", "records", "validation"],
+        batch_size=[1, 2, 4, 10**15],
+        protocol=data.PROTOCOLS,
+    )
+    def test_are_the_padded_ones_without_filler(
+        self, kind, batch_size, protocol
+    ):
+        if kind == "memory" and batch_size == 1:
+            self.skipTest("355 batches, which say nothing new")
+        dataset = self.sets[kind]
+        size = dataset.test_size
+        of_scales = protocol == "multi_scale" and dataset.has_photos
+        found = dataset.test_batches(batch_size, protocol)
+        self.assertLen(found, size if of_scales else -(-size // batch_size))
+        padded = dataset.padded_test_batches(
+            min(batch_size, size), protocol=protocol
+        )
+        count = 0
+        for (views, labels), (expected, numbers, counted) in zip(
+            found, padded, strict=False
+        ):
+            real = counted.numpy() > 0
+            tf.nest.map_structure(
+                lambda a, b, real=real: np.testing.assert_array_equal(
+                    a, b.numpy()[real]
+                ),
+                (views, labels),
+                (expected, numbers),
+            )
+            count += len(labels)
+        self.assertEqual(count, size)
 
     @parameterized.parameters("memory", "files", "records")
     def test_images_are_the_first_views(self, kind):
         dataset = self.sets[kind]
         images, labels = dataset.test_images(2)
-        ((expected, numbers, _),) = batches(dataset.test_batches(2), 1)
+        ((expected, numbers),) = batches(dataset.test_batches(2), 1)
         self.assertEqual(images.dtype, np.uint8)
         np.testing.assert_array_equal(dataset.preprocessing(images), expected)
         np.testing.assert_array_equal(labels, numbers)
@@ -743,8 +788,8 @@ class DigitsTest(absltest.TestCase):
     def test_a_fifth_of_each_class_is_for_test(self):
         digits = data.load("digits")
         counts = np.zeros(10, int)
-        for _, labels, counted in digits.test_batches(100):
-            counts += np.bincount(labels, counted, 10).astype(int)
+        for _, labels in digits.test_batches(100):
+            counts += np.bincount(labels, minlength=10)
         published = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
         self.assertEqual(counts.tolist(), [count // 5 for count in published])
         self.assertEqual(digits.train_size + digits.test_size, 1797)
@@ -789,9 +834,7 @@ class SyntheticTest(parameterized.TestCase):
             dataset.train_batches(dataset.train_size, 0), 1
         )
         means = np.stack([images[labels == c].mean(0) for c in range(10)])
-        ((tests, wanted, _),) = batches(
-            dataset.test_batches(dataset.test_size), 1
-        )
+        ((tests, wanted),) = batches(dataset.test_batches(dataset.test_size), 1)
         distance = ((tests[:, None] - means) ** 2).sum((2, 3, 4))
         np.testing.assert_array_equal(distance.argmin(1), wanted)
 
@@ -914,6 +957,89 @@ class FolderTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "b/2.png does not decode"):
             self.load()
 
+    @parameterized.parameters(
+        ("pipe", "received a pipe"),
+        ("socket", "received a socket"),
+        ("directory", "received a directory"),
+        ("link to /dev/zero", "received a device"),
+        ("link to a pipe", "received a pipe"),
+        ("link to nothing", "cannot be opened"),
+        ("file of 10 GB", "at most 268,435,456 bytes, received 10,000,000,000"),
+    )
+    def test_takes_regular_files_only(self, what, message):
+        for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+            self.write(name, noise(4, 4, 1))
+        odd, pipe = self.root / "b/odd.jpg", self.root / "pipe"
+        os.mkfifo(pipe)
+        if what == "pipe":
+            os.mkfifo(odd)
+        elif what == "socket":
+            with socket.socket(socket.AF_UNIX) as opened:
+                opened.bind(str(odd))
+        elif what == "directory":
+            odd.mkdir()
+        elif what == "file of 10 GB":
+            with open(odd, "wb") as file:
+                file.truncate(10**10)
+        else:
+            places = {"/dev/zero": "/dev/zero", "a pipe": pipe, "nothing": "no"}
+            odd.symlink_to(places[what.removeprefix("link to ")])
+        with self.assertRaisesRegex(ValueError, f"b/odd.jpg must .*{message}"):
+            self.load()
+
+    def test_name_of_a_file_need_not_be_utf8(self):
+        for name in ("a/1.png", "a/\udcff.png", "b/1.png", "b/\udcfe.png"):
+            self.write(name, noise(4, 4, 1))
+        dataset = self.load()
+        self.assertEqual(dataset.train_size + dataset.test_size, 4)
+        (self.root / "a/\udcff.png").write_bytes(b"broken")
+        with self.assertRaisesRegex(ValueError, "a/\udcff.png does not decode"):
+            self.load()
+
+    def test_record_changes_with_the_images(self):
+        names = [f"{word}/{i}.png" for word in "ab" for i in range(6)]
+        self.enter_context(  # nothing has to be decoded
+            mock.patch.object(sources, "_small_folder", return_value=None)
+        )
+
+        def record():
+            for i, name in enumerate(names):
+                self.write(name, noise(4, 4, 1, seed=i))
+            return self.load().record
+
+        before = record()
+        self.assertEqual(record(), before)
+        changes = {
+            "moved": lambda: os.rename(
+                self.root / names[0], self.root / "b/new.png"
+            ),
+            "deleted": lambda: os.remove(self.root / names[1]),
+            "added": lambda: self.write("a/new.png", noise(4, 4, 1)),
+            "renamed": lambda: os.rename(
+                self.root / names[2], self.root / "a/22.png"
+            ),
+            "exchanged": lambda: self.write(names[3], noise(4, 4, 1, seed=9)),
+        }
+        for what, change in changes.items():
+            before = record()
+            change()
+            self.assertNotEqual(self.load().record, before, msg=what)
+
+    def test_record_of_a_large_folder_is_of_names_and_sizes(self):
+        for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+            self.write(name, noise(4, 4, 1))
+        with (
+            mock.patch.object(sources, "_SMALL_BYTES", 0),
+            mock.patch.object(sources, "_small_folder", return_value=None),
+        ):
+            before = self.load().record
+            path = self.root / "a/1.png"
+            size = path.stat().st_size
+            path.write_bytes(bytes(size))
+            self.assertEqual(self.load().record, before)
+            path.write_bytes(bytes(size + 1))
+            self.assertNotEqual(self.load().record, before)
+
 
 class TfdsTest(parameterized.TestCase):
     def test_of_small_grey_images_is_held_in_memory(self):
@@ -963,6 +1089,37 @@ class TfdsTest(parameterized.TestCase):
         dataset = data.load("tiny", directory, preprocessing=preprocessing)
         images, _ = dataset.test_images(3)  # the training images are broken
         self.assertLen(images, 3)
+
+    def test_record_has_the_version_and_the_sizes(self):
+        directory = records.tfds_set(self, (8, 8, 1), train=9, test=7)
+        self.assertEqual(
+            data.load("tiny", directory).record,
+            {"version": "1.0.0", "config": None, "train": 9, "test": 7},
+        )
+
+    @parameterized.parameters(
+        "huggingface:mnist",
+        "kaggle:mnist",
+        "tiny/data_dir=/tmp",
+        "tiny/a=1,b=2",
+        "../tiny",
+        "tiny/../tiny",
+        "/tiny",
+        "os.path",
+        "tiny:latest",
+        "",
+        "tiny ",
+        "tiny\n",
+        "\ud800",
+        "gs://tiny",
+    )
+    def test_has_a_plain_name(self, name):
+        with (
+            mock.patch("tensorflow_datasets.builder") as builder,
+            self.assertRaisesRegex(ValueError, "name of a data set must be"),
+        ):
+            data.load(name)
+        builder.assert_not_called()
 
     def test_without_train(self):
         directory = records.tfds_set(self, (8, 8, 1), test=7)
@@ -1031,9 +1188,243 @@ class TfdsTest(parameterized.TestCase):
             atol=5e-5,
         )
         labels = np.concatenate(
-            [labels for _, labels, _ in dataset.test_batches(1000)]
+            [labels for _, labels in dataset.test_batches(1000)]
         )
         self.assertEqual(np.bincount(labels).tolist(), [1000] * 10)
+
+
+FEATURES, INFO = "features.json", "dataset_info.json"
+FEATURES_DICT = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+
+
+def label_of(fields, value):
+    fields["featuresDict"]["features"]["label"] = value
+
+
+class StrangersTfdsTest(parameterized.TestCase):
+    """A directory of TFDS that somebody else wrote runs no code of theirs."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        directory = records.tfds_set(cls, (8, 8, 1), train=9, test=4)
+        cls.prepared = pathlib.Path(directory) / "tiny/1.0.0"
+
+    def setUp(self):
+        super().setUp()
+        self.root = pathlib.Path(records.scratch(self))
+        self.directory = self.root / "data/tiny/1.0.0"
+        shutil.copytree(self.prepared, self.directory)
+
+    def change(self, name, function):
+        path = self.directory / name
+        fields = json.loads(path.read_text())
+        path.write_text(json.dumps(function(fields) or fields))
+
+    def assert_is_one_line(self, message="cannot read the data set tiny"):
+        with self.assertRaisesRegex(ValueError, message) as raised:
+            data.load("tiny", self.root / "data")
+        self.assertNotIn("\n", str(raised.exception))
+
+    @parameterized.named_parameters(
+        ("whole", FEATURES, lambda fields: {"pythonClassName": "stranger.A"}),
+        (
+            "nested",
+            FEATURES,
+            lambda fields: label_of(fields, {"pythonClassName": "stranger.A"}),
+        ),
+        (
+            "other_spelling",
+            FEATURES,
+            lambda fields: label_of(
+                fields, {"python_class_name": "stranger.A"}
+            ),
+        ),
+        (
+            "old_form",
+            FEATURES,
+            lambda fields: {"type": "stranger.A", "content": {}},
+        ),
+        (
+            "old_form_in_text",
+            FEATURES,
+            lambda fields: label_of(
+                fields,
+                {
+                    "pythonClassName": FEATURES_DICT,
+                    "jsonFeature": {
+                        "json": json.dumps(
+                            {"a": {"type": "stranger.A", "content": {}}}
+                        )
+                    },
+                },
+            ),
+        ),
+        (
+            "in_the_description",
+            INFO,
+            lambda fields: fields.update(
+                features={
+                    "pythonClassName": "stranger.A",
+                    "jsonFeature": {"json": "{}"},
+                }
+            ),
+        ),
+    )
+    def test_class_of_another_package_is_not_imported(self, name, function):
+        trace = self.root / "trace"
+        (self.root / "stranger.py").write_text(
+            f"open({str(trace)!r}, 'w').close()"
+        )
+        self.enter_context(
+            mock.patch.object(sys, "path", [str(self.root), *sys.path])
+        )
+        self.change(name, function)
+        self.assert_is_one_line("'stranger.A', which is not imported")
+        self.assertFalse(trace.exists())
+        self.assertNotIn("stranger", sys.modules)
+
+    @parameterized.product(
+        name=[FEATURES, INFO],
+        text=["", "[]", "5", "null", "{}", "[" * 100_000, '{"a": {', b"\xff"],
+    )
+    def test_file_that_is_malformed(self, name, text):
+        if isinstance(text, str):
+            text = text.encode()
+        (self.directory / name).write_bytes(text)
+        self.assert_is_one_line()
+
+    @parameterized.parameters(
+        ("name", 5),
+        ("version", "x"),
+        ("splits", 5),
+        ("splits", []),
+        ("splits", [{"name": "train"}]),
+        ("splits", [{"name": "train", "shardLengths": ["-5"]}]),
+        ("fileFormat", "stranger"),
+        ("supervisedKeys", 5),
+    )
+    def test_description_with_a_wrong_field(self, field, value):
+        self.change(INFO, lambda fields: fields.update({field: value}))
+        self.assert_is_one_line()
+
+    @parameterized.parameters("999999999999", "0", "2", "4", None)
+    def test_number_of_classes_is_that_of_the_labels(self, count):
+        def change(fields):
+            features = fields["featuresDict"]["features"]
+            features["label"]["classLabel"]["numClasses"] = count
+
+        self.change(FEATURES, change)
+        self.assert_is_one_line("data set tiny must have")
+
+    @parameterized.parameters("a\na\na\n", "a\nb\n", "a\nb\nc\nd\n")
+    def test_labels_have_different_names(self, text):
+        (self.directory / "label.labels.txt").write_text(text)
+        self.assert_is_one_line("must have 3 different names")
+
+    def test_number_of_images_is_that_of_the_files(self):
+        def change(fields):
+            fields["splits"][0]["shardLengths"] = ["3", "3", "4"]
+
+        self.change(INFO, change)
+        self.assert_is_one_line()
+
+    @parameterized.parameters(FEATURES, INFO, "label.labels.txt", "tfrecord")
+    def test_files_are_regular_ones(self, name):
+        path = next(self.directory.glob(f"*{name}*"))
+        path.unlink()
+        os.mkfifo(path)
+        self.assert_is_one_line(f"{path.name} must be a regular file.* a pipe")
+        path.unlink()
+        if name != "tfrecord":
+            with open(path, "wb") as file:
+                file.truncate(10**11)
+            self.assert_is_one_line(f"{path.name} must have at most")
+
+
+class WorkdirTest(tiny_runs.TestCase):
+    """A run remembers its images, and trusts no data in its directory."""
+
+    def setUp(self):
+        super().setUp()
+        # Python 3.10 has no contextlib.chdir.
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(records.scratch(self))
+
+    def config(self, **fields):
+        recipe = tiny_runs.RECIPE.with_steps(2)
+        return configs.Config("tiny", "folder:images", recipe, **fields)
+
+    def change_json(self, name, change):
+        path = self.workdir / name
+        fields = json.loads(path.read_text())
+        change(fields)
+        path.write_text(json.dumps(fields))
+
+    def assert_evaluates(self, *arguments, line=None):
+        outcome = programs.run(
+            "evaluate", f"--workdir={self.workdir}", *arguments
+        )
+        self.assertEqual(outcome.code, 2 if line else 0)
+        if line:
+            self.assertLen(outcome.err, 1)
+            self.assertRegex(outcome.err[0], line)
+
+    def test_changed_images_are_noticed(self):
+        images = pathlib.Path("images")
+        for i in range(24):
+            path = images / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = noise(8, 8, 1, seed=i)
+            path.write_bytes(tf.io.encode_png(image).numpy())
+        name = "folder:images"
+        self.train(self.config(), dataset=data.load(name))
+        workdirs.prepare(self.config(), data.load(name), self.workdir)
+        moved = next((images / "a").iterdir())
+        moved.rename(images / "b" / moved.name)
+        changed = data.load(name)
+        line = r"/a was '\d+ images \(sha256 \w+\)', is '\d+ images"
+        with self.assertRaisesRegex(workdirs.WorkdirError, line):
+            workdirs.prepare(self.config(), changed, self.workdir)
+        self.assert_evaluates(line=line)
+        self.assert_evaluates(f"--dataset={name}")
+        with mock.patch.object(memory, "available_bytes", return_value=100):
+            self.assert_evaluates(
+                f"--dataset={name}", line="--batch_size=100: a batch of 4 ima"
+            )
+        source = serving_sources.of_workdir(self.workdir)
+        with self.assertRaisesRegex(ValueError, line):
+            source.images(10)
+        # An earlier version of this package recorded no images.
+        self.change_json("dataset.json", lambda about: about.pop("images"))
+        workdirs.check_same_images(None, changed)
+        workdirs.prepare(self.config(), changed, self.workdir)
+        inside = str(self.workdir / "data")
+        self.change_json("config.json", lambda c: c.update(data_dir=inside))
+        self.assert_evaluates(line=f"--data_dir={inside} if you trust")
+
+    def test_data_in_the_directory_are_not_trusted(self):
+        self.workdir.mkdir()
+        (self.workdir / "link").symlink_to(pathlib.Path.cwd())
+        pathlib.Path("way_in").symlink_to(self.workdir)
+        for path in (
+            str(self.workdir),
+            f"{self.workdir}/data",
+            os.path.relpath(self.workdir / "data"),
+            f"{self.workdir}/none/../data",
+            f"{self.workdir}/link/data",
+            "way_in/data",
+        ):
+            config = self.config(data_dir=path)
+            with self.assertRaisesRegex(
+                workdirs.WorkdirError, "must not name a data_dir inside"
+            ):
+                workdirs.recorded_data_dir(config, self.workdir)
+        for path in (None, "data", f"{self.workdir}_beside", "~/data", "/"):
+            config = self.config(data_dir=path)
+            self.assertEqual(
+                workdirs.recorded_data_dir(config, self.workdir), path
+            )
 
 
 if __name__ == "__main__":

@@ -15,19 +15,16 @@ from absl.testing import parameterized
 import keras_resnet
 from keras_resnet.training import data
 from keras_resnet.training import evaluation
+from keras_resnet.training import losses
 from tests import records
 from tests import runs
 
 
 def batches(logits, labels, size):
-    """Batches of one size; the last is filled with NaN that must not count."""
+    """Batches of (logits, labels); the last may be smaller."""
     for start in range(0, len(labels), size):
-        x, y = logits[start : start + size], labels[start : start + size]
-        missing = size - len(y)
-        counted = np.r_[np.ones(len(y)), np.zeros(missing)].astype("float32")
-        x = np.concatenate([x, np.full((missing, x.shape[1]), np.nan)])
-        y = np.r_[y, np.zeros(missing, "int32")].astype("int32")
-        yield tf.constant(x, "float32"), tf.constant(y), tf.constant(counted)
+        part = slice(start, start + size)
+        yield tf.constant(logits[part]), tf.constant(labels[part], "int32")
 
 
 class EvaluationTest(parameterized.TestCase):
@@ -70,6 +67,19 @@ class EvaluationTest(parameterized.TestCase):
         )
         self.assertEqual(result.top1_errors, 0)
 
+    def test_filler_does_not_count_whatever_it_holds(self):
+        rng = np.random.default_rng(0)
+        logits = rng.normal(size=(5, 3)).astype("float32")
+        labels = np.array([0, 1, 2, 0, 1], "int32")
+        counted = np.ones(5, "float32")
+        expected = losses.count_errors(logits, labels, counted)
+        found = losses.count_errors(
+            np.concatenate([logits, np.full((2, 3), np.nan, "float32")]),
+            np.r_[labels, 0, 0].astype("int32"),
+            np.r_[counted, 0, 0].astype("float32"),
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
     def test_no_images_are_refused(self):
         with self.assertRaisesRegex(ValueError, "no test images"):
             evaluation.evaluate(lambda x: x, [])
@@ -89,11 +99,11 @@ class ProtocolTest(parameterized.TestCase):
         self, kind
     ):
         dataset = dataset_of(kind, self)
-        views, *_ = next(iter(dataset.test_batches(3, protocol="ten_crop")))
+        views, _ = next(iter(dataset.test_batches(3, protocol="ten_crop")))
         size = dataset.image_shape[0]
         self.assertEqual(views.shape, (3, 10, *dataset.image_shape))
         if kind == "small":
-            images, *_ = next(iter(dataset.test_batches(3)))
+            images, _ = next(iter(dataset.test_batches(3)))
             margin = size // 8
             pad = [(0, 0), (margin, margin), (margin, margin), (0, 0)]
             whole = np.pad(images, pad)
@@ -129,7 +139,7 @@ class ProtocolTest(parameterized.TestCase):
     def test_scales_are_those_of_the_paper(self, kind):
         """The shorter side at 224, 256, 384, 480, 640 of 224."""
         dataset = dataset_of(kind, self)
-        views, labels, _ = next(
+        views, labels = next(
             iter(dataset.test_batches(3, protocol="multi_scale"))
         )
         size = dataset.image_shape[0]
@@ -155,7 +165,7 @@ class ProtocolTest(parameterized.TestCase):
         model = evaluation.any_size(model)
         confusion = np.zeros([dataset.classes] * 2, int)
         loss = 0.0
-        for views, labels, counted in dataset.test_batches(1, (0, 1), protocol):
+        for views, labels in dataset.test_batches(1, protocol):
             views = views if isinstance(views, tuple) else (views,)
             scores = []
             for view in views:
@@ -164,14 +174,13 @@ class ProtocolTest(parameterized.TestCase):
                 e = np.exp(logits - logits.max(1, keepdims=True))
                 scores.append((e / e.sum(1, keepdims=True)).mean(0))
             score = np.mean(scores, 0)
-            self.assertEqual(counted, 1)
             confusion[int(labels[0]), score.argmax()] += 1
             loss -= np.log(score[int(labels[0])])
         errors = confusion.sum() - confusion.trace()
         evaluator = evaluation.Evaluator(
             lambda images: model(images, training=False)
         )
-        for batch_size in (1, 3):
+        for batch_size in (1, 3, 10**15):
             self.assertEqual(dataset.test_size % 3, 2)  # the last is not full
             result = evaluator(
                 dataset, batch_size, protocol, counts_classes=True
@@ -193,6 +202,63 @@ class ProtocolTest(parameterized.TestCase):
     def test_unknown_protocol_is_refused(self):
         with self.assertRaisesRegex(ValueError, "'ten'.* ten_crop"):
             data.load("digits").test_batches(1, protocol="ten")
+
+
+class KerasTest(parameterized.TestCase):
+    """`evaluate`, `predict` and `fit` of Keras count every image once."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        keras.utils.set_random_seed(0)
+        cls.dataset = data.load("digits").with_validation()
+        cls.model = keras_resnet.resnet(
+            runs.TINY, input_shape=cls.dataset.image_shape, classes=10
+        )
+        cls.model.compile(
+            keras.optimizers.SGD(0.0),
+            "sparse_categorical_crossentropy",
+            metrics=[
+                "accuracy",
+                keras.metrics.SparseTopKCategoricalAccuracy(5, "top5"),
+            ],
+        )
+        views, labels = cls.dataset.test_images(cls.dataset.test_size)
+        images = cls.dataset.preprocessing(views).numpy()
+        cls.predicted = cls.model.predict(images, verbose=0)
+        order = np.argsort(-cls.predicted, axis=1)
+        of_labels = cls.predicted[np.arange(len(labels)), labels]
+        cls.expected = {
+            "accuracy": np.mean(order[:, 0] == labels),
+            "top5": np.mean((order[:, :5] == labels[:, None]).any(1)),
+            "loss": -np.log(of_labels).mean(),
+        }
+
+    @parameterized.parameters(1, 3, 64, 140, 10**12)
+    def test_metrics_are_those_of_numpy(self, batch_size):
+        batches = self.dataset.test_batches(batch_size)
+        self.assertLen(batches, -(-140 // batch_size))
+        found = self.model.evaluate(batches, verbose=0, return_dict=True)
+        for name, value in self.expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-5)
+        predicted = self.model.predict(batches, verbose=0)
+        np.testing.assert_allclose(predicted, self.predicted, atol=1e-6)
+
+    def test_validation_data_of_fit(self):
+        # Frozen but for the classifier, whose rate is 0: nothing changes.
+        keras_resnet.freeze(self.model, but=("predictions",))
+        history = self.model.fit(
+            self.dataset.train_batches(8, seed=0),
+            steps_per_epoch=1,
+            shuffle=False,
+            verbose=0,
+            class_weight=dict.fromkeys(range(10), 2.0),
+            validation_data=self.dataset.test_batches(64),
+        ).history
+        for name, value in self.expected.items():
+            np.testing.assert_allclose(
+                history[f"val_{name}"][0], value, rtol=1e-5
+            )
 
 
 class DevicesTest(parameterized.TestCase):

@@ -2,8 +2,10 @@
 
 import contextlib
 import socket
+import threading
 import time
 from concurrent import futures
+from unittest import mock
 
 from absl.testing import absltest
 
@@ -13,6 +15,67 @@ from tests import runs
 
 def addresses(count):
     return [f"127.0.0.1:{port}" for port in runs.free_ports(count)]
+
+
+def connected(port):
+    """A connection to a port that may not be open yet."""
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection(("127.0.0.1", port))
+        time.sleep(0.01)
+
+
+class Link:
+    """Passes messages on to an address but for one, then stays silent.
+
+    Whoever sent the lost message finds its connection open, and never hears
+    anything on it. Later connections are passed on.
+    """
+
+    def __init__(self, address, lost):
+        self.target = address.split(":")
+        self.left = lost
+        self.lock = threading.Lock()
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.server.getsockname()[1]}"
+        self.sockets = [self.server]
+
+    def __enter__(self):
+        threading.Thread(target=self.accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        for opened in self.sockets:
+            opened.close()
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.server.accept()
+                self.sockets.append(near)
+                try:
+                    far = socket.create_connection(self.target)
+                except OSError:
+                    near.close()
+                    continue
+                self.sockets.append(far)
+                state = {"is_cut": False}
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(
+                        target=self.pass_on, args=(*pair, state), daemon=True
+                    ).start()
+
+    def pass_on(self, source, target, state):
+        with contextlib.suppress(OSError):
+            while received := source.recv(1000):
+                with self.lock:
+                    self.left -= 1
+                    if self.left == -1:
+                        state["is_cut"] = True
+                if not state["is_cut"]:
+                    target.sendall(received)
+            if not state["is_cut"]:
+                target.shutdown(socket.SHUT_WR)
 
 
 class MeetingTest(absltest.TestCase):
@@ -66,16 +129,50 @@ class MeetingTest(absltest.TestCase):
         first = self.start(workers, 0, 30)
         port = int(workers[0].partition(":")[2])
         for words in (b"GET / HTTP/1.1\r\n\r\n", b"\xff", b""):
-            while True:
-                with contextlib.suppress(ConnectionRefusedError):
-                    stranger = socket.create_connection(("127.0.0.1", port))
-                    break
-                time.sleep(0.01)
+            stranger = connected(port)
             stranger.sendall(words)
             stranger.close()
         self.assertFalse(first.done())
         self.start(workers, 1, 30).result()
         first.result()
+
+    def test_every_message_may_be_lost_once(self):
+        """A link that takes the n-th message and never passes it on."""
+        self.enter_context(mock.patch.object(meeting, "_ASK_SECONDS", 0.05))
+        self.enter_context(mock.patch.object(meeting, "_SILENCE_SECONDS", 0.2))
+        for lost in range(8):
+            first, port = addresses(2)
+            link = self.enter_context(Link(first, lost))
+            started = [
+                self.start([first, port], 0, 20),
+                self.start([link.address, port], 1, 20),
+            ]
+            for each in started:
+                each.result()
+
+    def test_message_in_many_packets_is_heard(self):
+        workers = addresses(2)
+        first = self.start(workers, 0, 30)
+        port = int(workers[0].partition(":")[2])
+        with connected(port) as other:
+            heard = b""
+            for letter in b"keras_resnet worker 1\n":
+                other.sendall(bytes([letter]))
+                time.sleep(0.002)
+            while b"go" not in heard:
+                heard += other.recv(100)
+            other.sendall(b"keras_resnet gone 1\n")
+            first.result()
+
+    def test_silent_connections_are_no_workers(self):
+        self.enter_context(mock.patch.object(meeting, "_SILENCE_SECONDS", 0.2))
+        workers = addresses(2)
+        first = self.start(workers, 0, 1)
+        port = int(workers[0].partition(":")[2])
+        with connected(port) as other:
+            other.sendall(b"keras_resnet worker 1\n")
+            with self.assertRaisesRegex(TimeoutError, "number 1"):
+                first.result()
 
     def test_port_that_is_taken(self):
         with socket.create_server(("", 0)) as taken:

@@ -62,6 +62,61 @@ class RefusalTest(parameterized.TestCase):
         ):
             strategies.get_strategy(name, count)
 
+    @parameterized.parameters("auto", "multi_worker")
+    def test_tf_config_that_is_malformed_is_one_line(self, name):
+        task = {"type": "worker", "index": 0}
+        two = ["a:1", "b:2"]
+        odd = [
+            *("5", "null", '"x"', "NaN", "[[1]]", "{", "[" * 100_000, "\ud800"),
+            *({}, {"cluster": {}}, {"task": task}),
+            *(
+                {"cluster": cluster, "task": task}
+                for cluster in (5, [], "a:1", None, {"worker": 5})
+            ),
+            *(
+                {"cluster": {"worker": workers}, "task": task}
+                for workers in (
+                    *("a:1", {"a:1": "b:2"}, {}, None, [], [5, 6], [None]),
+                    *([["a:1"]], ["a", "b"], ["a:1", "a:1"], ["a:x", "b:1"]),
+                    *(["a:0", "b:1"], ["a:65536", "b:1"], ["a:-1", "b:1"]),
+                    *(["a: 1", "b:1"], [":1", "b:1"], ["a b:1", "b:1"]),
+                    *(["http://a:1", "b:1"], ["a:\u0661", "b:1"]),
+                )
+            ),
+            *(
+                {"cluster": {"worker": two}, "task": other}
+                for other in (
+                    *(5, None, [], "worker", {}, {"type": "worker"}),
+                    *({"type": kind, "index": 0} for kind in (5, None, [], {})),
+                    *({"type": kind, "index": 0} for kind in ("ps", "chief")),
+                    *(
+                        {"type": "worker", "index": index}
+                        for index in (
+                            *(None, [], {}, 0.0, 1.5, True, "x", "", "-1"),
+                            *(-1, 2, 10**30, float("inf"), float("nan")),
+                        )
+                    ),
+                )
+            ),
+            {"cluster": {"worker": two, "ps": 5}, "task": task},
+            {"cluster": {"worker": two, "chief": two}, "task": task},
+            {"cluster": {"worker": two}, "task": task, "rpc_layer": 5},
+        ]
+        for config in odd:
+            if not isinstance(config, str):
+                config = json.dumps(config)
+            with (
+                mock.patch.object(os, "environ", {"TF_CONFIG": config}),
+                self.assertRaisesRegex(ValueError, "TF_CONFIG must be") as got,
+            ):
+                strategies.get_strategy(name)
+            self.assertLess(len(str(got.exception)), 600)
+
+    def test_tf_config_may_have_an_index_as_text(self):
+        config = tf_config(task={"type": "worker", "index": "1"})
+        workers, index = strategies._workers(config)
+        self.assertEqual((len(workers), index), (2, 1))
+
     def test_processor_is_divided_before_tensorflow_runs_only(self):
         tf.zeros([])
         with self.assertRaisesRegex(ValueError, "ask for a strategy first"):

@@ -51,6 +51,8 @@ class Source:
         about: what a model card says of it.
         dataset: the name of its data set, or None; see `data.load`.
         data_dir: where that is.
+        record: that of the images it was trained on, where it is known; see
+            `workdirs.check_same_images`.
     """
 
     model: keras.Model
@@ -60,6 +62,7 @@ class Source:
     about: dict[str, Any]
     dataset: str | None = None
     data_dir: str | None = None
+    record: dict | None = None
 
     def images(
         self, count: int, with_calibration: bool = False
@@ -78,6 +81,7 @@ class Source:
         dataset = data.load(
             self.dataset, self.data_dir, preprocessing=self.preprocessing
         )
+        workdirs.check_same_images(self.record, dataset)
         labels: np.ndarray | None
         views, labels = dataset.sample(count)
         calibration = None
@@ -119,7 +123,8 @@ def of_workdir(
             "data": config.dataset,
         },
         config.dataset,
-        data_dir or config.data_dir,
+        data_dir or workdirs.recorded_data_dir(config, workdir),
+        trained.record,
     )
 
 

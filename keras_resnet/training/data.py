@@ -54,7 +54,12 @@ __all__ = [
 ]
 
 # What TensorFlow raises for an image that does not decode; it names none.
-UNREADABLE = (tf.errors.InvalidArgumentError, tf.errors.DataLossError)
+UNREADABLE = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.DataLossError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+)
 
 
 class DataSet:
@@ -66,6 +71,7 @@ class DataSet:
         preprocessing: Test view and normalization; None for `make`'s.
         read: Gives the split "train" or "test"; called once for each, when
             it is needed.
+        record: Gives what `record` returns.
 
     Attributes:
         name, labels, preprocessing: As above.
@@ -84,11 +90,23 @@ class DataSet:
         labels: Sequence[str],
         preprocessing: Preprocessing,
         read: Callable[[str], splits.Split],
+        record: Callable[[], dict] = dict,
     ):
         self.name = name
         self.labels = list(labels)
         self.preprocessing = preprocessing
         self._read = read
+        self._record = record
+
+    @functools.cached_property
+    def record(self) -> dict:
+        """Text and numbers that change if the images change.
+
+        Of a folder: for each class the number of images and a digest of their
+        names and sizes, and of their contents up to 1 GiB in all. Of a set of
+        TensorFlow Datasets: its version, configuration and sizes.
+        """
+        return self._record()
 
     @functools.cached_property
     def _train(self) -> splits.Split:
@@ -167,33 +185,76 @@ class DataSet:
         return self.preprocessing.shorter_side is not None
 
     def test_batches(
+        self, batch_size: int, protocol: str = "single"
+    ) -> tf.data.Dataset:
+        """Returns every test image once, in order.
+
+        The last batch is smaller if `batch_size` does not divide `test_size`.
+        `evaluate`, `predict` and `validation_data` of `fit` take the data set
+        as it is.
+
+        Args:
+            batch_size: Number of images in a batch.
+            protocol: The views of an image. `"single"`: its centre.
+                `"ten_crop"`: the four corners and the centre, and their mirror
+                images ([1, Sec. 3.4]; Krizhevsky et al. 2012).
+                `"multi_scale"`: the whole image, its shorter side at 224, 256,
+                384, 480 and 640 pixels, or in proportion for another
+                `image_size` [1, Sec. 3.4]. The papers test photos so. For
+                small images of one size, the crops are those of the normalized
+                image with an eighth of its side of zeros on each side, and the
+                scales are its enlargements.
+
+        Returns:
+            A data set of (images, labels). `images` is float32 `[batch, height,
+            width, channels]`, for ten crops `[batch, 10, height, width,
+            channels]`, for several scales a tuple with one tensor for each.
+            `labels` is int32 `[batch]`. For several scales of photos, whose
+            sizes differ, `batch` is 1.
+
+        Raises:
+            ValueError: If the protocol is unknown or `batch_size` is below 1.
+        """
+        if self.has_photos and protocol == "multi_scale" and batch_size > 1:
+            batch_size = 1
+        # One batch of all images; a larger one would only hold more filler.
+        batch_size = min(batch_size, self.test_size)
+        padded = self.padded_test_batches(batch_size, protocol=protocol)
+
+        def whole(images, labels, counted):
+            count = tf.reduce_sum(tf.cast(counted, tf.int32))
+            return tf.nest.map_structure(
+                lambda tensor: tensor[:count], (images, labels)
+            )
+
+        batches = splits.map_in_order(padded, whole)
+        count = -(-self.test_size // batch_size)
+        return _with_options(
+            batches.apply(tf.data.experimental.assert_cardinality(count))
+        )
+
+    def padded_test_batches(
         self,
         batch_size: int,
         shard: tuple[int, int] = (0, 1),
         protocol: str = "single",
     ) -> tf.data.Dataset:
-        """Every test image once, in order, in batches of one size.
+        """Returns the test images in batches of one size, with filler images.
+
+        For `training.evaluation.Evaluator`, which shares each batch equally
+        among devices. A Keras metric that ignores sample weights counts the
+        filler: use `test_batches` with Keras.
 
         Args:
             batch_size: Images of all workers together in one batch.
             shard: As in `train_batches`.
-            protocol: What a network is shown of an image. `"single"`: its
-                centre. `"ten_crop"`: the four corners and the centre, and
-                their mirror images ([1, Sec. 3.4]; Krizhevsky et al. 2012).
-                `"multi_scale"`: the whole image, its shorter side at 224, 256,
-                384, 480 and 640 pixels, or in proportion for another
-                `image_size` [1, Sec. 3.4]. The papers test photos so; for
-                small images of one size, the crops are those of the
-                normalized image with an eighth of its side of zeros on each
-                side, and the scales are its enlargements.
+            protocol: As in `test_batches`.
 
         Returns:
-            A data set of (images, labels, counted); images is float32
-            `[batch, height, width, channels]`, for ten crops `[batch, 10,
-            height, width, channels]`, for several scales a tuple with one
-            tensor for each; counted is float32 `[batch]`: 1, and 0 for the
-            images that only fill the last batch. `batch` is `batch_size /
-            count`; for several scales of photos, whose sizes differ, it is 1.
+            A data set of (images, labels, counted). `images` and `labels` are
+            those of `test_batches`, with `batch = batch_size / count`, or 1 for
+            several scales of photos. `counted` is float32 `[batch]`: 1 for a
+            test image, 0 for filler after the last one.
 
         Raises:
             ValueError: If the shard does not divide the batch or the protocol
@@ -241,7 +302,9 @@ class DataSet:
         def read(split):
             return self._train.part(is_held_out=split == "test")
 
-        return DataSet(self.name, self.labels, self.preprocessing, read)
+        return DataSet(
+            self.name, self.labels, self.preprocessing, read, self._record
+        )
 
     def _one_by_one(self, batch_size, share, steps):
         """Batches of one photo each, at every scale."""
@@ -427,19 +490,19 @@ def load(
         )
     kind, _, path = name.partition(":")
     if name == "digits":
-        labels, read, shape = sources.digits()
+        labels, read, shape, record = sources.digits()
     elif name == "synthetic":
-        labels, read, shape = sources.synthetic(
+        labels, read, shape, record = sources.synthetic(
             preprocessing.image_size if preprocessing else image_size or 32
         )
     elif kind == "folder":
-        labels, read, shape = sources.folder(path)
+        labels, read, shape, record = sources.folder(path)
     else:
-        labels, read, shape = sources.tfds_set(name, data_dir)
+        labels, read, shape, record = sources.tfds_set(name, data_dir)
     read = functools.cache(read)
     if preprocessing is None:
         preprocessing = _own_preprocessing(shape, image_size, read)
-    return DataSet(name, labels, preprocessing, read)
+    return DataSet(name, labels, preprocessing, read, record)
 
 
 def _own_preprocessing(shape, image_size, read):

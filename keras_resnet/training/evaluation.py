@@ -169,10 +169,13 @@ class Evaluator:
         is_shared = protocol == "multi_scale" and dataset.has_photos
         if is_shared:
             batch_size = 1
+        batch_size = min(batch_size, dataset.test_size)  # not only filler
         batch_size = -(-batch_size // devices) * devices
         batches = strategies.distributed(
             self.strategy,
-            lambda shard: dataset.test_batches(batch_size, shard, protocol),
+            lambda shard: dataset.padded_test_batches(
+                batch_size, shard, protocol
+            ),
             is_shared,
         )
         classes = dataset.classes if counts_classes else 0
@@ -238,8 +241,7 @@ def evaluate(predict: Callable, batches: Iterable) -> Evaluation:
     Args:
         predict: Gives the logits `[batch, classes]` of images; log
             probabilities will do.
-        batches: `(images, labels, counted)` as `DataSet.test_batches` has
-            them; `counted` is 0 where the last batch is padded.
+        batches: `(images, labels)` as `DataSet.test_batches` has them.
 
     Returns:
         An `Evaluation`.
@@ -249,7 +251,8 @@ def evaluate(predict: Callable, batches: Iterable) -> Evaluation:
     """
 
     @tf.function(reduce_retracing=True)
-    def step(images, labels, counted):
+    def step(images, labels):
+        counted = tf.ones_like(labels, "float32")
         return losses.count_errors(average(predict, images), labels, counted)
 
     total = _Total()

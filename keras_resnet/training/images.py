@@ -21,6 +21,9 @@ _PHOTO_STANDARD_DEVIATION = (0.229, 0.224, 0.225)
 # What a network is shown of a test image: see `DataSet.test_batches`.
 PROTOCOLS = ("single", "ten_crop", "multi_scale")
 
+# TensorFlow's kernels count the values of an image in 32 bits.
+_LARGEST_SIZE = 2**14
+
 # Shorter sides of the multi-scale test, in pixels, of a network for 224 x 224
 # [1, Sec. 3.4].
 _SCALES = (224, 256, 384, 480, 640)
@@ -68,9 +71,10 @@ class Preprocessing:
             raise ValueError(
                 f"channels must be 1 or 3, received {self.channels}"
             )
-        if self.image_size < 1:
+        if not 1 <= self.image_size <= _LARGEST_SIZE:
             raise ValueError(
-                f"image_size must be at least 1, received {self.image_size}"
+                f"image_size must be 1 to {_LARGEST_SIZE}, received "
+                f"{self.image_size}"
             )
         if self.shorter_side and self.shorter_side < self.image_size:
             raise ValueError(

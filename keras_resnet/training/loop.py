@@ -21,6 +21,7 @@ from keras_resnet import training
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import data
+from keras_resnet.training import memory
 from keras_resnet.training import strategies
 from keras_resnet.training import workdirs
 
@@ -96,6 +97,7 @@ def train_and_evaluate(
         ImportError: If Keras does not run on the configuration's backend.
         ValueError: If the devices cannot share a batch equally, or the
             configuration has what its backend has not.
+        memory.DoesNotFitError: If a step cannot fit in memory.
         TrainingDivergedError: If the loss becomes NaN or infinite.
         strategies.WorkerLostError: If another worker is gone.
         OSError: If something cannot be written; what was saved before stays.
@@ -123,6 +125,9 @@ def train_and_evaluate(
             )
         with strategies.lost_workers(strategy):
             run = _run(config, dataset, strategy)
+        memory.check_training(
+            config, run.model, strategies.worker_count(strategy)
+        )
         # Nothing is written before everything that can be refused has been.
         lock = None
         if is_chief:

@@ -4,6 +4,14 @@ TensorFlow starts its servers when the strategy of several workers is made, and
 the first of them then waits for the others without end, deaf to signals and
 threads. So they meet before it does: all tell the first, on the port that
 TensorFlow is about to take, and it lets them go when it has heard of each.
+
+A message may be lost, and one side may take a dead connection for alive. So a
+worker asks again every second, and opens a new connection after three seconds
+without an answer. The first leaves when each worker has confirmed that it goes:
+
+    worker: keras_resnet worker 2    first: wait
+    worker: keras_resnet worker 2    first: go
+    worker: keras_resnet gone 2      first: bye
 """
 
 import contextlib
@@ -12,8 +20,12 @@ import socket
 import time
 from collections.abc import Sequence
 
-_HELLO = "keras_resnet worker "
-_GO = b"go"
+_HELLO, _GONE = "keras_resnet worker", "keras_resnet gone"
+_WAIT, _GO, _BYE = "wait", "go", "bye"
+
+_ASK_SECONDS = 1.0  # between two questions of a worker
+_SILENCE_SECONDS = 3.0  # after which a connection is taken for lost
+_LONGEST_LINE = 100
 
 
 def meet(addresses: Sequence[str], index: int, seconds: float) -> None:
@@ -76,51 +88,140 @@ def _port(address):
 
 def _gather(own, count, deadline):
     """Lets all go when each is here; else gives the numbers of the others."""
-    here = {}  # connection -> number
-    heard = set()
+    own.setblocking(False)
+    others = set(range(1, count))
+    heard, gone = set(), set()
+    peers = []
     with contextlib.ExitStack() as connections:
-        while True:
-            missing = set(range(1, count)) - set(here.values())
-            if not missing:
-                for connection in here:
-                    connection.sendall(_GO)
-                return missing
-            left = deadline - time.monotonic()
-            if left <= 0:  # some may have gone a moment before
+        while gone != others:
+            now = time.monotonic()
+            for peer in list(peers):
+                if peer.is_closed or now > peer.heard_at + _SILENCE_SECONDS:
+                    peers.remove(peer)
+                    peer.connection.close()
+            here = gone | {peer.number for peer in peers}
+            may_go = bool(gone) or others <= here
+            for peer in peers:
+                if may_go and peer.number in others - gone:
+                    peer.say(_GO)
+            if now >= deadline:
+                missing = others - (gone if may_go else here)
                 return (missing - heard) or missing
-            for ready in select.select([own, *here], [], [], left)[0]:
-                if ready is not own:  # it said all it had to say: it is gone
-                    del here[ready]
+            wait = min(deadline - now, _ASK_SECONDS)
+            for ready in select.select([own, *peers], [], [], wait)[0]:
+                if ready is own:
+                    with contextlib.suppress(OSError):  # it left at once
+                        connection = connections.enter_context(own.accept()[0])
+                        peers.append(_Peer(connection))
                     continue
-                connection = connections.enter_context(own.accept()[0])
-                number = _hear(connection, count)
-                if number is not None:
-                    here[connection] = number
+                for word, number in ready.messages(others):
                     heard.add(number)
+                    if word == _GONE:
+                        gone.add(number)
+                        ready.say(_BYE)
+                    elif not may_go:
+                        ready.say(_WAIT)
+    return set()
 
 
-def _hear(connection, count):
-    """The number that a worker tells; None from a stranger."""
-    connection.settimeout(1)
-    with contextlib.suppress(OSError, ValueError):
-        number = int(connection.recv(100).decode().removeprefix(_HELLO))
-        return number if 0 < number < count else None
-    return None
+class _Peer:
+    """A connection that another worker or a stranger opened.
+
+    Attributes:
+        number: The number of the worker; None as long as it is unknown.
+        heard_at: When its last message came.
+        is_closed: Whether it has left.
+    """
+
+    def __init__(self, connection):
+        connection.setblocking(False)
+        self.connection = connection
+        self.number = None
+        self.heard_at = time.monotonic()
+        self.is_closed = False
+        self._lines = _Lines(connection)
+
+    def fileno(self):
+        return self.connection.fileno()
+
+    def messages(self, numbers):
+        """(word, number) of each message that came; strangers send none."""
+        try:
+            lines = self._lines.receive()
+        except BlockingIOError:
+            return
+        except OSError:
+            self.is_closed = True
+            return
+        for line in lines:
+            word, _, number = line.rpartition(" ")
+            if word not in (_HELLO, _GONE) or not number.isdecimal():
+                continue
+            if int(number) in numbers:
+                self.number, self.heard_at = int(number), time.monotonic()
+                yield word, self.number
+
+    def say(self, word):
+        with contextlib.suppress(OSError):  # it will ask again
+            self.connection.sendall(f"{word}\n".encode())
+
+
+class _Lines:
+    """The lines that a connection receives, in any number of packets."""
+
+    def __init__(self, connection):
+        self._connection = connection
+        self._rest = b""
+
+    def receive(self):
+        """Raises an OSError at the end, or if a line is too long."""
+        received = self._connection.recv(_LONGEST_LINE)
+        *lines, self._rest = (self._rest + received).split(b"\n")
+        if not received or len(self._rest) > _LONGEST_LINE:
+            raise ConnectionResetError
+        return [line.decode(errors="replace") for line in lines]
 
 
 def _report(address, index, deadline):
-    """Tells the first worker, until it lets this one go."""
-    host = address.rpartition(":")[0].strip("[]")
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return {0}
-        with (
-            contextlib.suppress(OSError),  # not there yet, or gone again
-            socket.create_connection((host, _port(address)), left) as first,
-        ):
-            first.sendall(f"{_HELLO}{index}".encode())
-            first.settimeout(max(deadline - time.monotonic(), 0.01))
-            if first.recv(len(_GO)) == _GO:
+    """Tells the first worker, until it lets this one go and knows that."""
+    place = address.rpartition(":")[0].strip("[]"), _port(address)
+    may_go = False
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection(
+                place, min(left, _SILENCE_SECONDS)
+            ) as first:
+                for word in _answers(first, index, may_go, deadline):
+                    may_go = may_go or word == _GO
+                    if word == _BYE:
+                        return set()
+        except OSError:  # it is not there yet, or it has left
+            if may_go:
                 return set()
         time.sleep(0.1)
+    return set() if may_go else {0}
+
+
+def _answers(first, index, may_go, deadline):
+    """Asks the first worker again and again; ends when it is silent."""
+    lines = _Lines(first)
+    ask_at = heard_at = time.monotonic()
+    while True:
+        now = time.monotonic()
+        if now >= min(heard_at + _SILENCE_SECONDS, deadline):
+            return
+        if now >= ask_at:
+            question = _GONE if may_go else _HELLO
+            first.sendall(f"{question} {index}\n".encode())
+            ask_at = now + _ASK_SECONDS
+        first.settimeout(max(ask_at - now, 0.01))
+        try:
+            words = lines.receive()
+        except TimeoutError:
+            continue
+        for word in words:
+            if word in (_WAIT, _GO, _BYE):
+                heard_at = time.monotonic()
+                yield word
+            if word == _GO and not may_go:
+                may_go, ask_at = True, heard_at

@@ -1,15 +1,22 @@
 """The data sets: bundled, drawn, in folders, of TensorFlow Datasets.
 
-Each function here gives the labels of a set, a function from "train" or "test"
-to its split, and the shape [height, width, channels] of its images, with None
-for sizes that differ.
+Each function here returns the labels of a set, a function from "train" or
+"test" to its split, the shape [height, width, channels] of its images, with None
+for sizes that differ, and a function that returns the record of its images. A
+record is a dict of text and numbers that changes if the images change.
 """
 
+import contextlib
+import functools
 import hashlib
 import importlib.resources
 import itertools
+import math
 import os
+import re
 import ssl
+import stat
+import threading
 import urllib.error
 import urllib.request
 
@@ -23,7 +30,26 @@ from keras_resnet.training import splits as splits_lib
 SMALL_SIDE = 128
 _SMALL_BYTES = 2**30
 
+# Most bytes of the images of `synthetic`, which are held in memory too.
+_SYNTHETIC_BYTES = 2**32
+
 _IMAGE_FILES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+
+# Largest file of one image, and of the text that describes a set of TFDS.
+_IMAGE_BYTES = 2**28
+_TEXT_BYTES = 2**26
+
+# Most classes of a set: their names are a list in memory.
+_MOST_CLASSES = 2**20
+
+# A data set of TFDS: NAME, NAME/CONFIG, NAME:VERSION. TFDS accepts more:
+# `huggingface:NAME`, community sets, whose code it downloads and runs, and
+# arguments of a builder, such as NAME/data_dir=PATH.
+_TFDS_NAME = re.compile(
+    r"[A-Za-z]\w*(/[\w+-][\w.+-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?", re.ASCII
+)
+_TFDS_CLASS = re.compile(r"tensorflow_datasets(\.[A-Za-z_]\w*)+", re.ASCII)
+_TFDS_LOCK = threading.Lock()
 
 
 def digits():
@@ -41,16 +67,23 @@ def digits():
         chosen = is_test if split == "test" else ~is_test
         return splits_lib.Memory(images[chosen], labels[chosen])
 
-    return [str(digit) for digit in range(10)], read, images.shape[1:]
+    return [str(digit) for digit in range(10)], read, images.shape[1:], dict
 
 
 def synthetic(size):
     """Ten classes: 4 x 4 coloured squares each, half covered by noise."""
+    counts = {"train": 1000, "test": 200}
+    largest = math.isqrt(_SYNTHETIC_BYTES // (3 * sum(counts.values())))
+    if size > largest:
+        raise ValueError(
+            f"image_size must be at most {largest} for synthetic, whose images "
+            f"are in memory; received {size}"
+        )
 
     def read(split):
         # RandomState's numbers never change between versions of NumPy.
         squares = np.random.RandomState(0).randint(0, 256, (10, 4, 4, 3))
-        count, seed = {"train": (1000, 1), "test": (200, 2)}[split]
+        count, seed = counts[split], {"train": 1, "test": 2}[split]
         labels = np.arange(count) % 10
         place = np.arange(size) * 4 // size
         squares = (squares // 2).astype(np.uint8)[:, place][:, :, place]
@@ -60,7 +93,7 @@ def synthetic(size):
         images += squares[labels]
         return splits_lib.Memory(images, labels)
 
-    return [str(label) for label in range(10)], read, (size, size, 3)
+    return [str(label) for label in range(10)], read, (size, size, 3), dict
 
 
 def folder(path):
@@ -111,10 +144,44 @@ def folder(path):
             "for test; every one has 1"
         )
     splits = {"train": _files(train), "test": _files(test)}
+    record = functools.partial(
+        _folder_record, labels, {"train": train, "test": test}
+    )
     small = _small_folder(**splits)
     if small is None:
-        return labels, splits.__getitem__, (None, None, 3)
-    return labels, small.__getitem__, small["train"].images.shape[1:]
+        return labels, splits.__getitem__, (None, None, 3), record
+    shape = small["train"].images.shape[1:]
+    return labels, small.__getitem__, shape, record
+
+
+def _folder_record(labels, splits):
+    """For each class its number of images, and a digest of their files.
+
+    The digest is that of the names and sizes, and of the contents if the set
+    has at most `_SMALL_BYTES`: to read more would delay every start.
+    """
+    classes = itertools.chain.from_iterable(splits.values())
+    sizes = map(os.path.getsize, itertools.chain.from_iterable(classes))
+    reads = sum(sizes) <= _SMALL_BYTES
+
+    def described(paths):
+        digest = hashlib.sha256()
+        for path in paths:
+            name = os.fsencode(os.path.basename(path))
+            digest.update(b"%s\0%d\0" % (name, os.path.getsize(path)))
+            if reads:
+                with open(path, "rb") as file:
+                    digest.update(hashlib.sha256(file.read()).digest())
+        count = f"{len(paths)} image{'s' * (len(paths) != 1)}"
+        return f"{count} (sha256 {digest.hexdigest()[:16]})"
+
+    return {
+        split: {
+            label: described(paths)
+            for label, paths in zip(labels, classes, strict=True)
+        }
+        for split, classes in splits.items()
+    }
 
 
 def held_out(paths):
@@ -123,7 +190,7 @@ def held_out(paths):
 
     def rank(path):
         name = "/".join(path.split(os.sep)[-2:])
-        return hashlib.sha256(name.encode()).digest()
+        return hashlib.sha256(os.fsencode(name)).digest()
 
     return sorted(sorted(paths, key=rank)[:count])
 
@@ -169,25 +236,73 @@ def _folders(path):
 
 
 def _image_files(path):
-    files = sorted(
-        name
-        for name in os.listdir(path)
+    files = [
+        os.path.join(path, name)
+        for name in sorted(os.listdir(path))
         if name.lower().endswith(_IMAGE_FILES) and not name.startswith(".")
-    )
+    ]
     if not files:
         raise FileNotFoundError(
             f"{path} must hold images ({', '.join(_IMAGE_FILES)}); it has none"
         )
-    return [os.path.join(path, name) for name in files]
+    for file in files:
+        _check_file(file, _IMAGE_BYTES)
+    return files
+
+
+def _check_file(path, most_bytes=None):
+    """Raises unless reading a path ends: a pipe or a device may not.
+
+    Raises:
+        ValueError: If it is not a regular file, or a larger one than allowed.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:  # a link to nothing, among others
+        raise ValueError(
+            f"{path} must be a regular file, it cannot be opened "
+            f"({error.strerror}): remove it"
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(
+            f"{path} must be a regular file, received {_kind(status.st_mode)}: "
+            "remove it"
+        )
+    if most_bytes is not None and status.st_size > most_bytes:
+        raise ValueError(
+            f"{path} must have at most {most_bytes:,} bytes, received "
+            f"{status.st_size:,}: remove it"
+        )
+
+
+def _kind(mode):
+    kinds = {
+        stat.S_ISDIR: "a directory",
+        stat.S_ISFIFO: "a pipe",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+    }
+    return next((kind for is_kind, kind in kinds.items() if is_kind(mode)), "?")
 
 
 def tfds_set(name, data_dir):
     """An image classification set of TensorFlow Datasets."""
     import tensorflow_datasets as tfds
 
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
+    if not _TFDS_NAME.fullmatch(name):
+        raise ValueError(
+            "the name of a data set must be digits, synthetic, folder:PATH or "
+            "that of an image classification set of TensorFlow Datasets, as "
+            f"NAME, NAME/CONFIG or NAME:1.0.0; received {name!r}"
+        )
+    _check_prepared_files(name, data_dir, tfds)
+    with _one_line(name), _only_own_features(tfds):
+        try:
+            builder = tfds.builder(name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError:
+            builder = None
+    if builder is None:
         known = tfds.list_builders(with_community_datasets=False)
         known = ["digits", "synthetic", "folder:PATH", *known]
         allowed = (
@@ -196,41 +311,139 @@ def tfds_set(name, data_dir):
         )
         raise ValueError(
             names.unknown("data set", name, known, allowed, count=3)
-        ) from None
+        )
     image_key, label_key = _image_and_label(name, builder, tfds)
+    labels = _labels(name, builder.info.features[label_key])
     try:
-        builder.as_dataset(split="train")
+        with _one_line(name, AssertionError):
+            splits = list(builder.info.splits)
+            if not splits or "train" in splits:  # mock_data tells none
+                builder.as_dataset(split="train")
     except AssertionError:  # how TFDS says that it has not been prepared
         _download(name, builder)
-    except ValueError as error:
+        splits = list(builder.info.splits)
+    if splits and "train" not in splits:
         raise ValueError(
             f"the data set must have a split called train; {name} has "
-            f"{', '.join(builder.info.splits)}"
-        ) from error
+            f"{', '.join(splits)}"
+        )
 
     def records(split):
-        return splits_lib.Records(builder, split, image_key, label_key)
+        with _one_line(name):
+            found = splits_lib.Records(builder, split, image_key, label_key)
+        if found.size < 1:
+            raise ValueError(
+                f"the data set {name} has no images in its split {split}"
+            )
+        return found
 
-    splits = _tfds_splits(builder.info.splits, records)
+    found = _tfds_splits(name, splits, records)
     shape = builder.info.features[image_key].shape
     if shape[-1] is None:
         shape = (*shape[:2], 3)
-    total = sum(split.size for split in splits.values())
-    labels = builder.info.features[label_key].names
+    total = sum(split.size for split in found.values())
 
     def read(split):
-        if _is_small(shape, total):
-            return splits[split].in_memory()
-        return splits[split]
+        if not _is_small(shape, total):
+            return found[split]
+        with _one_line(name, ValueError):
+            images = found[split].in_memory()
+        of_labels = images.labels.numpy()
+        if of_labels.min() < 0 or of_labels.max() >= len(labels):
+            raise ValueError(
+                f"the labels of {name} must be below {len(labels)}, its number "
+                f"of classes; received {of_labels.min()} to {of_labels.max()}"
+            )
+        return images
 
-    return labels, read, shape
+    def record():
+        config = builder.builder_config
+        return {
+            "version": str(builder.version),
+            "config": config and config.name,
+            **{split: images.size for split, images in found.items()},
+        }
+
+    return labels, read, shape, record
+
+
+def _check_prepared_files(name, data_dir, tfds):
+    """Raises if the directory of a set has a pipe, a device or a huge text."""
+    root = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
+    words = tfds.core.naming.camelcase_to_snakecase(re.split("[/:]", name)[0])
+    directory = os.path.join(root, words)
+    for folder, _, files in os.walk(directory):
+        for file in files:
+            is_text = file.endswith((".json", ".txt"))
+            _check_file(
+                os.path.join(folder, file), _TEXT_BYTES if is_text else None
+            )
+
+
+@contextlib.contextmanager
+def _one_line(name, *passed):
+    """Turns an error of TFDS about a malformed file into one line."""
+    try:
+        yield
+    except passed:
+        raise
+    except Exception as error:
+        reason = splits_lib.reason(error) or type(error).__name__
+        raise ValueError(
+            f"TensorFlow Datasets cannot read the data set {name} ({reason}); "
+            "delete its directory and prepare it again, or pass --data_dir=DIR"
+        ) from error
+
+
+@contextlib.contextmanager
+def _only_own_features(tfds):
+    """Lets TFDS load no class of features but its own.
+
+    TFDS imports the module of any class that `features.json` or
+    `dataset_info.json` names, and a stranger may have written these files.
+    """
+    connector = tfds.features.FeatureConnector
+    with _TFDS_LOCK:
+        original = vars(connector)["cls_from_name"]
+
+        def cls_from_name(cls, name):
+            if not _TFDS_CLASS.fullmatch(name):
+                raise ValueError(
+                    "the class of a feature must be one of tensorflow_datasets"
+                    f", received {name!r}, which is not imported"
+                )
+            return original.__get__(None, cls)(name)
+
+        connector.cls_from_name = classmethod(cls_from_name)
+        try:
+            yield
+        finally:
+            connector.cls_from_name = original
+
+
+def _labels(name, feature):
+    """The names of the classes."""
+    count = feature.num_classes or 0
+    if not 1 <= count <= _MOST_CLASSES:
+        raise ValueError(
+            f"the data set {name} must have 1 to {_MOST_CLASSES:,} classes, "
+            f"received {count}"
+        )
+    labels = feature.names
+    if len(set(labels)) != count:
+        raise ValueError(
+            f"the data set {name} must have {count} different names of its "
+            f"classes, received {len(set(labels))} different of {len(labels)}"
+        )
+    return labels
 
 
 def _image_and_label(name, builder, tfds):
     """The keys of the image and of the label in a record."""
-    features = builder.info.features
+    with _one_line(name):
+        features = dict(builder.info.features.items())
+        keys = builder.info.supervised_keys
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
-    keys = builder.info.supervised_keys
     if not keys:
         keys = [
             [key for key in features if isinstance(features[key], kind)]
@@ -251,13 +464,15 @@ def _image_and_label(name, builder, tfds):
     return keys
 
 
-def _tfds_splits(known, records):
+def _tfds_splits(name, known, records):
     train = records("train")
     # Under tfds.testing.mock_data a builder does not know its splits.
     for split in ("test", "validation"):
         if not known or split in known:
             test = records(split)
-            _, label = next(test.stored().take(1).as_numpy_iterator())
+            with _one_line(name):
+                first = test.stored().take(1).as_numpy_iterator()
+                _, label = next(first)
             if label >= 0:  # ImageNet's test labels are -1: unpublished
                 return {"train": train, "test": test}
     return {"train": records("train[:80%]"), "test": records("train[80%:]")}

@@ -5,6 +5,8 @@ is a permutation of the images that (seed, epoch) decides.
 """
 
 import abc
+import os
+import re
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -62,16 +64,15 @@ class Split(abc.ABC):
             try:
                 yield next(iterator)
             except tf.errors.DataLossError as error:
-                reason = str(error.message).splitlines()[0]
                 raise ValueError(
-                    f"the file of {self.name(index)} is damaged ({reason}); "
+                    f"the file of {self.name(index)} is damaged "
+                    f"({reason(error)}); "
                     "delete the data set and prepare it again"
                 ) from error
             except tf.errors.OpError as error:
-                reason = str(error.message).splitlines()[0]
                 raise ValueError(
                     f"{self.name(index)} does not decode; it must be a JPEG, "
-                    f"PNG, GIF, BMP or WebP image ({reason})"
+                    f"PNG, GIF, BMP or WebP image ({reason(error)})"
                 ) from error
 
 
@@ -149,7 +150,8 @@ class Files(RandomAccess):
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int]):
         with tf.device("CPU"):
-            self.paths = tf.constant(paths)
+            # As bytes: a name need not be UTF-8.
+            self.paths = tf.constant([os.fsencode(path) for path in paths])
             self.labels = tf.constant(labels, tf.int32)
         self.size = len(paths)
 
@@ -162,7 +164,7 @@ class Files(RandomAccess):
         return Files(self.paths.numpy()[chosen], self.labels.numpy()[chosen])
 
     def name(self, index):
-        return self.paths[index].numpy().decode()
+        return os.fsdecode(self.paths[index].numpy())
 
 
 class Records(Split):
@@ -250,6 +252,13 @@ class Records(Split):
 
     def name(self, index):
         return f"record {index} of {self._builder.name}/{self._split}"
+
+
+def reason(error: Exception) -> str:
+    """Returns what an error says, in one line without names of graphs."""
+    lines = (getattr(error, "message", None) or str(error)).splitlines()
+    text = re.sub(r"\{\{.*?\}\} ?", "", lines[0] if lines else "")
+    return text[:500]
 
 
 def random_key(seed, purpose, index):

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -116,6 +117,14 @@ def worker_index(strategy: tf.distribute.Strategy) -> int:
 def has_workers(strategy: tf.distribute.Strategy) -> bool:
     """Whether several workers share the steps."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def worker_count(strategy: tf.distribute.Strategy) -> int:
+    """Returns the number of processes that share a batch."""
+    if not has_workers(strategy):
+        return 1
+    jobs = strategy.cluster_resolver.cluster_spec().as_dict()
+    return sum(len(jobs.get(job, ())) for job in ("chief", "worker"))
 
 
 @contextlib.contextmanager
@@ -271,24 +280,57 @@ def _too_late(error) -> ValueError:
 
 
 def _workers(config):
-    """The addresses in TF_CONFIG, the chief's first, and whose this is."""
+    """The addresses in TF_CONFIG, the chief's first, and the index of this."""
     try:
         fields = json.loads(config)
-        jobs = fields["cluster"]
-        workers = [*jobs.get("chief", []), *jobs.get("worker", [])]
-        task = fields["task"]
-        own = jobs[task["type"]][int(task["index"])]
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        jobs, task = fields["cluster"], fields["task"]
+        kind, index = task["type"], task["index"]
+        if isinstance(index, str) and index.isdecimal():
+            index = int(index)
+        for addresses in jobs.values():
+            _check_addresses(addresses)
+        if kind not in ("chief", "worker"):
+            raise ValueError("the type of the task must be chief or worker")
+        if type(index) is not int or not 0 <= index < len(jobs[kind]):
+            raise ValueError(f"the index must be that of a {kind}")
+        if fields.get("rpc_layer", "grpc") != "grpc":
+            raise ValueError("rpc_layer must be grpc")
+        if len(jobs.get("chief", ())) > 1:
+            raise ValueError("there must be one chief at most")
+        workers = [*jobs.get("chief", ()), *jobs.get("worker", ())]
+        if len(set(workers)) < len(workers):
+            raise ValueError("every worker must have an address of its own")
+        return workers, workers.index(jobs[kind][index])
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        rule = f"{error}; " if type(error) is ValueError else ""
         raise ValueError(
             f"TF_CONFIG must be JSON like {_EXAMPLE}, with a task that is in "
-            f"the cluster; received {config}"
+            f"the cluster; {rule}received {config[:200]}"
         ) from error
-    if task["type"] not in ("chief", "worker") or int(task["index"]) < 0:
-        raise ValueError(
-            "the task of TF_CONFIG must be a chief or a worker, received "
-            f"{task}"
-        )
-    return workers, workers.index(own)
+
+
+def _check_addresses(addresses):
+    """Raises a ValueError unless it is a list of HOST:PORT."""
+    if not isinstance(addresses, list) or not addresses:
+        raise ValueError("a job must be a list of HOST:PORT")
+    for address in addresses:
+        host, _, port = str(address).rpartition(":")
+        if (
+            not isinstance(address, str)
+            or not re.fullmatch(r"[\w.-]+|\[[\w:.%]+\]", host, re.ASCII)
+            or not re.fullmatch(r"\d{1,5}", port, re.ASCII)
+            or not 1 <= int(port) <= 65535
+        ):
+            raise ValueError(
+                "a worker must be HOST:PORT with a port of 1 to 65535, "
+                f"received {address!r}"
+            )
 
 
 def _tpu(num_devices):

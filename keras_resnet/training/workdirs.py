@@ -45,6 +45,7 @@ CHECKPOINTS = {"last": "checkpoints", "best": "best"}
 
 _LOCK = ".lock"
 _LARGEST_FILE = 2**26  # bytes; dataset.json of ImageNet has less than a MB
+_MOST_DIFFERENCES = 5  # that one line names
 
 
 class WorkdirError(ValueError):
@@ -60,6 +61,7 @@ class Trained:
     preprocessing: data.Preprocessing
     labels: list[str]
     step: int
+    record: dict | None = None  # of its images, see `data.DataSet.record`
 
 
 def load_workdir(
@@ -102,7 +104,7 @@ def load_workdir(
         raise WorkdirError(
             f"{workdir} has no checkpoint yet: train for some steps first"
         )
-    preprocessing, labels = _read_dataset(workdir)
+    preprocessing, labels, record = _read_dataset(workdir)
 
     def build(dtype):
         return configs.build_model(
@@ -118,7 +120,7 @@ def load_workdir(
         weights = model.get_weights()
         model = build("float32")
         model.set_weights(weights)
-    return Trained(model, config, preprocessing, labels, step)
+    return Trained(model, config, preprocessing, labels, step, record)
 
 
 def _restore(model, config, directory, report):
@@ -266,6 +268,7 @@ def prepare(config, dataset, workdir):
         "image_shape": list(dataset.image_shape),
         "labels": list(dataset.labels),
         "preprocessing": json.loads(dataset.preprocessing.to_json()),
+        "images": dataset.record,
     }
     path = workdir / "dataset.json"
     if path.exists():
@@ -323,16 +326,87 @@ def _check_same_data(path, about):
     old, new = read_json(path), dict(about)
     old.update(old.pop("preprocessing"))
     new.update(new.pop("preprocessing"))
+    images = old.pop("images", None), new.pop("images")
     differing = [
         f"{name} was {_shown(old.get(name))}, is {_shown(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
         if not _is_close(old.get(name), new.get(name))
-    ]
+    ] or _differing_images(*images)
     if differing:
         raise WorkdirError(
             f"{path.parent} was trained on other data: {'; '.join(differing)}. "
             "Choose another directory or the old data"
         )
+
+
+def check_same_images(record: dict | None, dataset: data.DataSet) -> None:
+    """Raises if the images of a data set are not those of the training.
+
+    Args:
+        record: That of a `Trained`; None if an earlier version trained it.
+        dataset: The data set of its name, as it is now.
+
+    Raises:
+        WorkdirError: Says what differs.
+    """
+    differing = _differing_images(record, dataset.record)
+    if differing:
+        raise WorkdirError(
+            f"the images of {dataset.name} must be those of the training: "
+            f"{'; '.join(differing)}. Restore them; apps.evaluate takes what "
+            f"is there now with --dataset={dataset.name}"
+        )
+
+
+def _differing_images(old, new):
+    """What differs between two records of images, in a few words each."""
+    if old is None:  # an earlier version wrote none
+        return []
+    if not isinstance(old, dict):
+        return [f"images was {_shown(old)}, is {_shown(new)}"]
+    old, new = _leaves(old), _leaves(new)
+    differing = [
+        f"{name} was {_shown(old.get(name, 'not there'))}, "
+        f"is {_shown(new.get(name, 'not there'))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, "") != new.get(name, "")
+    ]
+    rest = len(differing) - _MOST_DIFFERENCES
+    more = [f"and {rest} more"] if rest > 0 else []
+    return differing[:_MOST_DIFFERENCES] + more
+
+
+def _leaves(record, prefix=""):
+    leaves = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            leaves.update(_leaves(value, f"{prefix}{name}/"))
+        else:
+            leaves[prefix + name] = value
+    return leaves
+
+
+def recorded_data_dir(
+    config: configs.Config, workdir: str | os.PathLike
+) -> str | None:
+    """Returns the `data_dir` of a configuration that was found in a directory.
+
+    Raises:
+        WorkdirError: If it is inside the work directory. Whoever wrote the
+            directory wrote the data too, and only the user can trust both.
+    """
+    if config.data_dir is None:
+        return None
+    found = os.path.expanduser(config.data_dir)
+    for resolved in (os.path.abspath, os.path.realpath):
+        root = resolved(workdir)
+        if os.path.commonpath([root, resolved(found)]) == root:
+            raise WorkdirError(
+                f"{workdir}/config.json must not name a data_dir inside the "
+                f"work directory, received {config.data_dir}: pass "
+                f"--data_dir={config.data_dir} if you trust what is there"
+            )
+    return config.data_dir
 
 
 def _shown(value):
@@ -479,7 +553,7 @@ def _read_config(workdir):
 
 
 def _read_dataset(workdir):
-    """The preprocessing and the labels in `dataset.json`."""
+    """The preprocessing, labels and record of the images in `dataset.json`."""
     path = workdir / "dataset.json"
     about = read_json(path)
     labels = about.get("labels")
@@ -510,7 +584,12 @@ def _read_dataset(workdir):
             f"{path}: image_shape must be {shape}, as preprocessing has it, "
             f"received {_shown(about.get('image_shape'))}"
         )
-    return preprocessing, labels
+    record = about.get("images")
+    if not isinstance(record, dict | None):
+        raise WorkdirError(
+            f"{path}: images must be an object, received {_shown(record)}"
+        )
+    return preprocessing, labels, record
 
 
 def _other_version(path, what):

@@ -1,0 +1,206 @@
+"""The memory that a step needs at least, and the memory that is available.
+
+The kernel ends a step that does not fit, without a line and often after
+minutes. The estimates are lower bounds: a step that fits is always accepted, and
+an accepted step may still not fit.
+"""
+
+import math
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from keras_resnet.analysis import complexity
+from keras_resnet.training import configs
+
+_GB = 10**9
+_CGROUPS = Path("/sys/fs/cgroup")
+_PROCESS = Path("/proc")
+
+
+class DoesNotFitError(ValueError):
+    """A batch that cannot fit in memory.
+
+    Attributes:
+        field: The field of the recipe that has to change: `"batch_size"`, or
+            `"image_size"` if not even one image fits.
+    """
+
+    def __init__(self, field: str, message: str):
+        super().__init__(message)
+        self.field = field
+
+
+def available_bytes() -> int | None:
+    """Returns the memory that this process may still take, in bytes.
+
+    The result is the free memory of the machine, with caches and swap, or the
+    rest of a limit of a Linux control group if that is smaller. It is None if that is unknown, or an accelerator has memory of its own.
+    """
+    if _has_accelerator():
+        return None
+    system = _numbers(_PROCESS / "meminfo")
+    if "MemAvailable" not in system:
+        return None
+    swap = system.get("SwapFree", 0)
+    left = [1024 * system["MemAvailable"], *_left_by_groups()]
+    return 1024 * swap + min(left)
+
+
+def _has_accelerator():
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.devices()[0].platform != "cpu"
+    devices = tf.config.list_logical_devices()
+    return any(device.device_type != "CPU" for device in devices)
+
+
+def _left_by_groups():
+    """Yields the rest of the limit of each control group, in bytes."""
+    try:
+        lines = (_PROCESS / "self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        # Version 2 of control groups has one tree, version 1 one for memory.
+        if not controllers:
+            root, limit, used = _CGROUPS, "memory.max", "anon"
+        elif "memory" in controllers.split(","):
+            root, limit = _CGROUPS / "memory", "memory.limit_in_bytes"
+            used = "total_rss"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for directory in (group, *group.parents):
+            try:
+                most = int((directory / limit).read_text())
+            except (OSError, ValueError):  # no limit is written as "max"
+                continue
+            # Without caches, which the kernel drops when memory is short.
+            taken = _numbers(directory / "memory.stat").get(used, 0)
+            yield max(most - taken, 0)
+
+
+def _numbers(path):
+    """The numbers of a file of lines such as `NAME: NUMBER kB`."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    words = [line.replace(":", " ").split() for line in lines]
+    return {
+        name: int(number) for name, number, *_ in words if number.isdecimal()
+    }
+
+
+def check_training(
+    config: configs.Config,
+    model: keras.Model,
+    workers: int = 1,
+    available: int | None = None,
+) -> None:
+    """Raises if a training step cannot fit in the memory of a processor.
+
+    A step holds its images, the gradients, and activations for the backward
+    pass. At least half of all activations count, with `remat` the outputs of
+    the units.
+
+    Args:
+        config: The configuration of the run.
+        model: The network of the configuration.
+        workers: Number of machines that share a batch.
+        available: In bytes; None for what there is now.
+
+    Raises:
+        DoesNotFitError: With the estimate, and what would fit.
+    """
+    available = available_bytes() if available is None else available
+    if available is None:
+        return
+    recipe = config.recipe
+    batch_size = recipe.batch_size // workers
+    image = _image_bytes(model)
+    kept = _kept_bytes(model, bool(config.model_arguments.get("remat")))
+    gradients = sum(4 * math.prod(v.shape) for v in model.trainable_variables)
+    each = image + kept / recipe.micro_batches
+    needed = gradients + batch_size * each
+    if needed <= available:
+        return
+    size = model.input_shape[1]
+    words = (
+        f"a step of {batch_size:,} images of {size}x{size} pixels needs at "
+        f"least {needed / _GB:,.1f} GB of memory, "
+        f"{available / _GB:,.1f} GB are available"
+    )
+    if gradients + image + kept > available:
+        raise DoesNotFitError(
+            "image_size",
+            f"{words}, too few for one image: pass "
+            "--set=recipe.image_size=PIXELS with fewer, or a smaller --model",
+        )
+    fitting = int((available - gradients) / each) * workers
+    advice = f"pass --batch_size={fitting} or less"
+    if gradients + batch_size * image + kept <= available:
+        advice += ", or more parts by --set=recipe.micro_batches=PARTS"
+    raise DoesNotFitError("batch_size", f"{words}: {advice}")
+
+
+def check_evaluation(
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+    model: keras.Model | None = None,
+    available: int | None = None,
+) -> None:
+    """Raises if a batch of test images cannot fit in the memory of a processor.
+
+    Args:
+        image_shape: `(height, width, channels)` of an image.
+        batch_size: Images in a batch.
+        model: The network, whose largest activation counts; None if unknown.
+        available: In bytes; None for what there is now.
+
+    Raises:
+        DoesNotFitError: With the estimate, and what would fit.
+    """
+    available = available_bytes() if available is None else available
+    if available is None:
+        return
+    image = 4 * math.prod(image_shape)
+    if model is not None:
+        image += max(
+            (row["activation_bytes"] for row in _rows(model)), default=0
+        )
+    needed = batch_size * image
+    if needed <= available:
+        return
+    raise DoesNotFitError(
+        "batch_size",
+        f"a batch of {batch_size:,} images needs at least {needed / _GB:,.1f} "
+        f"GB of memory, {available / _GB:,.1f} GB are available: pass "
+        f"--batch_size={max(available // image, 1)} or less",
+    )
+
+
+def _image_bytes(model):
+    """Of one image as float32, as the input pipeline gives it."""
+    return 4 * math.prod(model.input_shape[1:])
+
+
+def _kept_bytes(model, is_recomputed):
+    """Returns the least bytes of activations of one image in training."""
+    rows = _rows(model)
+    if is_recomputed:  # nothing but what the units put out
+        rows = [row for row in rows if row["kind"] == "addition"]
+        return sum(row["activation_bytes"] for row in rows)
+    # Six networks took 0.9 to 1.2 times their activations in TensorFlow 2.21.
+    return sum(row["activation_bytes"] for row in rows) // 2
+
+
+def _rows(model):
+    try:
+        return complexity.complexity(model)["layers"]
+    except ValueError:  # a layer that it does not know, an open size
+        return []
