@@ -18,6 +18,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.serving import client as client_lib
+from keras_resnet.serving import outputs
 from keras_resnet.serving import servers
 from tests import colours
 from tests import programs
@@ -31,13 +32,13 @@ class Digits:
     def __init__(self):
         self.asked = []
 
-    def probabilities(self, images):
+    def predict(self, images, stopped=None):
         self.asked.append(list(images))
         if not all(image.isdigit() for image in images):
             raise servers.Refused("no digit")
         rows = np.full([len(images), 10], 0.05, np.float32)
         rows[range(len(images)), [int(image) for image in images]] = 0.55
-        return rows
+        return outputs.Predictions(rows, self.labels)
 
 
 class ClientTest(parameterized.TestCase):
@@ -94,11 +95,11 @@ class ClientTest(parameterized.TestCase):
         together = threading.Barrier(3, timeout=60)
 
         class Slow(Digits):
-            def probabilities(self, images):
+            def predict(self, images, stopped=None):
                 if images[0] in (b"0", b"2", b"4"):
                     together.wait()  # until all three are being asked
                     time.sleep(0.05 * (4 - int(images[0])))
-                return super().probabilities(images)
+                return super().predict(images)
 
         images = [b"%d" % i for i in range(10)]
         answers = client_lib.Client(Slow(), 2, in_flight=3).predict(images)
@@ -109,10 +110,10 @@ class ClientTest(parameterized.TestCase):
 
     def test_server_that_does_not_answer_ends_it(self):
         class Gone(Digits):
-            def probabilities(self, images):
+            def predict(self, images, stopped=None):
                 if images[0] == b"2":
                     raise servers.Unanswered("UNAVAILABLE", "gone")
-                return super().probabilities(images)
+                return super().predict(images)
 
         images = [b"%d" % i for i in range(5)]
         client = client_lib.Client(Gone(), 1)
@@ -322,7 +323,7 @@ class SavedModelTest(parameterized.TestCase):
                 self.assertEqual(outcome.returncode, 1)
                 self.assertIn("red", lines[-3])
                 self.assertIn("error", lines[-2])
-                self.assertIn("\N{REPLACEMENT CHARACTER}.png", lines[-1])
+                self.assertIn(r"\udcff.png", lines[-1])
                 self.assertIn("blue", lines[-1])
 
     def test_folder_without_images_is_an_error(self):
