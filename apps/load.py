@@ -131,16 +131,21 @@ def _network():
         raise command_line.UsageError(
             "model_name", "", "give what the server calls the network"
         )
-    with command_line.usage("model_name", _MODEL_NAME.value):
-        servers.check_model_name(_MODEL_NAME.value)
     # Once: a request that is asked again would hide what was lost.
-    with command_line.usage("server", _SERVER.value):
+    try:
         return servers.connect(
             _SERVER.value,
             _MODEL_NAME.value,
             timeout_seconds=_TIMEOUT.value,
             attempts=1,
         )
+    except servers.ArgumentError as error:
+        flag = {
+            "address": _SERVER,
+            "model_name": _MODEL_NAME,
+            "timeout_seconds": _TIMEOUT,
+        }[error.argument]
+        raise command_line.UsageError(flag.name, flag.value, error) from error
 
 
 def cli():

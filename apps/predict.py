@@ -16,6 +16,7 @@ from absl import flags
 
 from . import command_line
 
+_MAX_WIDTH = 80  # of the names; a longer one pushes its own answer
 # Ships with the repository, but not with the wheel.
 _SHIPPED = pathlib.Path(__file__).parents[1] / "savedmodels/resnet20_cifar10"
 _SAVED_MODEL = flags.DEFINE_string(
@@ -68,6 +69,11 @@ def main(argv):
     """Asks about the images in `argv[1:]`."""
     from keras_resnet.serving import inputs
 
+    for flag in (_SAVED_MODEL, _SERVER, _MODEL_NAME, _VERSION):
+        if flag.value == "":  # as of a variable that is not set
+            raise command_line.UsageError(
+                flag.name, "", "give a value, or leave it out"
+            )
     if not (_SAVED_MODEL.value or _SERVER.value) and _SHIPPED.is_dir():
         flags.FLAGS.saved_model = str(_SHIPPED)
     client = _client()
@@ -100,15 +106,20 @@ def _client():
             raise command_line.UsageError(
                 "model_name", "", "give what the server calls the network"
             )
-        with command_line.usage("model_name", _MODEL_NAME.value):
-            servers.check_model_name(_MODEL_NAME.value)
-        if _VERSION.value is not None:
-            with command_line.usage("version", _VERSION.value):
-                servers.check_version(_VERSION.value)
-        with command_line.usage("server", _SERVER.value):
+        try:
             network = servers.connect(
                 _SERVER.value, _MODEL_NAME.value, _VERSION.value, _TIMEOUT.value
             )
+        except servers.ArgumentError as error:
+            flag = {
+                "address": _SERVER,
+                "model_name": _MODEL_NAME,
+                "version": _VERSION,
+                "timeout_seconds": _TIMEOUT,
+            }[error.argument]
+            raise command_line.UsageError(
+                flag.name, flag.value, error
+            ) from error
         return client.Client(
             network,
             _BATCH_SIZE.value,
@@ -138,7 +149,8 @@ class _Table:
 
     def __init__(self, names):
         printed = map(command_line.printable, names)
-        self._width = max(len("image"), *map(len, printed))
+        longest = max(len("image"), *map(len, printed))
+        self._width = min(longest, _MAX_WIDTH)
         command_line.show(f"{'image':{self._width}}  probability  label")
 
     def __call__(self, name, answer):

@@ -102,7 +102,9 @@ def rest(answer: Callable[[str, bytes], object]) -> Iterator[str]:
             return True
 
     with _Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(
+            target=server.serve_forever, args=[0.01], daemon=True
+        )
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}"

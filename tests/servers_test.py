@@ -282,12 +282,35 @@ class AddressTest(parameterized.TestCase):
         ("localhost:8501", servers.RestServer),
         ("http://localhost:8502", servers.RestServer),
         ("https://host.example:443/", servers.RestServer),
+        ("HTTP://host:80/below/it", servers.RestServer),
+        ("[::1]:8500", servers.GrpcServer),
+        ("http://[::1]:8501", servers.RestServer),
     )
     def test_address_says_how_a_server_is_asked(self, address, kind):
         self.assertIsInstance(servers.connect(address, "m"), kind)
 
     @parameterized.parameters(
-        "localhost", ":8500", "localhost:http", "ftp://host:21", "host:99999"
+        "localhost",
+        ":8500",
+        "localhost:http",
+        "ftp://host:21",
+        "host:99999",
+        "host:0",
+        "host:-1",
+        "host:\uff18\uff15",
+        "host:1:2",
+        "::1:8500",
+        "[::1]",
+        "http://host",
+        "http://user:password@host:80",
+        "user:password@host:80",
+        "host:80/path",
+        "http://host:80/path?query",
+        "http://host:80/#fragment",
+        "http://host:80/\x1b",
+        "host\n:80",
+        "unix:/socket",
+        "",
     )
     def test_what_is_no_address_is_refused(self, address):
         with self.assertRaisesRegex(ValueError, re.escape(repr(address))):

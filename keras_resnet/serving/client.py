@@ -310,6 +310,11 @@ def _version_directory(directory: str | os.PathLike) -> str:
 
 
 def _load(directory: str):
+    for folder, _, names in os.walk(directory):
+        for name in names:  # TensorFlow would wait for a FIFO
+            path = os.path.join(folder, name)
+            if not os.path.isfile(path):
+                raise ValueError(f"{path} must be a regular file")
     try:
         return tf.saved_model.load(directory)
     except Exception as error:  # TensorFlow's loader raises any of them

@@ -115,7 +115,7 @@ def _check_regular(status: os.stat_result, max_bytes: int) -> None:
 
 
 def _standard_input(max_bytes: int) -> bytes:
-    if sys.stdin is None or sys.stdin.closed:
+    if sys.stdin is None or sys.stdin.closed or not sys.stdin.readable():
         raise ValueError("the standard input is closed")
     content = _bounded(sys.stdin.buffer, max_bytes)
     if not content:

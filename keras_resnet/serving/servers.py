@@ -69,6 +69,18 @@ _OF_THE_MODEL = {
 }
 
 
+class ArgumentError(ValueError):
+    """An argument of `connect` that is wrong.
+
+    Attributes:
+        argument: its name.
+    """
+
+    def __init__(self, argument: str, message: str):
+        super().__init__(message)
+        self.argument = argument
+
+
 class Refused(Exception):
     """The network does not take these images, whenever it is asked."""
 
@@ -103,25 +115,6 @@ class Model:
     attempts: int = 6
 
 
-def check_model_name(name: str) -> None:
-    """Raises ValueError unless a server can have a model of this name."""
-    if not name or not name.isprintable():
-        raise ValueError(
-            "model_name must be what the server calls the network, received "
-            f"{name!r}"
-        )
-
-
-def check_version(version: str) -> None:
-    """Raises ValueError unless this is a version or a label of versions."""
-    is_too_large = version.isdigit() and _number(version) is None
-    if not version or not version.isprintable() or is_too_large:
-        raise ValueError(
-            "version must be a number below 2**63 or a label, received "
-            f"{version!r}"
-        )
-
-
 def _number(version: str) -> int | None:
     """The number of a version, or None if it is none."""
     if re.fullmatch("[0-9]{1,19}", version) and int(version) < 2**63:
@@ -147,35 +140,50 @@ def connect(
         attempts: how often a question is asked in all.
 
     Raises:
-        ValueError: this is no address; or the package that gRPC needs is not
-            installed.
+        ArgumentError: one of them is wrong, or gRPC needs a package that is
+            not installed.
     """
-    if not 0 < timeout_seconds <= _MAX_TIMEOUT_SECONDS or attempts < 1:
-        raise ValueError(
+    if not 0 < timeout_seconds <= _MAX_TIMEOUT_SECONDS:
+        raise ArgumentError(
+            "timeout_seconds",
             "the timeout must be above 0 seconds and at most "
-            f"{_MAX_TIMEOUT_SECONDS:,.0f}, and the attempts 1 or more, "
-            f"received {timeout_seconds} and {attempts}"
+            f"{_MAX_TIMEOUT_SECONDS:,.0f}, received {timeout_seconds}",
         )
-    check_model_name(model_name)
+    if attempts < 1:
+        raise ArgumentError(
+            "attempts", f"attempts must be 1 or more, received {attempts}"
+        )
+    if not model_name or not model_name.isprintable():
+        raise ArgumentError(
+            "model_name",
+            "the name of a model must be printable text, received "
+            f"{model_name!r}",
+        )
     if version is not None:
-        check_version(version)
+        is_too_large = version.isdigit() and _number(version) is None
+        if not version or not version.isprintable() or is_too_large:
+            raise ArgumentError(
+                "version",
+                "a version must be a number below 2**63 or a label, received "
+                f"{version!r}",
+            )
     model = Model(model_name, version, timeout_seconds, attempts)
     found = _ADDRESS.fullmatch(address)
-    if not found or not 0 < int(found["port"]) < 2**16:
-        raise ValueError(
+    is_rest = found and (found["scheme"] or int(found["port"]) == _REST_PORT)
+    if (
+        not found
+        or not 0 < int(found["port"]) < 2**16
+        or (found["path"] and not is_rest)
+    ):
+        raise ArgumentError(
+            "address",
             "a server is HOST:PORT (gRPC, 8500) or http://HOST:PORT (REST, "
-            f"8501), received {address!r}"
+            f"8501), received {address!r}",
         )
-    is_rest = found["scheme"] or int(found["port"]) == _REST_PORT
     if is_rest:
         scheme = (found["scheme"] or "http").lower()
         path = (found["path"] or "").rstrip("/")
         return RestServer(f"{scheme}://{found['place']}{path}", model)
-    if found["path"]:
-        raise ValueError(
-            "a server asked over gRPC is HOST:PORT without a path, received "
-            f"{address!r}"
-        )
     return GrpcServer(found["place"], model)
 
 
@@ -381,10 +389,11 @@ class GrpcServer(Server):
             from google.protobuf import message
             from tensorflow_serving.apis import predict_pb2
         except ImportError as error:
-            raise ValueError(
+            raise ArgumentError(
+                "address",
                 f"gRPC needs the package {error.name}: pip install "
                 "'keras-resnet[serving]', or ask over REST: "
-                f"http://HOST:{_REST_PORT}"
+                f"http://HOST:{_REST_PORT}",
             ) from error
         self._grpc = grpc
         self._decode_error = message.DecodeError
