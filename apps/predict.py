@@ -41,8 +41,8 @@ _VERSION = flags.DEFINE_string(
 _TIMEOUT = flags.DEFINE_float(
     "timeout",
     10.0,
-    "Seconds until a question to a server, sent and answered, is asked again; "
-    "that is done 5 times.",
+    "Deadline of a request to a server, in seconds. A request is sent 6 times "
+    "at most.",
     lower_bound=0.001,
     upper_bound=86_400.0,
 )

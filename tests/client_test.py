@@ -283,13 +283,20 @@ class SavedModelTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (lambda x: x * float("nan"), LABELS, "finite, received nan"),
-        (lambda x: x * 3.0, LABELS, "sum 1, received 3"),
+        (lambda x: x * 1.8, LABELS, "sum 1, received 1.8"),
         (lambda x: -x, LABELS, "from 0 to 1"),
         (lambda x: x[:-1], LABELS, "2 rows, as images, received 1"),
         (lambda x: tf.concat([x, x], 0), LABELS, "2 rows, as images, rec.* 4"),
         (lambda x: x, b"one\ntwo\n", "labels.txt must have a line for each"),
         (lambda x: x, b"", "labels.txt must have a line for each"),
         (lambda x: x, b"\xff\n\n\n", "labels.txt: .*utf-8"),
+        (
+            lambda x: tf.compat.v1.placeholder_with_default(
+                x[:, :1] * 4.0, [None, None]
+            ),
+            LABELS,
+            "a line for each of the 1 classes",
+        ),
         (lambda x: x, None, "has assets/labels.txt"),
         (lambda x: x[0], LABELS, "serving_default from image_bytes"),
         (lambda x: tf.cast(x, tf.int32), LABELS, "serving_default from image"),
@@ -336,9 +343,7 @@ class SavedModelTest(parameterized.TestCase):
             path = os.path.join(directory, "assets", "labels.txt")
             os.remove(path)
             os.mkfifo(path)
-            with self.assertRaisesRegex(
-                ValueError, "labels.txt must be a regular"
-            ):
+            with self.assertRaisesRegex(ValueError, "must be a regular file"):
                 client_lib.SavedModel(directory)
 
     def test_names_of_files_are_printed_in_columns(self):

@@ -91,10 +91,14 @@ class SavedModel:
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
         classes = self._signature.structured_outputs["probabilities"].shape[-1]
+        if classes is not None:
+            self._check_labels(classes)
+
+    def _check_labels(self, classes: int) -> None:
         if classes != len(self.labels):
             raise ValueError(
-                f"{path} must have a line for each of the {classes} classes, "
-                f"received {len(self.labels)}"
+                f"{self.directory}: assets/labels.txt must have a line for "
+                f"each of the {classes} classes, received {len(self.labels)}"
             )
 
     @property
@@ -140,6 +144,7 @@ class SavedModel:
             )
         except ValueError as error:
             raise ValueError(f"{self.directory}: {error}") from error
+        self._check_labels(rows.shape[-1])
         return outputs.Predictions(rows, self.labels)
 
 

@@ -1,12 +1,11 @@
 """Asks an HTTP server, within a time and a size.
 
-`http.client` and `requests` bound each read, so that a server that sends one
-byte a second holds them for as long as it likes. Here a deadline covers
-everything: the address, the connection, TLS, what is sent, headers and body. A
-question can also be stopped by another thread.
+`http.client` and `requests` bound the time of each read, so a server that sends
+one byte a second holds them forever. Here a deadline covers the look-up of the
+address, the connection, TLS, the request, and the headers and body of the
+answer. Another thread can stop a question earlier.
 
-Redirects are not followed, no proxy is asked, and compressed answers are
-rejected.
+The client follows no redirect, uses no proxy and rejects compressed answers.
 """
 
 import concurrent.futures
@@ -36,7 +35,7 @@ class Stopped(Exception):
 
 
 class InvalidAnswer(Exception):
-    """What came back is no HTTP, or more than is read."""
+    """A server has sent no HTTP, or more than the client reads."""
 
 
 class Deadline:
@@ -66,24 +65,31 @@ class Deadline:
             raise TimeoutError("the time is over")
         return left
 
-    def wait(self, operation: Callable[[float], T], *again: type) -> T:
-        """What the operation returns, called again for as long as it waits.
+    def wait(
+        self,
+        operation: Callable[[float], T],
+        waits: type[Exception] = TimeoutError,
+    ) -> T:
+        """Calls the operation until it returns, and returns its value.
 
         Args:
-            operation: is given the seconds after which it raises TimeoutError,
-                or one of `again`.
-            again: further exceptions that say to call it again.
+            operation: takes seconds, after which it raises `waits`.
+            waits: the exception that says to call the operation again.
+
+        Raises:
+            Stopped: the question was stopped.
+            TimeoutError: the time is over.
         """
         while True:
             seconds = min(self.seconds_left, _STEP_SECONDS)
             try:
                 return operation(seconds)
-            except (TimeoutError, *again):
+            except waits:
                 continue
 
 
 class Answer(NamedTuple):
-    """What a server sent, whatever its status."""
+    """The answer of a server, of any status."""
 
     status: int
     location: str | None
@@ -115,10 +121,10 @@ class HttpClient:
         weakref.finalize(self, _close, self._idle)
 
     def ask(self, path: str, body: bytes | None, deadline: Deadline) -> Answer:
-        """Posts a body of JSON, or gets a path where there is none.
+        """Posts a body of JSON; without a body, gets the path.
 
         Raises:
-            InvalidAnswer: the answer is no HTTP, or is too large.
+            InvalidAnswer: the answer is too large, or no HTTP.
             OSError: the server cannot be reached, or has gone.
             TimeoutError: the deadline has passed.
             Stopped: the question was stopped.
@@ -211,7 +217,7 @@ class HttpClient:
         raise error or OSError(f"{self._host} has no address")
 
     def _addresses(self, deadline: Deadline) -> list:
-        """Asked by another thread: nothing else bounds how long it takes."""
+        """Looks the host up in another thread: the call has no timeout."""
         found: concurrent.futures.Future = concurrent.futures.Future()
 
         def look_up():
@@ -228,7 +234,7 @@ class HttpClient:
         try:
             return deadline.wait(found.result, concurrent.futures.TimeoutError)
         except UnicodeError as error:
-            raise OSError(f"{self._host} is no name of a host") from error
+            raise OSError(f"the host name {self._host} is malformed") from error
 
     def _with_tls(self, opened: socket.socket, deadline: Deadline):
         assert self._context is not None
@@ -269,13 +275,13 @@ def _connect(opened: socket.socket, address, deadline: Deadline) -> None:
 
 
 class _Connection:
-    """What `http.client.HTTPResponse` reads, and the way to a server."""
+    """A connection as `http.client.HTTPResponse` reads it."""
 
     def __init__(self, opened: socket.socket):
         self._socket = opened
 
     def begin(self, deadline: Deadline, max_bytes: int) -> None:
-        """From now on, until the next question."""
+        """Sets the bounds of the next question."""
         self._deadline = deadline
         self._max_bytes = max_bytes
         self._left = max_bytes

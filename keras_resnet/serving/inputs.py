@@ -66,9 +66,9 @@ def read(name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
         max_bytes: size of the largest image that is read.
 
     Raises:
-        ValueError: the image cannot be read, is larger, or is not a regular
-            file; or the URL is damaged or of another kind. The message does
-            not repeat the name.
+        ValueError: the image is larger, is no regular file or cannot be read;
+            or the URL is damaged or of another kind. The message does not
+            repeat the name.
 
     >>> read("data:image/gif;base64,R0lGODlh")
     b'GIF89a'
@@ -90,7 +90,9 @@ def read(name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
 
 
 def read_file(path: str | os.PathLike, max_bytes: int) -> bytes:
-    """Reads a regular file, and nothing that waits or has no end.
+    """Reads a regular file.
+
+    A FIFO would wait for a writer, and a device may have no end.
 
     Raises:
         ValueError: the path is a device, a FIFO, a socket or a directory, or
@@ -124,7 +126,7 @@ def _standard_input(max_bytes: int) -> bytes:
 
 
 def _bounded(file, max_bytes: int) -> bytes:
-    """All of a file, whatever size it claims to have."""
+    """Reads a file to its end; the size that it claims may be wrong."""
     content = io.BytesIO()
     while chunk := file.read(_CHUNK_BYTES):
         content.write(chunk)

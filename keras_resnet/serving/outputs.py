@@ -1,8 +1,7 @@
-"""Checks what a network or a server answers, before anything uses it.
+"""Checks the answers of networks and servers before anything uses them.
 
-An exported network of somebody else, or a program that is not TensorFlow
-Serving, may answer anything. Every check raises ValueError with the rule and
-what was received instead.
+An exported network of a stranger, or a program that is not TensorFlow Serving,
+may answer anything. Every check raises ValueError with the rule and the value.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ _SHOWN_CHARACTERS = 60
 
 
 class Predictions(NamedTuple):
-    """What a network says of a batch.
+    """The answer of a network to a batch.
 
     Attributes:
         probabilities: float32 `[images, classes]`.
@@ -33,15 +32,14 @@ def probabilities(values: Any, images: int) -> np.ndarray:
     """Probabilities of images.
 
     Args:
-        values: an array, or what JSON has in place of one.
-        images: how many were sent.
+        values: an array, or nested lists of JSON.
+        images: number of images that were sent.
 
     Returns:
         float32 `[images, classes]`.
 
     Raises:
-        ValueError: the values have another type or shape, or are no
-            probabilities.
+        ValueError: the type, the shape or a value is wrong.
     """
     name = "probabilities"
     if isinstance(values, np.ndarray):
@@ -93,12 +91,12 @@ def _array(name: str, rows: Any) -> np.ndarray:
 
 
 def texts(name: str, values: Any, count: int) -> list[str]:
-    """Text of each image, or of each class.
+    """Texts, one for each image or each class.
 
     Args:
         name: of the values, for the message.
-        values: an array of bytes, or what JSON has in place of one.
-        count: how many there must be.
+        values: an array of bytes, or a list of JSON.
+        count: required number of values.
 
     Raises:
         ValueError: the values have another type, or are more or fewer.
@@ -138,12 +136,12 @@ def check_best(
         labels: one a class.
     """
     for row, best in zip(rows, classes, strict=True):
-        ties = np.flatnonzero(row >= row.max() - _TIE_TOLERANCE)
+        ties = np.flatnonzero(row >= row.max() - _TIE_TOLERANCE).tolist()
         if not any(labels[i] == best for i in ties):
             raise _wrong(
                 "classes",
                 "be the most probable class, which labels call "
-                + _shown(labels[row.argmax()]),
+                + _shown(labels[int(row.argmax())]),
                 best,
             )
 
@@ -153,7 +151,7 @@ def _wrong(name: str, rule: str, received: Any) -> ValueError:
 
 
 def _shown(value: Any) -> str:
-    """A value in a few characters: what a server sends may be long or deep."""
+    """A value in a few characters; it may be long or deep."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, dict):

@@ -7,6 +7,9 @@ A question is asked again, after a pause that doubles, where the server is not
 there, too busy, or silent for longer than the deadline: to answer twice does no
 harm. Everything else that a server says is an error at once.
 
+Every answer is checked by `outputs`, and its labels are those of the version
+that gave it.
+
 gRPC needs the package tensorflow-serving-api; REST and networks in this process
 (`client.SavedModel`) do not.
 """
@@ -105,7 +108,8 @@ class Model:
         name: what the server calls it.
         version: a number, a label such as "canary", or None: the server's
             choice, the newest.
-        timeout_seconds: until a question counts as unanswered.
+        timeout_seconds: deadline of a question, from its connection to the
+            end of its answer.
         attempts: how often it is asked in all.
     """
 
@@ -136,7 +140,8 @@ def connect(
             and port 8501 are REST.
         model_name: what the server calls the network.
         version: a number, a label, or None: the newest.
-        timeout_seconds: until a question counts as unanswered.
+        timeout_seconds: deadline of a question, from its connection to the
+            end of its answer.
         attempts: how often a question is asked in all.
 
     Raises:
@@ -205,8 +210,7 @@ class Server(abc.ABC):
     ) -> outputs.Predictions:
         """See `client.Network`; may be called by several threads.
 
-        A question that may help is asked again: it ends within the attempts'
-        timeouts and the pauses between them.
+        It ends within `attempts` times the timeout and the pauses between.
 
         Raises:
             Refused: one of the images cannot be used, so none was.
