@@ -514,14 +514,14 @@ class RestServer(Server):
         pieces = [
             b'{"signature_name": "%s", "instances": [' % signature.encode()
         ]
-        for value in values:
+        for i, value in enumerate(values):
             pieces += [
+                b", " if i else b"",
                 b'{"%s": {"b64": "' % name.encode(),
                 base64.b64encode(value),
                 b'"}}',
-                b", ",
             ]
-        pieces[-1] = b"]}"
+        pieces.append(b"]}")
         body = b"".join(pieces)
         del pieces
         try:
