@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import difflib
 import functools
+import json
 import os
 import re
 import resource
@@ -67,6 +68,20 @@ def _is_printable(character: str) -> bool:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+def printable_json(document: object) -> str:
+    r"""Returns JSON with control characters as JSON's own escapes.
+
+    >>> printable_json({"é": "\x1b[2J"})
+    '{"é": "\\u001b[2J"}'
+    """
+    return "".join(
+        character
+        if _is_printable(character)
+        else json.dumps(character).strip('"')
+        for character in json.dumps(document, ensure_ascii=False)
+    )
 
 
 def show(*lines: object) -> None:

@@ -7,7 +7,9 @@ PHOTOS are files, or folders of them; they are sent in turn. A request that is
 late because others were slow is charged for its wait.
 """
 
+import functools
 import json
+import threading
 
 from absl import flags
 
@@ -37,6 +39,7 @@ _TIMEOUT = flags.DEFINE_float(
     10.0,
     "Seconds until a request to a server has failed.",
     lower_bound=0.001,
+    upper_bound=86_400.0,
 )
 
 
@@ -53,23 +56,27 @@ def main(argv):
         raise command_line.UsageError(
             flag.name, flag.value, "name images behind the flags"
         )
-    images = [inputs.read(name) for name in names]
+    images = _read(names)
     try:  # it is there, takes such images, and knows its labels
         with command_line.quiet():
-            network.probabilities(images[:1])
+            network.predict(images[:1])
     except servers.Refused as error:
         raise ValueError(
             f"the network refuses {inputs.shown(names[0])}: {error}"
         ) from error
-    with command_line.quiet():
-        report = load.hold(
-            network.probabilities,
-            images,
-            _RATE.value,
-            _SECONDS.value,
-            _BATCH_SIZE.value,
-            _IN_FLIGHT.value,
-        )
+    stopped = threading.Event()
+    try:
+        with command_line.quiet():
+            report = load.hold(
+                functools.partial(network.predict, stopped=stopped),
+                images,
+                _RATE.value,
+                _SECONDS.value,
+                _BATCH_SIZE.value,
+                _IN_FLIGHT.value,
+            )
+    finally:
+        stopped.set()
     found = report.to_json()
     errors = sum(report.errors.values())
     command_line.show(
@@ -83,6 +90,28 @@ def main(argv):
             f"99% took {found['p99_ms']:.0f} ms or less"
         )
     command_line.show(json.dumps(found))
+
+
+def _read(names):
+    """The images, which stay in memory while the load lasts."""
+    from keras_resnet.serving import client
+    from keras_resnet.serving import inputs
+
+    images, left = [], client.MAX_BYTES_IN_FLIGHT
+    for name in names:
+        try:
+            image = inputs.read(name)
+        except ValueError as error:
+            raise ValueError(f"{inputs.shown(name)}: {error}") from error
+        left -= len(image)
+        if left < 0:
+            raise ValueError(
+                "the images must have at most "
+                f"{client.MAX_BYTES_IN_FLIGHT:,} bytes together, received more "
+                f"with {inputs.shown(name)}: name fewer"
+            )
+        images.append(image)
+    return images
 
 
 def _network():
@@ -103,13 +132,20 @@ def _network():
             "model_name", "", "give what the server calls the network"
         )
     # Once: a request that is asked again would hide what was lost.
-    with command_line.usage("server", _SERVER.value):
+    try:
         return servers.connect(
             _SERVER.value,
             _MODEL_NAME.value,
             timeout_seconds=_TIMEOUT.value,
             attempts=1,
         )
+    except servers.ArgumentError as error:
+        flag = {
+            "address": _SERVER,
+            "model_name": _MODEL_NAME,
+            "timeout_seconds": _TIMEOUT,
+        }[error.argument]
+        raise command_line.UsageError(flag.name, flag.value, error) from error
 
 
 def cli():

@@ -10,13 +10,13 @@ programs. An image that cannot be used gets its own line, the others their
 answers, and the exit code is then 1.
 """
 
-import json
 import pathlib
 
 from absl import flags
 
 from . import command_line
 
+_MAX_WIDTH = 80  # of the names; a longer one pushes its own answer
 # Ships with the repository, but not with the wheel.
 _SHIPPED = pathlib.Path(__file__).parents[1] / "savedmodels/resnet20_cifar10"
 _SAVED_MODEL = flags.DEFINE_string(
@@ -41,14 +41,23 @@ _VERSION = flags.DEFINE_string(
 _TIMEOUT = flags.DEFINE_float(
     "timeout",
     10.0,
-    "Seconds until a question to a server is asked again.",
+    "Deadline of a request to a server, in seconds. A request is sent 6 times "
+    "at most.",
     lower_bound=0.001,
+    upper_bound=86_400.0,
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 32, "Images that are sent at once, at most.", lower_bound=1
 )
 _IN_FLIGHT = flags.DEFINE_integer(
     "in_flight", 4, "Batches on the way to a server at once.", lower_bound=1
+)
+_MAX_IMAGE_BYTES = flags.DEFINE_integer(
+    "max_image_bytes",
+    256_000_000,
+    "Size of the largest image that is read.",
+    lower_bound=1,
+    upper_bound=1_000_000_000,
 )
 _TOP = flags.DEFINE_integer(
     "top", 5, "How many labels an image gets, at most.", lower_bound=1
@@ -60,6 +69,11 @@ def main(argv):
     """Asks about the images in `argv[1:]`."""
     from keras_resnet.serving import inputs
 
+    for flag in (_SAVED_MODEL, _SERVER, _MODEL_NAME, _VERSION):
+        if flag.value == "":  # as of a variable that is not set
+            raise command_line.UsageError(
+                flag.name, "", "give a value, or leave it out"
+            )
     if not (_SAVED_MODEL.value or _SERVER.value) and _SHIPPED.is_dir():
         flags.FLAGS.saved_model = str(_SHIPPED)
     client = _client()
@@ -92,11 +106,26 @@ def _client():
             raise command_line.UsageError(
                 "model_name", "", "give what the server calls the network"
             )
-        with command_line.usage("server", _SERVER.value):
+        try:
             network = servers.connect(
                 _SERVER.value, _MODEL_NAME.value, _VERSION.value, _TIMEOUT.value
             )
-        return client.Client(network, _BATCH_SIZE.value, _IN_FLIGHT.value)
+        except servers.ArgumentError as error:
+            flag = {
+                "address": _SERVER,
+                "model_name": _MODEL_NAME,
+                "version": _VERSION,
+                "timeout_seconds": _TIMEOUT,
+            }[error.argument]
+            raise command_line.UsageError(
+                flag.name, flag.value, error
+            ) from error
+        return client.Client(
+            network,
+            _BATCH_SIZE.value,
+            _IN_FLIGHT.value,
+            _MAX_IMAGE_BYTES.value,
+        )
     if _SERVER.value or not _SAVED_MODEL.value:
         raise command_line.UsageError(
             "saved_model",
@@ -110,17 +139,22 @@ def _client():
             directory = versions.find(directory, _VERSION.value)
     with command_line.usage("saved_model", _SAVED_MODEL.value):
         network = client.SavedModel(directory)
-    return client.Client(network, _BATCH_SIZE.value)
+    return client.Client(
+        network, _BATCH_SIZE.value, max_image_bytes=_MAX_IMAGE_BYTES.value
+    )
 
 
 class _Table:
     """Prints an answer as rows: image, label, probability."""
 
-    def __init__(self, paths):
-        self._width = max(len("image"), *map(len, paths))
+    def __init__(self, names):
+        printed = map(command_line.printable, names)
+        longest = max(len("image"), *map(len, printed))
+        self._width = min(longest, _MAX_WIDTH)
         command_line.show(f"{'image':{self._width}}  probability  label")
 
-    def __call__(self, path, answer):
+    def __call__(self, name, answer):
+        path = command_line.printable(name)
         if answer.error:
             command_line.show(f"{path:{self._width}}  error: {answer.error}")
         for label, probability in answer.best:
@@ -139,7 +173,7 @@ def _as_json(path, answer):
             {"label": label, "probability": probability}
             for label, probability in answer.best
         ]
-    command_line.show(json.dumps(document, ensure_ascii=False))
+    command_line.show(command_line.printable_json(document))
 
 
 def cli():

@@ -18,9 +18,12 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.serving import client as client_lib
+from keras_resnet.serving import outputs
 from keras_resnet.serving import servers
 from tests import colours
 from tests import programs
+
+LABELS = b"cat\ndog\nowl\n"
 
 
 class Digits:
@@ -31,13 +34,13 @@ class Digits:
     def __init__(self):
         self.asked = []
 
-    def probabilities(self, images):
+    def predict(self, images, stopped=None):
         self.asked.append(list(images))
         if not all(image.isdigit() for image in images):
             raise servers.Refused("no digit")
         rows = np.full([len(images), 10], 0.05, np.float32)
         rows[range(len(images)), [int(image) for image in images]] = 0.55
-        return rows
+        return outputs.Predictions(rows, self.labels)
 
 
 class ClientTest(parameterized.TestCase):
@@ -86,7 +89,7 @@ class ClientTest(parameterized.TestCase):
         self.assertLessEqual(len(network.asked), min(1 + 8 * len(bad), 31))
 
     def test_sizes_below_1_are_refused(self):
-        for sizes in ((0, 1), (1, 0)):
+        for sizes in ((0, 1), (1, 0), (1, 1, 0)):
             with self.assertRaisesRegex(ValueError, "1 or more, received 0"):
                 client_lib.Client(Digits(), *sizes)
 
@@ -94,11 +97,11 @@ class ClientTest(parameterized.TestCase):
         together = threading.Barrier(3, timeout=60)
 
         class Slow(Digits):
-            def probabilities(self, images):
+            def predict(self, images, stopped=None):
                 if images[0] in (b"0", b"2", b"4"):
                     together.wait()  # until all three are being asked
                     time.sleep(0.05 * (4 - int(images[0])))
-                return super().probabilities(images)
+                return super().predict(images)
 
         images = [b"%d" % i for i in range(10)]
         answers = client_lib.Client(Slow(), 2, in_flight=3).predict(images)
@@ -109,15 +112,72 @@ class ClientTest(parameterized.TestCase):
 
     def test_server_that_does_not_answer_ends_it(self):
         class Gone(Digits):
-            def probabilities(self, images):
+            def predict(self, images, stopped=None):
                 if images[0] == b"2":
                     raise servers.Unanswered("UNAVAILABLE", "gone")
-                return super().probabilities(images)
+                return super().predict(images)
 
         images = [b"%d" % i for i in range(5)]
         client = client_lib.Client(Gone(), 1)
         with self.assertRaisesRegex(servers.Unanswered, "gone"):
             client.predict(images)
+
+    @parameterized.parameters(1, 3)
+    def test_bytes_on_the_way_are_bounded(self, in_flight):
+        lock, now, most = threading.Lock(), [0], [0]
+
+        class Counting(Digits):
+            def predict(self, images, stopped=None):
+                size = sum(len(image) for image in images)
+                with lock:
+                    now[0] += size
+                    most[0] = max(most[0], now[0])
+                time.sleep(0.005)
+                with lock:
+                    now[0] -= size
+                found = [image.lstrip(b"0") or b"0" for image in images]
+                return super().predict(found)
+
+        sizes = [1, 30, 40, 100, 5, 5, 99, 20, 20, 20, 20, 20, 20] * 2
+        images = [b"%0*d" % (size, i % 10) for i, size in enumerate(sizes)]
+        with mock.patch.object(client_lib, "MAX_BYTES_IN_FLIGHT", 100):
+            network = Counting()
+            client = client_lib.Client(network, 32, in_flight)
+            answers = client.predict(images)
+        self.assertEqual(
+            [answer.best[0][0] for answer in answers],
+            [f"label {i % 10}" for i in range(len(sizes))],
+        )
+        self.assertLessEqual(most[0], 100)
+        self.assertGreater(max(map(len, network.asked)), 1)
+
+    def test_image_above_all_bounds_is_sent_alone(self):
+        with mock.patch.object(client_lib, "MAX_BYTES_IN_FLIGHT", 3):
+            network = Digits()
+            client_lib.Client(network, 4).predict([b"1", b"00009", b"2", b"3"])
+        self.assertEqual(network.asked, [[b"1"], [b"00009"], [b"2", b"3"]])
+
+    def test_answers_that_nobody_wants_any_more_are_stopped(self):
+        class Silent(Digits):
+            def predict(self, images, stopped=None):
+                if images == [b"0"]:
+                    return super().predict(images)
+                self.was_stopped = stopped.wait(60)
+                raise servers.Unanswered("CANCELLED", "stopped")
+
+        network = Silent()
+        images = [b"%d" % i for i in range(5)]
+        client = client_lib.Client(network, 1, in_flight=2)
+        answers = client._in_order(lambda image: image, images, 1)
+        next(answers)
+        answers.close()
+        self.assertTrue(network.was_stopped)
+
+    def test_file_above_the_limit_gets_an_error_the_others_their_answers(self):
+        client = client_lib.Client(Digits(), max_image_bytes=2)
+        first, second = client.predict_files(["data:,123", "data:,07"])
+        self.assertIn("at most 2 bytes", first.error)
+        self.assertEqual(second.best[0][0], "label 7")
 
     def test_files_are_read_a_batch_at_a_time(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -221,6 +281,92 @@ class SavedModelTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, "assets/labels.txt"):
                 client_lib.SavedModel(directory)
 
+    @parameterized.parameters(
+        (lambda x: x * float("nan"), LABELS, "finite, received nan"),
+        (lambda x: x * 1.8, LABELS, "sum 1, received 1.8"),
+        (lambda x: -x, LABELS, "from 0 to 1"),
+        (lambda x: x[:-1], LABELS, "2 rows, as images, received 1"),
+        (lambda x: tf.concat([x, x], 0), LABELS, "2 rows, as images, rec.* 4"),
+        (lambda x: x, b"one\ntwo\n", "labels.txt must have a line for each"),
+        (lambda x: x, b"", "labels.txt must have a line for each"),
+        (lambda x: x, b"\xff\n\n\n", "labels.txt: .*utf-8"),
+        (
+            lambda x: tf.compat.v1.placeholder_with_default(
+                x[:, :1] * 4.0, [None, None]
+            ),
+            LABELS,
+            "a line for each of the 1 classes",
+        ),
+        (lambda x: x, None, "has assets/labels.txt"),
+        (lambda x: x[0], LABELS, "serving_default from image_bytes"),
+        (lambda x: tf.cast(x, tf.int32), LABELS, "serving_default from image"),
+        (lambda x: tf.as_string(x), LABELS, "serving_default from image_bytes"),
+    )
+    def test_saved_model_of_a_stranger_is_one_error(
+        self, change, labels, message
+    ):
+        module = tf.Module()
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def serving_default(image_bytes):
+            rows = tf.tile([[0.25, 0.5, 0.25]], [tf.size(image_bytes), 1])
+            return {"probabilities": change(rows)}
+
+        with tempfile.TemporaryDirectory() as directory:
+            tf.saved_model.save(
+                module,
+                directory,
+                {"serving_default": serving_default.get_concrete_function()},
+            )
+            if labels is not None:
+                path = os.path.join(directory, "assets", "labels.txt")
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(path, "wb") as file:
+                    file.write(labels)
+            with self.assertRaisesRegex(ValueError, message) as caught:
+                network = client_lib.SavedModel(directory)
+                client_lib.Client(network).predict([b"1", b"2"])
+            self.assertIn(directory, str(caught.exception))
+
+    @parameterized.parameters(b"", b"text", b"\xff" * 100)
+    def test_what_is_no_saved_model_is_one_error(self, content):
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, "saved_model.pb")
+            with open(path, "wb") as file:
+                file.write(content)
+            with self.assertRaisesRegex(ValueError, "must be a SavedModel"):
+                client_lib.SavedModel(directory)
+
+    def test_labels_that_are_no_file_do_not_wait(self):
+        with tempfile.TemporaryDirectory() as directory:
+            shutil.copytree(self.path, directory, dirs_exist_ok=True)
+            path = os.path.join(directory, "assets", "labels.txt")
+            os.remove(path)
+            os.mkfifo(path)
+            with self.assertRaisesRegex(ValueError, "must be a regular file"):
+                client_lib.SavedModel(directory)
+
+    def test_names_of_files_are_printed_in_columns(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("\x1b[2J\n.png", "a.png", "b" * 200 + ".png"):
+                with open(os.path.join(folder, name), "wb") as file:
+                    file.write(self.images["red"])
+            arguments = [f"--saved_model={self.path}", "--top=1", folder]
+            code, out, err = self.predict(*arguments)
+            self.assertEqual((code, err), (0, []))
+            self.assertLen(out, 4)
+            for line in out:
+                self.assertTrue(line.isprintable(), line)
+            self.assertEqual(out[1].index("99.73%"), out[2].index("99.73%"))
+            self.assertLess(len(out[1]), 120)
+            code, out, err = self.predict("--json", *arguments)
+        self.assertEqual((code, err), (0, []))
+        for line in out:
+            self.assertTrue(line.isprintable(), line)
+        self.assertEqual(
+            json.loads(out[0])["image"], os.path.join(folder, "\x1b[2J\n.png")
+        )
+
     def test_program_prints_a_table(self):
         code, out, err = self.predict(
             f"--saved_model={self.export_dir}", "--top=2", "red.png", "blue.png"
@@ -322,7 +468,7 @@ class SavedModelTest(parameterized.TestCase):
                 self.assertEqual(outcome.returncode, 1)
                 self.assertIn("red", lines[-3])
                 self.assertIn("error", lines[-2])
-                self.assertIn("\N{REPLACEMENT CHARACTER}.png", lines[-1])
+                self.assertIn(r"\udcff.png", lines[-1])
                 self.assertIn("blue", lines[-1])
 
     def test_folder_without_images_is_an_error(self):
@@ -362,6 +508,25 @@ class SavedModelTest(parameterized.TestCase):
             ["--saved_model=b", "--model_name=m", "x.png"],
             "--model_name=m: mean",
         ),
+        (["--server=b:1", "--model_name=", "x.png"], "--model_name=: give"),
+        (["--server=", "x.png"], "--server=: give a value"),
+        (["--saved_model=", "x.png"], "--saved_model=: give a value"),
+        (["--saved_model=b", "--version=", "x.png"], "--version=: give a val"),
+        (
+            ["--server=b:1", "--model_name=m", "--timeout=nan", "x.png"],
+            "--timeout=nan: .*above 0",
+        ),
+        (["--timeout=inf", "x.png"], "--timeout=inf"),
+        (
+            ["--server=b:1", "--model_name=m", f"--version={10**19}", "x.png"],
+            "--version=10{19}: .*a number below",
+        ),
+        (
+            ["--server=b:1", "--model_name=a\tb", "x.png"],
+            "--model_name=a.b: .*printable",
+        ),
+        (["--max_image_bytes=0", "x.png"], "--max_image_bytes=0"),
+        (["--max_image_bytes=9000000000", "x"], "--max_image_bytes=9000000000"),
         (["--top=0", "x.png"], "top"),
         (["--tob=3", "x.png"], "--tob .did you mean --top"),
     )

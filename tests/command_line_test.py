@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import pathlib
 import resource
 import signal
@@ -34,6 +35,18 @@ class PrintableTest(parameterized.TestCase):
     )
     def test_the_text_of_any_language_is_unchanged(self, text):
         self.assertEqual(command_line.printable(text), text)
+
+    @parameterized.parameters(
+        "\x1b[2J", "\x9b", "\u202e", "\u2028", "\udcff", "\x7f", 'a\nb"', "猫 é"
+    )
+    def test_json_is_valid_and_without_control_characters(self, text):
+        found = command_line.printable_json({text: [text]})
+        self.assertTrue(found.isprintable(), found)
+        self.assertEqual(json.loads(found), {text: [text]})
+
+    def test_json_keeps_the_text_of_any_language(self):
+        for text in ("猫", "می\u200cروم", "👩\u200d🚀"):
+            self.assertIn(text, command_line.printable_json([text]))
 
     def test_show_prints_one_line_for_each_argument(self):
         out = io.StringIO()

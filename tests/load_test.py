@@ -4,11 +4,14 @@ import json
 import os
 import tempfile
 import threading
+import time
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from keras_resnet.serving import client
 from keras_resnet.serving import load
 from tests import colours
 from tests import programs
@@ -65,9 +68,34 @@ class HoldTest(parameterized.TestCase):
         self.assertAlmostEqual(found["p99_ms"], 100.0)
         self.assertAlmostEqual(found["images_per_second"], 50.5)
 
+    def test_load_that_is_interrupted_waits_for_no_answer(self):
+        gate = threading.Event()
+        self.addCleanup(gate.set)
+
+        def ask(_):
+            gate.wait(60)
+
+        with (
+            mock.patch.object(time, "sleep", side_effect=KeyboardInterrupt),
+            self.assertRaises(KeyboardInterrupt),
+        ):
+            load.hold(ask, [b"1"], rate=1, seconds=1)
+        with (
+            mock.patch.object(
+                load.concurrent.futures.Future,
+                "result",
+                side_effect=KeyboardInterrupt,
+            ),
+            self.assertRaises(KeyboardInterrupt),
+        ):
+            load.hold(ask, [b"1"], rate=100, seconds=0.1, in_flight=1)
+        self.assertFalse(gate.is_set())
+
     @parameterized.parameters(
-        ({"rate": 0}, "rate must be above 0, received 0"),
-        ({"seconds": -1}, "seconds must be above 0, received -1"),
+        ({"rate": float("nan")}, "rate must be above 0 and finite, rec.* nan"),
+        ({"seconds": float("inf")}, "seconds must be above 0 and finite"),
+        ({"rate": 0}, "rate must be above 0 and finite, received 0"),
+        ({"seconds": -1}, "seconds must be above 0 and finite, received -1"),
         ({"images": []}, "the number of images must be above 0"),
     )
     def test_numbers_that_are_not_above_0_are_refused(self, change, message):
@@ -113,6 +141,20 @@ class ProgramTest(parameterized.TestCase):
         self.assertRegex(err[0], f"refuses {path}: an image must be a JPEG")
 
     @parameterized.parameters(
+        (["/dev/zero"], "/dev/zero: must be a regular file"),
+        (["data:,1", "data:,23"], "at most 2 bytes together.*data:,23"),
+        (["data:"], "data:: a data: URL must be"),
+    )
+    def test_what_cannot_be_read_is_named_in_one_line(self, names, message):
+        with mock.patch.object(client, "MAX_BYTES_IN_FLIGHT", 2):
+            code, out, err = programs.run(
+                "load", "--server=127.0.0.1:1", "--model_name=m", *names
+            )
+        self.assertEqual((code, out), (1, []))
+        self.assertLen(err, 1)
+        self.assertRegex(err[0], message)
+
+    @parameterized.parameters(
         ([], "--server=: give it or --saved_model"),
         (["--server=a", "--saved_model=b"], "--server=a"),
         (["--server=a", "--model_name=m"], "--server=a: .*HOST:PORT"),
@@ -128,6 +170,11 @@ class ProgramTest(parameterized.TestCase):
         (["--server=a:1", "--batch_size=0"], "--batch_size=0"),
         (["--server=a:1", "--in_flight=0"], "--in_flight=0"),
         (["--server=a:1", "--timeout=0"], "--timeout=0"),
+        (
+            ["--server=a:1", "--model_name=m", "--timeout=nan"],
+            "--timeout=nan",
+        ),
+        (["--server=a:1", "--model_name=\t"], "--model_name=.: .*printable"),
     )
     def test_usage_error_is_one_line_and_exit_code_2(self, arguments, message):
         code, out, err = programs.run("load", *arguments)

@@ -127,16 +127,16 @@ class ProtocolTest(ServersTestCase):
         network = self.connect(addresses, kind, version=version)
         ask = network._ask
 
-        def of_another_model(signature, inputs):
+        def of_another_model(signature, inputs, version, deadline):
             (values,) = inputs.values()
             if what == "signature":
-                return ask("other", inputs)
+                signature = "other"
             if what == "input":
                 # Over REST a server takes the only input by any name.
                 if kind == "rest":
                     values = []
-                return ask(signature, {"pixels": values})
-            return ask(signature, inputs)
+                inputs = {"pixels": values}
+            return ask(signature, inputs, version, deadline)
 
         images = [colours.image("red"), colours.image("blue")]
         with (
@@ -144,7 +144,8 @@ class ProtocolTest(ServersTestCase):
             self.assertRaisesRegex(servers.Unanswered, message),
         ):
             client_lib.Client(network).predict(images)
-        self.assertEqual(addresses.models.requests, 1)
+        asks_for_version = kind == "rest" and what != "label"
+        self.assertEqual(addresses.models.requests, 1 + asks_for_version)
 
     @parameterized.parameters("grpc", "rest")
     def test_question_is_asked_again_until_there_is_an_answer(self, kind):
@@ -153,8 +154,9 @@ class ProtocolTest(ServersTestCase):
         client = client_lib.Client(self.connect(addresses, kind))
         (answer,) = client.predict([colours.image("green")])
         self.assertEqual(answer.best[0][0], "green")
-        # Four times for the image, once for the labels.
-        self.assertEqual(addresses.models.requests, 5)
+        # Three times in vain; then for the image, for the labels, and over
+        # REST for the version before.
+        self.assertEqual(addresses.models.requests, 5 + (kind == "rest"))
 
     def test_pauses_double_and_differ(self):
         for attempt in range(4):
@@ -172,7 +174,7 @@ class ProtocolTest(ServersTestCase):
             servers.Unanswered,
             "DEADLINE_EXCEEDED: no answer within 0.1 seconds, asked 2 times",
         ):
-            network.probabilities([colours.image("red")])
+            network.predict([colours.image("red")])
 
     @parameterized.parameters("localhost:{}", "http://localhost:{}")
     def test_nobody_at_the_address_is_unavailable(self, address):
@@ -180,7 +182,7 @@ class ProtocolTest(ServersTestCase):
             port = addresses.grpc.rpartition(":")[2]
         network = servers.connect(address.format(port), NAME, attempts=2)
         with self.assertRaisesRegex(servers.Unanswered, "UNAVAILABLE"):
-            network.probabilities([colours.image("red")])
+            network.predict([colours.image("red")])
 
     @parameterized.parameters("grpc", "rest")
     def test_version_and_labels_of_versions_are_asked_for(self, kind):
@@ -219,8 +221,8 @@ class ProtocolTest(ServersTestCase):
         network = self.connect(self.serve(), kind)
         ask = network._ask
 
-        def without_classify(signature, inputs):
-            return ask(signature.replace("classify", "none"), inputs)
+        def without_classify(signature, *arguments):
+            return ask(signature.replace("classify", "none"), *arguments)
 
         with mock.patch.object(network, "_ask", without_classify):
             (answer,) = client_lib.Client(network).predict(
@@ -236,8 +238,9 @@ class ProtocolTest(ServersTestCase):
         network = self.connect(self.serve(), kind)
         ask = network._ask
 
-        def features(signature, inputs):
-            return {"features": ask(signature, inputs)["probabilities"]}
+        def features(*arguments):
+            version, found = ask(*arguments)
+            return version, {"features": found["probabilities"]}
 
         with (
             mock.patch.object(network, "_ask", features),
@@ -245,7 +248,7 @@ class ProtocolTest(ServersTestCase):
                 servers.Unanswered, "not written by apps.export: .*features"
             ),
         ):
-            network.probabilities([colours.image("red")])
+            network.predict([colours.image("red")])
 
     def test_program_asks_servers(self):
         addresses = self.serve()
@@ -279,12 +282,35 @@ class AddressTest(parameterized.TestCase):
         ("localhost:8501", servers.RestServer),
         ("http://localhost:8502", servers.RestServer),
         ("https://host.example:443/", servers.RestServer),
+        ("HTTP://host:80/below/it", servers.RestServer),
+        ("[::1]:8500", servers.GrpcServer),
+        ("http://[::1]:8501", servers.RestServer),
     )
     def test_address_says_how_a_server_is_asked(self, address, kind):
         self.assertIsInstance(servers.connect(address, "m"), kind)
 
     @parameterized.parameters(
-        "localhost", ":8500", "localhost:http", "ftp://host:21", "host:99999"
+        "localhost",
+        ":8500",
+        "localhost:http",
+        "ftp://host:21",
+        "host:99999",
+        "host:0",
+        "host:-1",
+        "host:\uff18\uff15",
+        "host:1:2",
+        "::1:8500",
+        "[::1]",
+        "http://host",
+        "http://user:password@host:80",
+        "user:password@host:80",
+        "host:80/path",
+        "http://host:80/path?query",
+        "http://host:80/#fragment",
+        "http://host:80/\x1b",
+        "host\n:80",
+        "unix:/socket",
+        "",
     )
     def test_what_is_no_address_is_refused(self, address):
         with self.assertRaisesRegex(ValueError, re.escape(repr(address))):

@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -72,7 +73,8 @@ def hold(
             meanwhile wait, and their time runs.
 
     Raises:
-        ValueError: one of the numbers is not above 0, or there are no images.
+        ValueError: one of the numbers is not above 0 and finite, or there are
+            no images.
 
     >>> hold(len, [b"1", b"2"], rate=100, seconds=0.1).requests
     10
@@ -85,8 +87,10 @@ def hold(
         "the number of images": len(images),
     }
     for name, value in numbers.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, received {value}")
+        if not 0 < value < math.inf:
+            raise ValueError(
+                f"{name} must be above 0 and finite, received {value}"
+            )
     endless = itertools.cycle(images)
 
     def timed(batch, due):
@@ -98,13 +102,16 @@ def hold(
 
     futures = []
     start = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(in_flight) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(in_flight)
+    try:
         for i in range(max(1, round(rate * seconds))):
             due = start + i / rate
             time.sleep(max(0.0, due - time.perf_counter()))
             batch = list(itertools.islice(endless, batch_size))
             futures.append(pool.submit(timed, batch, due))
-    found = [future.result() for future in futures]
+        found = [future.result() for future in futures]
+    finally:  # an interrupted load does not wait for its answers
+        pool.shutdown(wait=False, cancel_futures=True)
     latencies = np.sort([f for f in found if isinstance(f, float)])
     return Report(
         len(found),
