@@ -386,8 +386,8 @@ def _answers(network, prepare, views) -> dict[str, np.ndarray]:
 def _check_is_the_model(model, prepare, views, expected) -> None:
     """Whether the layers of the model, called one by one, are the model."""
     (batch, *_) = _batches(views)
-    answer = model(prepare(batch), training=False)
-    (answer,) = keras.tree.flatten(answer)
+    inputs = folding.packed(model, prepare(batch))
+    (answer,) = keras.tree.flatten(model(inputs, training=False))
     found = np.asarray(answer, "float32")
     if not np.allclose(
         found, expected["probabilities"][: len(found)], 1e-4, equal_nan=True
@@ -501,22 +501,50 @@ def _recorded_on_card(images: Images) -> dict[str, Any]:
 
 def _with_features(model: keras.Model) -> keras.Model:
     """Images -> (features, probabilities)."""
-    pooled = [
-        node.outputs[0]
-        for node in folding.nodes(model)
-        if _is_global_pooling(node.operation)
-        and len(node.outputs[0].shape) == 2
-    ]
-    if not pooled:
-        names = [layer.name for layer in model.layers[-3:]]
-        raise folding.ModelError(
-            "the model must have a global pooling before its classifier, whose "
-            'answer are the features: the layer "pool" of a network of '
-            "keras_resnet, or of one inside that was built with pooling="
-            '"avg", or a keras.layers.GlobalAveragePooling2D; received one '
-            f"whose last layers are {names}"
-        )
-    return keras.Model(model.inputs[0], [pooled[0], model.outputs[0]])
+    for candidate in (model, _without_nesting(model)):
+        pooled = [
+            node.outputs[0]
+            for node in folding.nodes(candidate)
+            if _is_global_pooling(node.operation)
+            and len(node.outputs[0].shape) == 2
+        ]
+        if pooled:
+            (image,), (output,) = candidate.inputs, candidate.outputs
+            return keras.Model(image, [pooled[0], output])
+    names = [layer.name for layer in model.layers[-3:]]
+    raise folding.ModelError(
+        "the model must have a global pooling before its classifier, whose "
+        'answer are the features: the layer "pool" of a network of '
+        "keras_resnet, or of one inside that was built with pooling="
+        '"avg", or a keras.layers.GlobalAveragePooling2D; received one '
+        f"whose last layers are {names}"
+    )
+
+
+def _without_nesting(model: keras.Model) -> keras.Model:
+    """The same layers, with those of models inside as its own."""
+
+    def called(operation):
+        if not isinstance(operation, keras.Model):
+            return operation
+        try:
+            graph = folding.graph(operation)
+        except folding.ModelError:  # of a class of its own
+            return operation
+        return lambda inputs, **_: run(graph, inputs)
+
+    def run(graph, inputs):
+        inputs = [
+            x if x.dtype == like.dtype else keras.ops.cast(x, like.dtype)
+            for x, like in zip(
+                keras.tree.flatten(inputs), graph.inputs, strict=True
+            )
+        ]
+        return graph._run_through_graph(inputs, called)
+
+    (image,) = model.inputs
+    image = keras.Input(image.shape[1:], dtype=image.dtype)
+    return keras.Model(image, run(folding.graph(model), image))
 
 
 def _is_global_pooling(operation) -> bool:

@@ -98,7 +98,8 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
     def network(images):
         # TensorFlow does not trust the shape of what a graph is fed, and puts
         # an addition into a convolution only where it knows both shapes.
-        outputs = answer(tf.ensure_shape(images, inputs[0].shape))
+        images = tf.ensure_shape(images, inputs[0].shape)
+        outputs = answer(packed(model, images))
         return keras.tree.map_structure(
             lambda output: tf.cast(output, "float32"), outputs
         )
@@ -121,6 +122,11 @@ def graph(model: keras.Model):
             f"{type(model).__name__}"
         )
     return found
+
+
+def packed(model: keras.Model, images: Any) -> Any:
+    """What a model with one input is called with: a dict or list, or images."""
+    return keras.tree.pack_sequence_as(graph(model)._inputs_struct, [images])
 
 
 def nodes(model: keras.Model) -> list[Any]:
