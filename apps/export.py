@@ -119,8 +119,8 @@ def main(argv):
     if source.preprocessing_source == sources.ASSUMED:
         _warn(
             f"{_MODEL.value} does not tell which preprocessing it was trained "
-            "on, and --preprocessing does not say it: the export gives it "
-            "pixels of 0 to 255 as they are"
+            "on: the export gives it pixels of 0 to 255 as they are. Name "
+            "another by --preprocessing"
         )
     images = _images(source)
     try:
@@ -159,8 +159,8 @@ def _show_error(card):
     (check, *_) = card["checks"].values()
     if "top1_error" not in check:
         command_line.show(
-            "its accuracy was not checked: these are not test images with the "
-            "labels of the network. Name them by --dataset"
+            "accuracy was not checked: these are not test images of the "
+            "network's labels; --dataset names those"
         )
         return
     line = (

@@ -562,7 +562,7 @@ class VariantTest(parameterized.TestCase):
         images = images_of_noise()
         np.testing.assert_allclose(
             served(self, path).ask("images", images=images)["probabilities"],
-            np.asarray(model(images)["p"], "float32"),
+            np.asarray(model({"pixels": images})["p"], "float32"),
             atol=0.05,
         )
 
@@ -1111,7 +1111,9 @@ class RefusalTest(parameterized.TestCase):
         image = keras.Input((16, 16, 3))
         x = keras.layers.Lambda(lambda x: x * scale)(image)
         self.assert_refused(
-            folding.ModelError, "no variables", keras.Model(image, model(x))
+            folding.ModelError,
+            "weights of its layers",
+            keras.Model(image, model(x)),
         )
 
     def test_integers_that_are_no_pixels(self):
@@ -1283,7 +1285,7 @@ class ProgramTest(parameterized.TestCase):
         if has_digits:  # of a network that was never trained
             self.assertIn("is not below chance", text)
         else:
-            self.assertIn("its accuracy was not checked", text)
+            self.assertIn("accuracy was not checked", text)
         self.assertEqual(
             "does not tell which preprocessing" in text,
             "--model={}/colour.keras" in source,

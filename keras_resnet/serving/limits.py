@@ -29,8 +29,8 @@ _SIDE_BY_SIDE = 16  # small images that are decoded at a time
 MAX_JPEG_SCANS = 64  # progressive files have about 10
 MAX_PNG_TEXTS = 16
 
-_MAX_GIF_STEPS = 20_000  # about 4 a frame, and 1 more for every 16 KB of data
-_MAX_JPEG_SEGMENTS = 10_000
+_MAX_GIF_STEPS = 10_000  # about 4 a frame, and 1 more for every 16 KB of data
+_MAX_JPEG_SEGMENTS = 2_000
 _FULL_BLOCKS = 64  # of a GIF, that are passed in one step
 
 
@@ -127,15 +127,14 @@ def _walked_scans(image_bytes: tf.Tensor) -> tf.Tensor:
     # Compressed data has zero, or a restart, behind each byte of 255.
     is_marker = (data[:-1] == 255) & (kinds != 0) & (kinds != 255)
     is_marker &= tf.bitwise.bitwise_and(kinds, 0xF8) != 0xD0
-    places = tf.concat(
-        [tf.where(is_marker)[:, 0], [tf.size(data, tf.int64) - 4]], 0
-    )
+    found = tf.where(is_marker)[:, 0]
+    places = tf.concat([found, [tf.size(data, tf.int64) - 4]], 0)
 
     def is_open(position, scans, is_ended):
         return ~is_ended & (scans <= MAX_JPEG_SCANS)
 
     def segment(position, scans, is_ended):
-        place = places[tf.searchsorted(places[:-1], [position])[0]]
+        place = places[tf.searchsorted(found, [position])[0]]
         kind, high, low = tf.unstack(
             tf.cast(tf.gather(data, place + [1, 2, 3]), tf.int64)
         )

@@ -255,11 +255,11 @@ def of_model(
             )
     else:
         name, known_from = preprocessing, STATED
-        if name and name != PUBLISHED.get(weights or "", name):
+        known = PUBLISHED.get(weights or "")
+        if name and known and name != known:
             raise ArgumentError(
                 "preprocessing",
-                f"the weights of {weights} are for {PUBLISHED[weights]}: leave "
-                "it out",
+                f"the weights of {weights} are for {known}: leave it out",
             )
         if name is None:
             name, known_from = _known(network, model, weights, found)
