@@ -690,7 +690,7 @@ class SourceTest(parameterized.TestCase):
         self.assertEqual(sources._takes_pixels(keras.Model(image, x)), expected)
 
     def test_preprocessing_that_contradicts_what_is_known(self):
-        with self.assertRaisesRegex(sources.ArgumentError, "of cifar10 are"):
+        with self.assertRaisesRegex(sources.ArgumentError, "must be cifar10"):
             sources.of_model("resnet20", "cifar10", preprocessing="torch")
 
 

@@ -125,7 +125,7 @@ def graph(model: keras.Model):
 
 
 def packed(model: keras.Model, images: Any) -> Any:
-    """Returns images as a model with one input takes them: bare, or in a dict."""
+    """Returns images as a model takes them: alone, or in a list or dict."""
     return keras.tree.pack_sequence_as(graph(model)._inputs_struct, [images])
 
 

@@ -40,6 +40,7 @@ PUBLISHED = {"cifar10": "cifar10", "imagenet": "caffe"}
 TRAINED = "the work directory"
 STATED = "the arguments"
 ASSUMED = "nothing"
+_PUBLISHED = "the published weights"
 
 _CALIBRATION_IMAGES = 200
 _PHOTO_SIZE = 224
@@ -217,10 +218,10 @@ def of_model(
             return data.load(dataset, data_dir, image_size) if dataset else None
 
     if model.endswith(".keras"):
-        for name, value in (("weights", weights), ("arguments", arguments)):
+        for other, value in (("weights", weights), ("arguments", arguments)):
             if value:
                 raise ArgumentError(
-                    name,
+                    other,
                     "a .keras file has its own weights and arguments; "
                     f"received {value} for {model}",
                 )
@@ -254,17 +255,11 @@ def of_model(
                 _views(network, found), mean, standard_deviation
             )
     else:
-        name, known_from = preprocessing, STATED
-        known = PUBLISHED.get(weights or "")
-        if name and known and name != known:
-            raise ArgumentError(
-                "preprocessing",
-                f"the weights of {weights} are for {known}: leave it out",
-            )
-        if name is None:
-            name, known_from = _known(network, model, weights, found)
-        if name is None:
-            name, known_from = default_preprocessing, ASSUMED
+        name, known_from = _named(
+            preprocessing,
+            _known(network, model, weights, found),
+            default_preprocessing,
+        )
         if name is None:
             raise ArgumentError("preprocessing", _how_to_state(model, dataset))
         with _blames("preprocessing" if preprocessing else "model"):
@@ -317,10 +312,25 @@ def _labels(network, dataset, model, weights) -> list[str]:
     return [str(i) for i in range(network.outputs[0].shape[-1])]
 
 
+def _named(
+    stated: str | None, known: tuple[str | None, str], default: str | None
+) -> tuple[str | None, str]:
+    """The name of the preprocessing, and where it is known from."""
+    name, known_from = known
+    if stated is None:
+        return known if name else (default, ASSUMED)
+    if known_from == _PUBLISHED and stated != name:
+        raise ArgumentError(
+            "preprocessing",
+            f"must be {name} for these weights, received {stated}",
+        )
+    return stated, STATED
+
+
 def _known(network, model, weights, dataset) -> tuple[str | None, str]:
     """The preprocessing that the weights or layers tell; which of the two."""
     if weights in PUBLISHED:
-        return PUBLISHED[weights], "the weights"
+        return PUBLISHED[weights], _PUBLISHED
     if weights and _is_of_keras_applications(weights):
         return "caffe", "the weights"
     if not model.endswith(".keras") and weights is None:
