@@ -3,6 +3,8 @@
 Truth is the Keras model, whose normalizations have statistics of their own.
 """
 
+from unittest import mock
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -225,6 +227,190 @@ class AnswerTest(parameterized.TestCase):
         np.testing.assert_allclose(function(images()), expected, atol=1e-5)
 
 
+def _quantized(mode):
+    def change(model):
+        model.get_layer("predictions").quantize(mode)
+
+    return change
+
+
+def _tuned(model):
+    dense = model.get_layer("predictions")
+    dense.enable_lora(2)
+    dense.lora_kernel_b.assign(np.ones(dense.lora_kernel_b.shape))
+
+
+def _patched(name):
+    def change(model):
+        layer = model.get_layer(name)
+        before = layer.call
+        layer.call = lambda x, **kwargs: 0.5 * before(x, **kwargs)
+
+    return change
+
+
+def _with_own_convolution(model):
+    convolution = model.get_layer("stage2_unit1").conv1
+    before = convolution.call
+    convolution.call = lambda x, **kwargs: 0.5 * before(x, **kwargs)
+
+
+def _with_own_forward(model):
+    unit = model.get_layer("stage2_unit1")
+    before = unit.forward
+    unit.forward = lambda *args, **kwargs: 0.5 * before(*args, **kwargs)
+
+
+def _in_eight_bits(model):
+    """The activations as whole numbers."""
+    model.get_layer("predictions").activation = lambda x: keras.ops.cast(
+        keras.ops.cast(10.0 * x, "int8"), "float32"
+    )
+
+
+class OwnShortcut(layers.OptionA):
+    def call(self, x, residual, training=None):
+        return super().call(0.3 * x, residual, training)
+
+
+class OwnUnit(layers.OriginalUnit):
+    def forward(self, x, training=None, survival_probability=None):
+        return 0.5 * super().forward(x, training, survival_probability)
+
+
+class OwnNormalization(layers.BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return 1.0 + super().call(inputs, training, mask)
+
+
+class OwnModel(keras.Model):
+    def call(self, x, training=None):
+        return 1.0 + super().call(x, training=training)
+
+
+class OwnDense(keras.layers.Dense):
+    def call(self, inputs, training=None):
+        return 1.0 + super().call(inputs)
+
+
+# One layer around the network, before it or behind it.
+BEFORE = {
+    "cast_to_integers": lambda x: keras.ops.cast(
+        keras.ops.cast(4.0 * x, "int32"), "float32"
+    ),
+    "resizing_in_uint8": lambda x: keras.layers.Rescaling(0.1)(
+        keras.layers.Resizing(12, 12, dtype="uint8")(30.0 * x + 100.0)
+    ),
+    "half_precision": lambda x: keras.layers.Rescaling(2.0, dtype="float16")(x),
+    "lambda": lambda x: keras.layers.Lambda(lambda y: 2.0 * y)(x),
+    "dilated_convolution": lambda x: keras.layers.Conv2D(
+        3, 3, padding="same", dilation_rate=2
+    )(x),
+    "grouped_convolution": lambda x: keras.layers.Conv2D(
+        3, 3, padding="same", groups=3
+    )(x),
+    "depthwise_convolution": lambda x: keras.layers.DepthwiseConv2D(
+        3, padding="same"
+    )(x),
+    "normalization_of_keras": lambda x: keras.layers.BatchNormalization()(x),
+    "normalization_of_another_axis": lambda x: layers.BatchNormalization(
+        axis=1
+    )(layers.Convolution(3, 3)(x)),
+    "synchronized_normalization": lambda x: layers.BatchNormalization(
+        synchronized=True
+    )(layers.Convolution(3, 3)(x)),
+    "normalization_of_its_own": lambda x: OwnNormalization()(
+        layers.Convolution(3, 3)(x)
+    ),
+    "model_of_its_own": lambda x: (
+        lambda image: OwnModel(image, layers.Convolution(3, 3)(image))
+    )(keras.Input((12, 12, 3)))(x),
+    "model_for_bytes": lambda x: (
+        lambda image: keras.Model(image, keras.ops.cast(image, "float32"))
+    )(keras.Input((12, 12, 3), dtype="uint8"))(20.0 * x + 100.0),
+}
+BEHIND = {
+    "own_dense": lambda x: OwnDense(4)(x),
+    "dense_in_half": lambda x: keras.layers.Dense(4, dtype="float16")(x),
+    "layer_as_activation": lambda x: keras.layers.Dense(
+        4, activation=keras.layers.PReLU(alpha_initializer="ones")
+    )(-x),
+    "dense_of_matrix": lambda x: keras.layers.Dense(3)(
+        keras.layers.Reshape((2, -1))(x)
+    ),
+    "weights_shared": lambda x: (lambda dense: dense(dense(x)))(
+        keras.layers.Dense(x.shape[-1])
+    ),
+}
+CHANGES = {
+    "int8": _quantized("int8"),
+    "int4": _quantized("int4"),
+    "float8": _quantized("float8"),
+    "lora": _tuned,
+    "patched_dense": _patched("predictions"),
+    "patched_unit": _patched("stage1_unit1"),
+    "patched_convolution": _patched("stem_conv"),
+    "patched_pool": _patched("pool"),
+    "patched_relu": _patched("stem_relu"),
+    "own_convolution": _with_own_convolution,
+    "own_forward": _with_own_forward,
+    "activation_in_integers": _in_eight_bits,
+}
+
+
+class UnknownLayersTest(parameterized.TestCase):
+    """What is not known is computed by Keras, and no variable is left."""
+
+    def assert_answers_as(self, model, tolerance=1e-3):
+        expected = np.asarray(model(images(), training=False), "float32")
+        self.assertGreater(np.std(expected), 1e-3)
+        found = np.asarray(folding.fold(model)(images()))
+        error = np.max(np.abs(found - expected))
+        self.assertLess(error, tolerance * np.max(np.abs(expected)))
+        _, captures = traced(model)
+        self.assertEmpty(captures)
+
+    @parameterized.named_parameters(BEFORE.items())
+    def test_layer_before_the_network(self, layer):
+        image = keras.Input((12, 12, 3))
+        features = network(include_top=False, pooling="avg")(layer(image))
+        model = weighted(keras.Model(image, keras.layers.Dense(4)(features)))
+        self.assert_answers_as(model, 0.02 if "half" in self.id() else 1e-3)
+
+    @parameterized.named_parameters(BEHIND.items())
+    def test_layer_behind_the_network(self, layer):
+        image = keras.Input((12, 12, 3))
+        features = network(include_top=False, pooling="avg")(image)
+        model = weighted(keras.Model(image, layer(features)))
+        self.assert_answers_as(model, 0.02 if "half" in self.id() else 1e-3)
+
+    @parameterized.named_parameters(CHANGES.items())
+    def test_layer_that_was_changed(self, change):
+        model = network()
+        before = np.asarray(model(images()))
+        change(model)
+        # Of whole numbers a rounding may be another.
+        is_rounded = self.id().endswith(("int8", "int4", "float8", "integers"))
+        self.assert_answers_as(model, 0.05 if is_rounded else 1e-3)
+        self.assertGreater(np.max(np.abs(model(images()) - before)), 1e-4)
+
+    @parameterized.parameters(
+        {"shortcut": OwnShortcut()},
+        {"unit": OwnUnit},
+        {"unit": OwnUnit, "looped": True},
+    )
+    def test_order_that_is_not_known(self, **arguments):
+        self.assert_answers_as(network(**arguments))
+
+    def test_class_whose_call_was_replaced(self):
+        model = network()
+        call = keras.layers.Dense.call
+        with mock.patch.object(
+            keras.layers.Dense, "call", lambda *args, **_: 3.0 * call(*args)
+        ):
+            self.assert_answers_as(model)
+
+
 class GraphTest(parameterized.TestCase):
     @parameterized.product(
         unit=tuple(units.UNITS), precision=folding.PRECISIONS
@@ -364,18 +550,17 @@ class RefusalTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "'mine', a OwnUnit"):
             folding.fold_unit(unit)
 
-    def test_shortcut_that_is_not_known(self):
-        class OwnShortcut(layers.OptionA):
-            pass
+    def test_model_whose_call_is_another(self):
+        class Doubled(keras.Model):
+            def call(self, x, training=None):
+                return 2.0 * super().call(x, training=training)
 
-        with self.assertRaisesRegex(ValueError, "a OwnShortcut"):
-            folding.fold(network(shortcut=OwnShortcut()))
-
-    def test_layer_with_weights_of_another_kind(self):
-        x = image = keras.Input((8, 8, 3))
-        x = keras.layers.Conv2D(4, 3, name="other")(x)
-        with self.assertRaisesRegex(ValueError, "'other', a Conv2D"):
-            folding.fold(keras.Model(image, x))
+        base = network()
+        patched = keras.Model(base.input, base.output)
+        patched.call = lambda x, **_: 2.0 * x
+        for model in (Doubled(base.input, base.output), patched):
+            with self.assertRaisesRegex(folding.ModelError, "Keras' own"):
+                folding.fold(model)
 
     def test_model_of_two_images(self):
         pair = [keras.Input((8, 8, 3)), keras.Input((8, 8, 3))]

@@ -26,6 +26,7 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
@@ -52,7 +53,10 @@ CARD = "model_card.json"
 
 
 class DisagreementError(ArithmeticError):
-    """What was written answers otherwise than the model."""
+    """The exported files differ from the model.
+
+    Or the model's error differs from the one that its training recorded.
+    """
 
 
 class Tolerance(NamedTuple):
@@ -82,21 +86,39 @@ TOLERANCES = {
 _BATCH_SIZE = 32
 
 
+class Recorded(NamedTuple):
+    """The test error that the training has recorded of the same weights.
+
+    Attributes:
+        top1_error: in percent.
+        images: the number of test images that it was measured on.
+        source: where it is recorded, in words.
+    """
+
+    top1_error: float
+    images: int
+    source: str
+
+
 class Images(NamedTuple):
-    """Real images that an export is checked with.
+    """Images that an export is checked with.
 
     Attributes:
         views: as the network would see them, but uint8; [count, height, width,
             channels].
-        labels: the number of the class of each, or None.
+        labels: the number of the class of each, or None where they are not of
+            the network's classes: its accuracy is not checked then.
         calibration: other views, whose activations int8 is made for, or None.
         source: what they are, in words.
+        recorded: the error that the training has found on all test images, of
+            which these are a random sample, or None.
     """
 
     views: np.ndarray
     labels: np.ndarray | None = None
     calibration: np.ndarray | None = None
     source: str = "given"
+    recorded: Recorded | None = None
 
 
 def export(
@@ -117,14 +139,15 @@ def export(
 
     Before it appears, its signatures are asked through the loader that reads
     only what a server reads, other formats through their own runtimes, and
-    must answer real images as the model does (`TOLERANCES`).
+    must answer images as the model itself does (`TOLERANCES`). Images with
+    labels show the model's error too, which must be the recorded one.
 
     Args:
         model: a network of `keras_resnet.resnet`, whole, or a functional or
             sequential model that has one inside (`folding.fold`): one input,
             preprocessed images; a global pooling, whose answer are the
-            features; one output, probabilities. Its dtype policy makes no
-            difference.
+            features; one output, probabilities. Layers that are folded compute
+            in `precision`, whatever their dtype policy is.
         preprocessing: what stands between an image and the model.
         labels: one line of text for each class.
         export_dir: where the versions are; made where there is none.
@@ -137,8 +160,8 @@ def export(
         formats: `"litert"` and `"onnx"` beside the SavedModel, which is always
             written; see `formats.PRECISIONS`.
         max_pixels: encoded images with more are refused before decoding.
-        images: None: the bundled digits. For int8 in LiteRT they must have a
-            `calibration`.
+        images: None: the bundled digits, which stand in for images of the
+            network's kind. For int8 in LiteRT they must have a `calibration`.
         warmup_batch_sizes: of the requests that a server warms up with.
         about: what the model card says beside what is found here, such as the
             recipe.
@@ -148,42 +171,58 @@ def export(
 
     Raises:
         FileExistsError: `version` stands there already.
-        ValueError: `export_dir` is no local directory, the model's outputs are
-            no probabilities, the labels, the preprocessing and the model do
-            not belong together, the precision or a format is unknown, or the
-            model cannot be folded.
-        DisagreementError: what was written answers otherwise than the model.
+        folding.ModelError: the model is not of the kind above.
+        ValueError: `export_dir` is no local directory, the labels, the
+            preprocessing and the model do not belong together, or the
+            precision or a format is unknown.
+        DisagreementError: what was written answers otherwise than the model,
+            or the model's error on `images` contradicts the recorded one.
     """
     formats_lib.check(tuple(formats), precision)
     warmup.check(warmup_batch_sizes)
     versions.check(export_dir)
-    _check_is_one_to_one(model)
+    check_model(model)
     labels = _checked_labels(labels, model)
     _check_input(model, preprocessing)
-    model = _in_float32(model)
     network = _with_features(model)
     folded = folding.fold(network, precision)
+    prepare = _prepared(model, preprocessing)
     images = images or bundled_images(preprocessing)
     if "litert" in formats and precision == "int8":
         _check_calibration(images)
-    expected = _answers(network, preprocessing, images.views)
-    _check_probabilities(expected["probabilities"])
+    expected = _answers(network, prepare, images.views)
+    _check_is_the_model(model, prepare, images.views, expected)
+    is_exact = model.outputs[0].dtype in ("float32", "float64")
+    _check_probabilities(expected["probabilities"], 1e-3 if is_exact else 0.02)
+    _check_recorded(expected["probabilities"], images)
+    tolerance = _tolerance(model, precision)
 
     def write(directory: str) -> None:
-        _write(directory, folded, preprocessing, labels, max_pixels)
-        examples = _examples(images.views, expected, network, preprocessing)
+        _write(directory, folded, preprocessing, prepare, labels, max_pixels)
+        examples = _examples(
+            images.views, expected, network, preprocessing, prepare
+        )
         checks = {
             "saved_model": _check_saved_model(
-                directory, examples, expected, images, labels, precision
+                directory, examples, expected, images, labels, tolerance
             )
         }
         for name in [n for n in formats if n in formats_lib.FILES]:
             ask = _write_format(
-                name, directory, model, preprocessing, precision, images
+                name,
+                directory,
+                model,
+                prepare,
+                _images_spec(preprocessing),
+                images.calibration if precision == "int8" else None,
             )
             found = _in_batches(ask, images.views)
             checks[name] = _check_classes(
-                name, expected["probabilities"], found, images.labels, precision
+                name,
+                expected["probabilities"],
+                found,
+                images.labels,
+                tolerance,
             )
         warmup.write(
             directory,
@@ -193,6 +232,7 @@ def export(
         )
         card = {
             **_card(model, preprocessing, labels, about or {}),
+            **_recorded_on_card(images),
             "precision": precision,
             "max_pixels": max_pixels,
             "checked_on": images.source,
@@ -214,19 +254,56 @@ def read_card(directory: str | os.PathLike) -> dict[str, Any]:
 def bundled_images(
     preprocessing: data.Preprocessing, count: int = 64
 ) -> Images:
-    """The first bundled test digits, as a network of any size sees them."""
+    """The first bundled test digits, as a network of any size sees them.
+
+    They stand in for images of the network's own kind.
+    """
     digits, _ = data.load("digits").test_images(count)
     views = np.stack([preprocessing.view(digit).numpy() for digit in digits])
-    return Images(views, source=f"{count} bundled digits")
+    return Images(views, source=f"{count} stand-in images (bundled digits)")
 
 
-def _check_is_one_to_one(model: keras.Model) -> None:
+def check_model(model: keras.Model) -> None:
+    """Says what kind of model can be exported.
+
+    Raises:
+        folding.ModelError: it is of another kind.
+    """
     graph = folding.graph(model)
     counts = len(graph.inputs), len(graph.outputs)
     if counts != (1, 1):
-        raise ValueError(
+        raise folding.ModelError(
             "the model must have one input, images, and one output, "
             f"probabilities; received one with {counts[0]} and {counts[1]}"
+        )
+    (image,), (output,) = graph.inputs, graph.outputs
+    if len(image.shape) != 4:
+        raise folding.ModelError(
+            "the model must take images of the shape [batch, height, width, "
+            f"channels], received {image.shape}: put a keras.layers.Reshape in "
+            "front of it in a model that does"
+        )
+    batch, height, width, channels = image.shape
+    if batch is not None:
+        raise folding.ModelError(
+            f"the model must take batches of any size, received {image.shape}: "
+            "build it again without a batch size"
+        )
+    if None not in (height, width) and height != width:
+        raise folding.ModelError(
+            "the model must take square images, received a height of "
+            f"{height} and a width of {width}"
+        )
+    if channels not in (1, 3):
+        raise folding.ModelError(
+            "the model's channels must be 1 or 3 (the last axis of its input), "
+            f"received {image.shape}"
+        )
+    if len(output.shape) != 2 or (output.shape[-1] or 0) < 2:
+        raise folding.ModelError(
+            "the model must have one output for each class, [batch, classes] "
+            f"with 2 classes or more, received {output.shape}; of a single "
+            "probability p, Concatenate()([1.0 - p, p]) makes two"
         )
 
 
@@ -250,31 +327,39 @@ def _check_input(model, preprocessing) -> None:
             f"the preprocessing must give the images that the model takes, "
             f"{wanted}, received one that gives {given}"
         )
+    dtype = model.inputs[0].dtype
+    if not _is_float(dtype) and not preprocessing.is_identity:
+        raise ValueError(
+            f"the model takes images of {dtype}, so the preprocessing must "
+            "leave the pixels as they are, 0 to 255; received one that does not"
+        )
 
 
-def _in_float32(model: keras.Model) -> keras.Model:
-    """The model, or one with its weights if its policy is another."""
+def _prepared(model, preprocessing) -> Callable[[Any], tf.Tensor]:
+    """What makes the model's input of views."""
+    dtype = model.inputs[0].dtype
+    if _is_float(dtype):
+        return preprocessing
+    return lambda views: tf.cast(tf.round(preprocessing(views)), dtype)
 
-    def in_float32(config):
-        if isinstance(config, (list, tuple)):
-            return type(config)(in_float32(item) for item in config)
-        if not isinstance(config, dict):
-            return config
-        if config.get("class_name") == "DTypePolicy":
-            return {**config, "config": {"name": "float32"}}
-        return {
-            key: "float32"
-            if key == "dtype" and isinstance(value, str)
-            else in_float32(value)
-            for key, value in config.items()
-        }
 
-    config = model.get_config()
-    if in_float32(config) == config:
-        return model
-    copy = type(model).from_config(in_float32(config))
-    copy.set_weights(model.get_weights())
-    return copy
+def _is_float(dtype: str) -> bool:
+    return tf.as_dtype(dtype).is_floating
+
+
+def _tolerance(model, precision: str) -> Tolerance:
+    """That of the precision, or of the model's own, whichever is greater."""
+    found = {precision}
+    for layer in model._flatten_layers():
+        if layer.compute_dtype in ("bfloat16", "float16"):
+            found.add("bfloat16")
+        if getattr(layer, "quantization_mode", None):
+            found.add("int8")
+    return next(
+        tolerance
+        for name, tolerance in reversed(TOLERANCES.items())
+        if name in found
+    )
 
 
 class _Example(NamedTuple):
@@ -286,16 +371,32 @@ class _Example(NamedTuple):
     expected: np.ndarray
 
 
-def _answers(network, preprocessing, views) -> dict[str, np.ndarray]:
+def _answers(network, prepare, views) -> dict[str, np.ndarray]:
     """What the model itself says of views."""
     found = [
-        network(preprocessing(batch), training=False)
-        for batch in _batches(views)
+        network(prepare(batch), training=False) for batch in _batches(views)
     ]
     features, probabilities = (
-        np.concatenate(parts) for parts in zip(*found, strict=True)
+        np.concatenate(parts).astype("float32")
+        for parts in zip(*found, strict=True)
     )
     return {"features": features, "probabilities": probabilities}
+
+
+def _check_is_the_model(model, prepare, views, expected) -> None:
+    """Compares the network that is folded with the model that was given."""
+    (batch, *_) = _batches(views)
+    inputs = folding.packed(model, prepare(batch))
+    (answer,) = keras.tree.flatten(model(inputs, training=False))
+    found = np.asarray(answer, "float32")
+    if not np.allclose(
+        found, expected["probabilities"][: len(found)], 1e-4, equal_nan=True
+    ):
+        raise DisagreementError(
+            "the model must give the same images the same probabilities every "
+            "time, received others; nothing was exported. Take layers that "
+            "are random at inference out of it"
+        )
 
 
 def _batches(views: np.ndarray) -> list[np.ndarray]:
@@ -306,14 +407,16 @@ def _in_batches(ask: formats_lib.Function, views: np.ndarray) -> np.ndarray:
     return np.concatenate([ask(batch) for batch in _batches(views)])
 
 
-def _examples(views, expected, network, preprocessing) -> list[_Example]:
+def _examples(
+    views, expected, network, preprocessing, prepare
+) -> list[_Example]:
     """A few views for every signature."""
     views = views[:4]
     encoded = [tf.io.encode_png(view).numpy() for view in views]
     decoded = np.stack(
         [preprocessing.decode(tf.constant(image)) for image in encoded]
     )
-    of_decoded = _answers(network, preprocessing, decoded)["probabilities"]
+    of_decoded = _answers(network, prepare, decoded)["probabilities"]
     serialized = [
         tf.train.Example(
             features=tf.train.Features(
@@ -354,10 +457,10 @@ def _examples(views, expected, network, preprocessing) -> list[_Example]:
     ]
 
 
-def _check_probabilities(outputs: np.ndarray) -> None:
+def _check_probabilities(outputs: np.ndarray, tolerance: float) -> None:
     sums = outputs.sum(-1)
-    if not (np.all(outputs >= 0) and np.allclose(sums, 1.0, atol=1e-3)):
-        raise ValueError(
+    if not (np.all(outputs >= 0) and np.allclose(sums, 1.0, atol=tolerance)):
+        raise folding.ModelError(
             "the model's outputs must be probabilities (none negative, their "
             'sum 1), as classifier_activation="softmax" gives; received '
             f"outputs from {outputs.min():.4g} to {outputs.max():.4g} with "
@@ -365,30 +468,93 @@ def _check_probabilities(outputs: np.ndarray) -> None:
         )
 
 
+def _check_recorded(probabilities: np.ndarray, images: Images) -> None:
+    """Raises if the model's errors contradict those that training recorded.
+
+    A sample without replacement has a number of errors that is distributed
+    hypergeometrically; 4 standard deviations are allowed, and 1% of the
+    sample, since training may have computed in another precision.
+    """
+    if images.labels is None or images.recorded is None:
+        return
+    recorded, count = images.recorded, len(images.labels)
+    errors = int(np.sum(probabilities.argmax(-1) != images.labels))
+    share = recorded.top1_error / 100.0
+    left_out = max(recorded.images - count, 0) / max(recorded.images - 1, 1)
+    deviation = np.sqrt(count * share * (1.0 - share) * left_out)
+    if abs(errors - count * share) > 4.0 * deviation + max(0.01 * count, 2.0):
+        raise DisagreementError(
+            f"the network's error on {images.source} must be that of its "
+            f"training, received {100.0 * errors / count:.2f}%, where "
+            f"{recorded.source} has {recorded.top1_error:.2f}% of "
+            f"{recorded.images:,} images; nothing was exported. The weights, "
+            "the test images or the preprocessing are others than in training: "
+            "compare with python -m apps.evaluate"
+        )
+
+
+def _recorded_on_card(images: Images) -> dict[str, Any]:
+    if images.labels is None or images.recorded is None:
+        return {}
+    return {"recorded": images.recorded._asdict()}
+
+
 def _with_features(model: keras.Model) -> keras.Model:
     """Images -> (features, probabilities)."""
-    pooled = [
-        node.outputs[0]
-        for node in folding.nodes(model)
-        if _is_global_pooling(node.operation)
-    ]
-    if not pooled:
-        names = [layer.name for layer in model.layers[-3:]]
-        raise ValueError(
-            "the model must have a global pooling before its classifier, whose "
-            'answer are the features: the layer "pool" of a network of '
-            "keras_resnet, or of one inside that was built with pooling="
-            '"avg", or a keras.layers.GlobalAveragePooling2D; received one '
-            f"whose last layers are {names}"
-        )
-    return keras.Model(model.inputs[0], [pooled[0], model.outputs[0]])
+    for candidate in (model, _without_nesting(model)):
+        pooled = [
+            node.outputs[0]
+            for node in folding.nodes(candidate)
+            if _is_global_pooling(node.operation)
+            and len(node.outputs[0].shape) == 2
+        ]
+        if pooled:
+            (image,), (output,) = candidate.inputs, candidate.outputs
+            return keras.Model(image, [pooled[0], output])
+    names = [layer.name for layer in model.layers[-3:]]
+    raise folding.ModelError(
+        "the model must have a global pooling before its classifier, whose "
+        'answer are the features: the layer "pool" of a network of '
+        "keras_resnet, or of one inside that was built with pooling="
+        '"avg", or a keras.layers.GlobalAveragePooling2D; received one '
+        f"whose last layers are {names}"
+    )
+
+
+def _without_nesting(model: keras.Model) -> keras.Model:
+    """The same layers, with those of models inside as its own."""
+
+    def called(operation):
+        if not isinstance(operation, keras.Model):
+            return operation
+        try:
+            graph = folding.graph(operation)
+        except folding.ModelError:  # of a class of its own
+            return operation
+        return lambda inputs, **_: run(graph, inputs)
+
+    def run(graph, inputs):
+        inputs = [
+            x if x.dtype == like.dtype else keras.ops.cast(x, like.dtype)
+            for x, like in zip(
+                keras.tree.flatten(inputs), graph.inputs, strict=True
+            )
+        ]
+        return graph._run_through_graph(inputs, called)
+
+    (image,) = model.inputs
+    image = keras.Input(image.shape[1:], dtype=image.dtype)
+    return keras.Model(image, run(folding.graph(model), image))
 
 
 def _is_global_pooling(operation) -> bool:
     """Whether an operation is one, or a model that ends with one."""
     if isinstance(operation, keras.Model):
-        last = folding.graph(operation).outputs[0]._keras_history.operation
-        return _is_global_pooling(last)
+        try:
+            (output, *_) = folding.graph(operation).outputs
+        except folding.ModelError:  # of a class of its own
+            return False
+        return _is_global_pooling(output._keras_history.operation)
     return isinstance(
         operation,
         (
@@ -406,7 +572,9 @@ def _check_calibration(images: Images) -> None:
         )
 
 
-def _write(directory, folded, preprocessing, labels, max_pixels) -> None:
+def _write(
+    directory, folded, preprocessing, prepare, labels, max_pixels
+) -> None:
     view = tf.TensorSpec(preprocessing.image_shape, tf.uint8)
     encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
     serialized = tf.TensorSpec([None], tf.string, name="inputs")
@@ -415,7 +583,9 @@ def _write(directory, folded, preprocessing, labels, max_pixels) -> None:
     # One graph of the network, which all signatures call.
     @tf.function(input_signature=[decoded], autograph=False)
     def answer(images):
-        return folded(preprocessing(images))
+        return folded(prepare(images))
+
+    _check_is_constant(answer)
 
     def features(images):
         return {"features": answer(images)[0]}
@@ -477,8 +647,19 @@ def _images_spec(preprocessing) -> tf.TensorSpec:
     return tf.TensorSpec(shape, tf.uint8, name="images")
 
 
+def _check_is_constant(answer) -> None:
+    """Raises if a graph reads state, which the loader of a server misses."""
+    captured = answer.get_concrete_function().captured_inputs
+    if any(tensor.dtype in (tf.resource, tf.variant) for tensor in captured):
+        raise folding.ModelError(
+            "the model must read only the weights of its layers, received "
+            "one that reads other variables or tables, such as a tf.Variable "
+            "in a Lambda, or a vocabulary"
+        )
+
+
 def _write_format(
-    name, directory, model, preprocessing, precision, images
+    name, directory, model, prepare, spec, calibration
 ) -> formats_lib.Function:
     """Writes one more format; returns what asks the file."""
     # LiteRT makes its own int8 of float32.
@@ -486,16 +667,21 @@ def _write_format(
     path = formats_lib.path(directory, name)
 
     def answer(images):
-        return folded(preprocessing(images))
+        (probabilities,) = keras.tree.flatten(folded(prepare(images)))
+        return probabilities
 
-    if name == "onnx":
-        formats_lib.write_onnx(path, answer, _images_spec(preprocessing))
-        return formats_lib.onnx(path)
-    calibration = images.calibration if precision == "int8" else None
-    formats_lib.write_litert(
-        path, answer, _images_spec(preprocessing), calibration
-    )
-    return formats_lib.litert(path)
+    try:
+        if name == "onnx":
+            formats_lib.write_onnx(path, answer, spec)
+            return formats_lib.onnx(path)
+        formats_lib.write_litert(path, answer, spec, calibration)
+        return formats_lib.litert(path)
+    except Exception as error:  # the converters have a dozen kinds
+        (line, *_) = str(error).splitlines() or [type(error).__name__]
+        raise folding.ModelError(
+            f"{name} must support every operation of the model, received "
+            f"{line}: leave {name} out of the formats"
+        ) from error
 
 
 def _label_table(path: str, labels: list[str]) -> tf.lookup.StaticHashTable:
@@ -515,9 +701,8 @@ def _label_table(path: str, labels: list[str]) -> tf.lookup.StaticHashTable:
 
 
 def _check_saved_model(
-    directory, examples, expected, images, labels, precision
+    directory, examples, expected, images, labels, tolerance
 ) -> dict[str, Any]:
-    tolerance = TOLERANCES[precision]
     with _loaded(directory) as ask:
         for signature, inputs, output, wanted in examples:
             answers = ask(signature, inputs)
@@ -540,9 +725,10 @@ def _check_saved_model(
                 raise DisagreementError(
                     f"the exported signature {signature} must answer as the "
                     f"model does, received {output} up to {error:.2g} apart "
-                    f"(of {len(wanted)} test images, in {precision}); nothing "
-                    "was exported. A layer that is random, or another in a "
-                    "graph than in Python, does so: take it out of the model"
+                    f"(of {len(wanted)} images); nothing was exported. A layer "
+                    "that is random, that rounds to whole numbers, or that is "
+                    "another in a graph than in Python, does so: take it out "
+                    "of the model"
                 )
         found = _in_batches(
             lambda views: ask("images", {"images": views})["probabilities"],
@@ -553,17 +739,16 @@ def _check_saved_model(
         expected["probabilities"],
         found,
         images.labels,
-        precision,
+        tolerance,
     )
 
 
-def _check_classes(name, expected, found, labels, precision) -> dict[str, Any]:
+def _check_classes(name, expected, found, labels, tolerance) -> dict[str, Any]:
     """How the classes that a format finds agree with the model's.
 
     Raises:
-        DisagreementError: less than the precision must.
+        DisagreementError: less than the tolerance allows.
     """
-    tolerance = TOLERANCES[precision]
     best = found.argmax(-1)
     same = best == expected.argmax(-1)
     given = expected[range(len(best)), best]
@@ -572,7 +757,7 @@ def _check_classes(name, expected, found, labels, precision) -> dict[str, Any]:
     is_close = difference <= tolerance.probabilities  # not so of nan
     if not (is_close and share >= tolerance.share):
         raise DisagreementError(
-            f"{name} in {precision} must answer as the model does for "
+            f"{name} must answer as the model does for "
             f"{tolerance.share:.0%} of {len(best)} images, received "
             f"{share:.1%}, probabilities up to {difference:.2g} apart; nothing "
             "was exported"
@@ -586,12 +771,40 @@ def _check_classes(name, expected, found, labels, precision) -> dict[str, Any]:
         errors = int(np.sum(best != labels))
         result["top1_errors"] = errors
         result["top1_error"] = 100.0 * errors / len(best)
+        result["chance_error"] = _chance_error(labels, found.shape[-1])
     return result
+
+
+def _chance_error(labels: np.ndarray, classes: int) -> float:
+    """The error of always predicting the most frequent class, in percent."""
+    counts = np.bincount(labels, minlength=classes)
+    return 100.0 * (1.0 - float(counts.max()) / len(labels))
+
+
+def is_near_chance(check: dict[str, Any]) -> bool:
+    """Whether the errors of a check on the card may be those of chance.
+
+    They are at least the mean less 3 standard deviations of the errors of
+    always predicting the most frequent class.
+    """
+    chance = check["chance_error"] / 100.0
+    deviation = np.sqrt(check["images"] * chance * (1.0 - chance))
+    return bool(
+        check["top1_errors"] >= check["images"] * chance - 3.0 * deviation
+    )
 
 
 def _card(model, preprocessing, labels, about) -> dict[str, Any]:
     """What can be said of a network before it is written."""
-    counts = complexity.complexity(model, preprocessing.image_shape)
+    try:
+        counts = complexity.complexity(model, preprocessing.image_shape)
+    except ValueError:  # of a layer whose operations are not known
+        counts = {
+            "parameters": sum(
+                int(np.prod(weight.shape)) for weight in model.trainable_weights
+            ),
+            "multiply_adds": None,
+        }
     return {
         **about,
         "network": {

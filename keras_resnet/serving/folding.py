@@ -20,12 +20,13 @@ convolutions, biases, sums and ReLUs over constants: TensorFlow computes one of
 each as one kernel, whose weights it prepares once.
 
 Around the units a network is the graph that Keras has of it: each operation is
-replaced where it stands, whatever it reads and whoever reads it.
+replaced where it stands, whatever it reads and whoever reads it. Only layers
+whose class and state are known here are replaced. Keras itself computes every
+other layer (quantized, with LoRA, subclassed, patched, of another package), in
+its own data type, with constants in the place of its variables.
 """
 
 import collections
-import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -39,27 +40,43 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 
 Function = Callable[..., tf.Tensor]
 
+# Layers without weights that give the same numbers in any floating point: they
+# keep the one that reaches them.
+_OF_ANY_PRECISION = (
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.MaxPooling2D,
+    keras.layers.Permute,
+    keras.layers.ReLU,
+    keras.layers.ZeroPadding2D,
+)
+
+
+class ModelError(ValueError):
+    """A model that cannot be folded or exported as it is."""
+
 
 def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
     """The inference function of a network, over constants.
 
     Args:
-        model: a network of `keras_resnet.resnet`, part of one, or a functional
-            or sequential model that has one inside. Dense layers, layers
-            without weights and operations (`keras.ops`) may stand before it,
-            behind it and beside it; several outputs may be asked for.
+        model: a functional or sequential model with one input, such as a
+            network of `keras_resnet.resnet`, part of one, or a model that has
+            one inside. Several outputs may be asked for.
         precision: `"float32"`; `"bfloat16"` for kernels and activations; or
             `"int8"` for kernels, with a scale for each output channel, whose
-            activations are float32. The global pooling, what follows it and
-            the outputs are float32 in all.
+            activations are float32. The global pooling, the dense layers and
+            the outputs are float32 in all. Layers that Keras computes keep
+            their own data type.
 
     Returns:
         A function of images, `[batch, height, width, channels]`, to what
         `model(images, training=False)` gives. It has the weights of now.
 
     Raises:
-        ValueError: the precision is unknown, or the model has other layers,
-            several inputs, or no graph.
+        ValueError: the precision is unknown.
+        ModelError: the model has several inputs, no graph, or a `call` that is
+            not Keras' own.
 
     >>> import keras_resnet
     >>> model = keras_resnet.ResNet20()
@@ -72,7 +89,7 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
         )
     inputs = graph(model).inputs
     if len(inputs) != 1:
-        raise ValueError(
+        raise ModelError(
             "a network that is folded must have one input, received "
             f"{model.name!r}, which has {len(inputs)}"
         )
@@ -82,7 +99,7 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
         # TensorFlow does not trust the shape of what a graph is fed, and puts
         # an addition into a convolution only where it knows both shapes.
         images = tf.ensure_shape(images, inputs[0].shape)
-        outputs = answer(tf.cast(images, _compute_dtype(precision)))
+        outputs = answer(packed(model, images))
         return keras.tree.map_structure(
             lambda output: tf.cast(output, "float32"), outputs
         )
@@ -94,15 +111,22 @@ def graph(model: keras.Model):
     """The graph of a functional or sequential model, as Keras has it.
 
     Raises:
-        ValueError: it has none: it is of a class of its own.
+        ModelError: it has no graph, or its class or the model itself replaces
+            Keras' `call`.
     """
     found = getattr(model, "_functional", model)  # of keras.Sequential
-    if not hasattr(found, "_nodes_by_depth"):
-        raise ValueError(
-            "a network that is folded must be a functional or a sequential "
-            f"model, received {model.name!r}, a {type(model).__name__}"
+    if not hasattr(found, "_nodes_by_depth") or not _is_unpatched(model):
+        raise ModelError(
+            "the model must be a functional or a sequential one that is built, "
+            f"whose call is Keras' own; received {model.name!r}, a "
+            f"{type(model).__name__}"
         )
     return found
+
+
+def packed(model: keras.Model, images: Any) -> Any:
+    """Returns images as a model takes them: alone, or in a list or dict."""
+    return keras.tree.pack_sequence_as(graph(model)._inputs_struct, [images])
 
 
 def nodes(model: keras.Model) -> list[Any]:
@@ -119,12 +143,16 @@ def nodes(model: keras.Model) -> list[Any]:
 def _graph_function(model, precision) -> Function:
     """The operations of a model, each on what it reads there."""
     carried = _carried(model)
-    functions = {
-        operation: _as_called(_function(operation, carried, precision))
-        for operation in {node.operation for node in nodes(model)}
-    }
+    functions = {}
+    for operation in {node.operation for node in nodes(model)}:
+        folded = _folded(operation, carried, precision)
+        functions[operation] = (
+            _as_called(folded) if folded else _by_keras(operation)
+        )
 
-    def answer(*inputs):
+    def answer(inputs):
+        # The data type, the rank and the order that the model asks for.
+        inputs = graph(model)._standardize_inputs(inputs)
         outputs = graph(model)._run_through_graph(inputs, functions.__getitem__)
         is_one = isinstance(outputs, (list, tuple)) and len(outputs) == 1
         return outputs[0] if is_one else outputs
@@ -133,7 +161,7 @@ def _graph_function(model, precision) -> Function:
 
 
 def _as_called(function) -> Function:
-    """As a graph calls it; how that was in training says nothing here."""
+    """As a graph calls it; masks and training change nothing here."""
     return lambda *args, training=None, mask=None, **kwargs: function(
         *args, **kwargs
     )
@@ -154,49 +182,136 @@ def _carried(model) -> dict[Any, Any]:
     found = {}
     for node in nodes(model):
         match node.operation, readers[id(node.outputs[0])]:
-            case layers.Convolution(), [layers.BatchNormalization() as norm]:
-                if calls[node.operation] == calls[norm] == 1:
-                    found[node.operation] = norm
+            case layers.Convolution() as convolution, [norm]:
+                if (
+                    _is_plain(convolution, layers.Convolution)
+                    and _is_plain_norm(norm)
+                    and calls[convolution] == calls[norm] == 1
+                ):
+                    found[convolution] = norm
     return found
 
 
-def _function(operation, carried, precision) -> Function:
-    """The inference function of one operation of a graph."""
-    match operation:
-        case keras.Model():
+def _is_plain(layer, *classes: type) -> bool:
+    """Whether a layer computes exactly what one of these classes does.
+
+    A layer of a subclass may compute something else. So may one that Keras
+    quantized, one with a replaced method, and one without floating point.
+    """
+    return (
+        type(layer) in classes
+        and _is_unpatched(layer)
+        and getattr(layer, "quantization_mode", None) is None
+        and not getattr(layer, "lora_enabled", False)
+        and keras.backend.is_float_dtype(layer.compute_dtype)
+        and keras.backend.is_float_dtype(layer.variable_dtype)
+    )
+
+
+def _is_unpatched(layer) -> bool:
+    kind = type(layer)
+    # Keras itself wraps the other three.
+    replaced = {n for n in vars(layer) if callable(getattr(kind, n, None))}
+    package = getattr(kind.call, "__module__", "").partition(".")[0]
+    return package in ("keras", "keras_resnet") and replaced <= {
+        *("build", "quantize", "loss")
+    }
+
+
+def _is_plain_norm(layer) -> bool:
+    """Whether a layer is our normalization, of the last axis of images.
+
+    Synchronization, renormalization and masks change nothing at inference.
+    """
+    return (
+        _is_plain(layer, layers.BatchNormalization)
+        and layer.axis in (-1, 3)
+        and (layer.input_spec is None or layer.input_spec.ndim == 4)
+    )
+
+
+def _is_plain_unit(unit) -> bool:
+    """Whether a unit and all its parts are of the classes of this package."""
+    if not _is_plain(unit, *layers.units.UNITS.values()):
+        return False
+    shortcut = unit.shortcut
+    convolutions, norms = zip(*unit.pairs(), strict=True)
+    projection, gate = (
+        getattr(shortcut, name, None) for name in ("projection", "gate")
+    )
+    all_norms = [*norms, getattr(shortcut, "norm", None)]
+    return (
+        _is_plain(shortcut, *layers.shortcuts.SHORTCUTS.values())
+        and all(
+            _is_plain(convolution, layers.Convolution)
+            for convolution in [*convolutions, projection]
+            if convolution is not None
+        )
+        and all(_is_plain_norm(norm) for norm in all_norms if norm is not None)
+        and (gate is None or _is_plain(gate, keras.layers.Conv2D))
+    )
+
+
+def _is_plain_stack(layer) -> bool:
+    return _is_plain(layer, layers.UnitStack) and _is_plain_unit(
+        layer.pattern()
+    )
+
+
+def _is_plain_dense(layer) -> bool:
+    return (
+        _is_plain(layer, keras.layers.Dense)
+        # An activation that is a layer has weights or a data type of its own.
+        and not isinstance(layer.activation, keras.layers.Layer)
+    )
+
+
+def _folded(operation, carried, precision) -> Function | None:
+    """The inference function of an operation that is known here, or None."""
+    if isinstance(operation, keras.Model):
+        try:
             return _graph_function(operation, precision)
-        case layers.Convolution():
-            function = _convolution(
-                operation, carried.get(operation), precision
-            )
-        case layers.BatchNormalization():
-            if operation in carried.values():
-                return _identity
-            function = _standing(operation)
-        case layers.Unit():
-            function = fold_unit(operation, precision)
-        case layers.UnitStack():
-            function = _stack(operation, precision)
-        case (
-            keras.layers.GlobalAveragePooling2D()
-            | keras.layers.GlobalMaxPooling2D()
-        ):
-            return _in_float32(operation)
-        case keras.layers.Dense():
-            return _dense(operation)
-        case _ if not getattr(operation, "weights", ()):
-            return _without_training(operation)
-        case _:
-            raise _cannot_fold(operation)
+        except ModelError:  # of a class of its own
+            return None
+    if operation in carried.values():
+        return _identity
+    if _is_plain(operation, *_OF_ANY_PRECISION):
+        return operation.call
+    if _is_plain(
+        operation,
+        keras.layers.GlobalAveragePooling2D,
+        keras.layers.GlobalMaxPooling2D,
+    ):
+        return lambda x: operation.call(tf.cast(x, "float32"))
+    if _is_plain_dense(operation):
+        return _dense(operation)
+    if _is_plain(operation, layers.Convolution):
+        function = _convolution(operation, carried.get(operation), precision)
+    elif _is_plain_norm(operation):
+        function = _standing(operation)
+    elif _is_plain_unit(operation):
+        function = fold_unit(operation, precision)
+    elif _is_plain_stack(operation):
+        function = _stack(operation, precision)
+    else:
+        return None
     # What stands before, such as an enlargement, may answer in float32.
     return lambda x: function(tf.cast(x, _compute_dtype(precision)))
 
 
-def _without_training(operation) -> Function:
-    """Augmentation layers, unlike Dropout, are switched on by default."""
-    if "training" in inspect.signature(operation.call).parameters:
-        return functools.partial(operation.call, training=False)
-    return operation.call
+def _by_keras(operation) -> Function:
+    """An operation as Keras computes it, over constants."""
+    variables = getattr(operation, "variables", ())
+    values = [(variable, _array(variable)) for variable in variables]
+    arguments: dict[str, Any] = {}
+    if "training" in getattr(operation, "_call_context_args", ()):
+        arguments["training"] = False  # augmentation is on by default
+
+    def function(*args, **kwargs):
+        with keras.StatelessScope(state_mapping=values):
+            return operation(*args, **{**kwargs, **arguments})
+
+    return function
 
 
 def fold_unit(unit: layers.Unit, precision: str = "float32") -> Function:
@@ -211,16 +326,20 @@ def fold_unit(unit: layers.Unit, precision: str = "float32") -> Function:
         activations, to what `unit(x, training=False)` gives.
 
     Raises:
-        ValueError: the unit or its shortcut is of a class of its own, whose
-            order is not known here.
+        ModelError: the unit, its shortcut or another part is of a class of its
+            own, whose order is not known here, or was changed.
 
     >>> x = tf.ones([1, 8, 8, 16])
     >>> unit = layers.OriginalUnit(16)
     >>> bool(tf.reduce_all(abs(unit(x) - fold_unit(unit)(x)) < 1e-4))
     True
     """
-    if type(unit) not in layers.units.UNITS.values():
-        raise _cannot_fold(unit)
+    if not _is_plain_unit(unit):
+        raise ModelError(
+            "a unit must be of a class of keras_resnet.layers with parts and a "
+            f"shortcut of this package, received {unit.name!r}, a "
+            f"{type(unit).__name__} with a {type(unit.shortcut).__name__}"
+        )
     convolutions, norms = zip(*unit.pairs(), strict=True)
     after = list(norms)  # the normalization that each convolution carries
     if unit.activates_first:
@@ -242,8 +361,6 @@ def fold_unit(unit: layers.Unit, precision: str = "float32") -> Function:
 
 
 def _shortcut(shortcut, precision) -> Function:
-    if type(shortcut) not in layers.shortcuts.SHORTCUTS.values():
-        raise _cannot_fold(shortcut)
     parts: dict[str, Any] = {"dropout": _identity}
     if getattr(shortcut, "projection", None) is not None:
         parts["projection"] = _convolution(
@@ -374,15 +491,10 @@ def _statistics(norm) -> list[np.ndarray]:
 
 
 def _dense(layer) -> Function:
-    kernel = _array(layer.kernel)
-    bias = _array(layer.bias) if layer.use_bias else np.float32(0.0)
-    return lambda x: layer.activation(
-        tf.matmul(tf.cast(x, "float32"), kernel) + bias
-    )
-
-
-def _in_float32(layer) -> Function:
-    return lambda x: layer.call(tf.cast(x, "float32"))
+    kernel = _array(layer.kernel).astype("float32")
+    bias = 0.0 if layer.bias is None else _array(layer.bias).astype("float32")
+    activation = layer.activation or _identity
+    return lambda x: activation(tf.matmul(tf.cast(x, "float32"), kernel) + bias)
 
 
 def _identity(x, training=None):
@@ -391,11 +503,3 @@ def _identity(x, training=None):
 
 def _array(variable) -> np.ndarray:
     return keras.ops.convert_to_numpy(variable.value)
-
-
-def _cannot_fold(layer) -> ValueError:
-    return ValueError(
-        "only the units, shortcuts and layers that keras_resnet.resnet is "
-        "made of, dense layers and layers without weights can be folded, "
-        f"received {layer.name!r}, a {type(layer).__name__}"
-    )

@@ -100,6 +100,16 @@ class Preprocessing:
         """`(height, width, channels)` of the network's input."""
         return (self.image_size, self.image_size, self.channels)
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether the network sees the pixels as they are, 0 to 255."""
+        deviation = self.standard_deviation
+        return (
+            deviation is not None
+            and not self.mean.any()
+            and bool(np.all(deviation == np.float32(1 / 255)))
+        )
+
     def __call__(self, images):
         """What the network sees of views.
 
@@ -111,6 +121,8 @@ class Preprocessing:
             float32 tensor of the same shape.
         """
         images = tf.cast(images, tf.float32)
+        if self.is_identity:  # without a rounding
+            return images
         width = images.shape[-2]
 
         def rows(numbers):
