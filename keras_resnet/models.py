@@ -917,7 +917,7 @@ def preprocess_input(x, mode: str = "caffe", data_format=None):
         values = np.asarray(values, dtype)
         return np.moveaxis(values, -1, 0) if is_first else values
 
-    sizes = [None] * 3
+    sizes: list[int | None] = [None] * 3
     if mode == "cifar10":
         mean = by_channel(pretrained.mean())
         sizes = list(mean.shape)

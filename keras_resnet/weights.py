@@ -285,7 +285,7 @@ def _networks(paths: Iterable[str]) -> list[str]:
     >>> _networks(["left/stem_conv/kernel", "right/stem_conv/kernel", "a/b"])
     ['left/', 'right/']
     """
-    found = {}
+    found: dict[str, None] = {}
     for path in paths:
         match = _OWN_LAYER.search(path)
         if match:

@@ -358,8 +358,8 @@ def _parts(layer, name, args, kwargs, called) -> list[dict]:
             )
     return [
         row
-        for part, *arguments in calls
-        for row in _layers(part, f"{name}/{part.name}", *arguments, called)[0]
+        for part, args, kwargs in calls
+        for row in _layers(part, f"{name}/{part.name}", args, kwargs, called)[0]
     ]
 
 
