@@ -1,8 +1,8 @@
 """The memory that a step needs at least, and the memory that is available.
 
 The kernel ends a step that does not fit, without a line and often after
-minutes. The estimates are lower bounds: a step that fits is always accepted, and
-an accepted step may still not fit.
+minutes. The estimates are lower bounds: a step that fits is always accepted,
+and an accepted step may still not fit.
 """
 
 import math
@@ -36,7 +36,8 @@ def available_bytes() -> int | None:
     """Returns the memory that this process may still take, in bytes.
 
     The result is the free memory of the machine, with caches and swap, or the
-    rest of a limit of a Linux control group if that is smaller. It is None if that is unknown, or an accelerator has memory of its own.
+    rest of a limit of a Linux control group if that is smaller. It is None if
+    that is unknown, or an accelerator has memory of its own.
     """
     if _has_accelerator():
         return None

@@ -1,9 +1,9 @@
 """The data sets: bundled, drawn, in folders, of TensorFlow Datasets.
 
 Each function here returns the labels of a set, a function from "train" or
-"test" to its split, the shape [height, width, channels] of its images, with None
-for sizes that differ, and a function that returns the record of its images. A
-record is a dict of text and numbers that changes if the images change.
+"test" to its split, the shape [height, width, channels] of its images, with
+None for sizes that differ, and a function that returns the record of its
+images. A record is a dict of text and numbers that changes with the images.
 """
 
 import contextlib
