@@ -30,6 +30,14 @@ def jpeg(width, height, frame=0xC0, segments=()):
     return data + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"
 
 
+def jpeg_of_scans(count, thumbnail=b""):
+    """Each scan with bytes of 255, which are stuffed, and a restart."""
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    frame = b"\xff\xc2\0\x0b\x08\0\x02\0\x03\x01\x01\x11\0"
+    scan = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + b"\x12\xff\x00\xda\xff\xd0\x34"
+    return b"\xff\xd8" + segment + frame + scan * count + b"\xff\xd9"
+
+
 def gif(screen, *frames):
     """Each frame with a local table of two colours, an extension before it."""
     data = b"GIF89a" + struct.pack("<HH", *screen) + b"\x80\0\0" + b"RGBRGB"
@@ -153,10 +161,80 @@ class LimitsTest(parameterized.TestCase):
 
     def test_gif_of_more_blocks_than_anyone_counts_is_above_any_limit(self):
         image_bytes = gif((1, 1), (1, 1))
-        with mock.patch.object(limits, "_MAX_GIF_BLOCKS", 8):
+        steps = 1 + 1 + 1 + 3 + 1  # an extension, a frame, the trailer
+        with mock.patch.object(limits, "_MAX_GIF_STEPS", steps - 1):
             self.assertEqual(limits.pixels(image_bytes), tf.int64.max)
-        with mock.patch.object(limits, "_MAX_GIF_BLOCKS", 9):
+        with mock.patch.object(limits, "_MAX_GIF_STEPS", steps):
             self.assertEqual(limits.pixels(image_bytes), 2)
+
+    @parameterized.parameters(0, 1, 2, 63, 64, 65, 66, 129, 1000)
+    def test_full_blocks_of_a_gif_are_passed_together(self, count):
+        full = (b"\xff" + b"\x2c" * 255) * count
+        for end in (b"\0", b"\x05\x2c\x2c\x2c\x2c\x2c\0"):
+            comment = b"\x21\xfe" + full + end
+            frame = gif((1, 1), (5, 4))[19:]
+            image_bytes = gif((3, 2))[:-1] + comment + frame
+            with mock.patch.object(limits, "_MAX_GIF_STEPS", 30):
+                self.assertEqual(limits.pixels(image_bytes), 5 * 4 + 5 * 4)
+
+    @parameterized.named_parameters(
+        ("baseline", 1, b"", b"", 1),
+        ("progressive", 10, b"", b"", 10),
+        ("as_many_as_allowed", 64, b"", b"", 64),
+        ("thumbnail", 10, b"\xff\xda" * 500, b"", 10),
+        ("video_behind_it", 10, b"", b"\xff\xda" * 500, 10),
+        ("stuffed_bytes", 1, b"", b"", 1),
+        ("too_many", 65, b"", b"", 65),
+        ("far_too_many", 5000, b"", b"", 65),
+        ("too_many_with_thumbnail", 65, b"\xff\xda" * 500, b"", 65),
+    )
+    def test_scans_of_a_jpeg_are_counted(
+        self, scans, thumbnail, rest, expected
+    ):
+        image_bytes = jpeg_of_scans(scans, thumbnail) + rest
+        self.assertEqual(limits.jpeg_scans(image_bytes).numpy(), expected)
+        if expected <= limits.MAX_JPEG_SCANS:
+            limits.check(image_bytes)
+            return
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError, "a JPEG may have at most 64 scans"
+        ):
+            limits.check(image_bytes)
+
+    def test_scans_that_a_hostile_file_hides_are_counted(self):
+        """Behind a comment that looks like an end, padding and restarts."""
+        scan = jpeg_of_scans(1)[-19:-2]
+        self.assertStartsWith(scan, b"\xff\xda")
+        for between in (
+            b"\xff\xfe\0\x04\xff\xd9",
+            b"\xff\xff\xff",
+            b"\xff\xd0\xff\xd7",
+            b"\xff\x00" * 3,
+            b"\xff\xfe\0\x00",  # a length that no decoder takes
+        ):
+            image_bytes = jpeg_of_scans(1)[:-2] + (between + scan) * 100
+            self.assertGreater(
+                limits.jpeg_scans(image_bytes).numpy(), limits.MAX_JPEG_SCANS
+            )
+
+    def test_jpeg_of_more_segments_than_anyone_counts_has_too_many_scans(self):
+        image_bytes = jpeg_of_scans(1, b"\xff\xda" * 100)
+        with mock.patch.object(limits, "_MAX_JPEG_SEGMENTS", 3):
+            self.assertEqual(limits.jpeg_scans(image_bytes).numpy(), 65)
+        self.assertEqual(limits.jpeg_scans(image_bytes).numpy(), 1)
+
+    @parameterized.parameters((b"zTXt", 16), (b"iTXt", 16), (b"tEXt", 1000))
+    def test_compressed_texts_of_a_png_are_few(self, kind, allowed):
+        image_bytes = tf.io.encode_png(tf.zeros([2, 3, 1], tf.uint8)).numpy()
+        chunk = b"\0\0\0\x04" + kind + b"k\0\0\0" + b"\0\0\0\0"
+        few = image_bytes[:33] + chunk * allowed + image_bytes[33:]
+        self.assertEqual(limits.check(few).numpy(), few)
+        many = image_bytes[:33] + chunk * 17 + image_bytes[33:]
+        if allowed < 17:
+            with self.assertRaisesRegex(
+                tf.errors.InvalidArgumentError, "at most 16 compressed texts"
+            ):
+                limits.check(many)
 
 
 if __name__ == "__main__":
