@@ -10,7 +10,9 @@ import contextlib
 import difflib
 import functools
 import os
+import signal
 import sys
+import threading
 import unicodedata
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -39,6 +41,10 @@ class UsageError(Exception):
 
     def __init__(self, flag: str, value, reason):
         super().__init__(f"--{flag}={value}: {reason}")
+
+
+class Stopped(BaseException):
+    """SIGTERM arrived: what was begun is removed on the way out."""
 
 
 def printable(text: str) -> str:
@@ -234,11 +240,46 @@ def _parse(main, arguments: list[str]) -> list[str]:
 
 
 def _outcome(main, argv, backends) -> int:
+    with _stops_once() as received:
+        try:
+            code = _code(main, argv, backends)
+        except KeyboardInterrupt:
+            received.append(signal.SIGINT)
+        except (Exception, Stopped):
+            if not received:
+                raise
+    # Libraries make errors of their own of what a signal raises inside them.
+    if received:
+        is_interrupt = received[0] == signal.SIGINT
+        _fail("interrupted" if is_interrupt else "terminated")
+        return 128 + received[0]
+    return code
+
+
+@contextlib.contextmanager
+def _stops_once() -> Iterator[list[int]]:
+    """Has the first SIGTERM or Ctrl-C raise, and ignores those after it.
+
+    Cleaning up would not survive a second one. What trains has signal handlers
+    of its own while it does.
+    """
+    received: list[int] = []
+
+    def stop(number, frame):
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        received.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, stop)
     try:
-        return _code(main, argv, backends)
-    except KeyboardInterrupt:
-        _fail("interrupted")
-        return 130
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _code(main, argv, backends) -> int:

@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import os
+import signal
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -40,6 +43,42 @@ class PrintableTest(parameterized.TestCase):
         (line,) = outcome.err
         self.assertTrue(line.isprintable(), line)
         self.assertLess(len(line), 2100)
+
+
+class SignalTest(parameterized.TestCase):
+    """Every program ends with one line and 128 + the signal."""
+
+    def stopped(self, number, in_library=None):
+        def stop(*_, **__):
+            cleaned = False
+            try:
+                os.kill(os.getpid(), number)
+                self.fail("it must stop at once")
+            except BaseException as error:
+                os.kill(os.getpid(), number)  # once more, while it cleans up
+                cleaned = True
+                if in_library is not None:
+                    raise in_library from error
+                raise
+            finally:
+                self.assertTrue(cleaned)
+
+        before = signal.getsignal(number)
+        with mock.patch("keras_resnet.serving.versions.check", stop):
+            outcome = programs.run("export", "--export_dir=x", "--model=x")
+        self.assertIs(signal.getsignal(number), before)
+        return outcome
+
+    @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
+    def test_program_that_is_stopped(self, number):
+        # A library may make an error of its own of it.
+        for error in (None, ImportError("cut short"), ValueError("cut short")):
+            outcome = self.stopped(number, error)
+            self.assertEqual(outcome.code, 128 + number)
+            self.assertIn(
+                "terminated" if number == 15 else "interrupted", outcome.err[-1]
+            )
+            self.assertLen(outcome.err, 2 if type(error) is ValueError else 1)
 
 
 if __name__ == "__main__":
