@@ -215,6 +215,7 @@ def _of_model():
         data_dir=_DATA_DIR.value,
         mean=command_line.numbers(_MEAN),
         standard_deviation=command_line.numbers(_STANDARD_DEVIATION),
+        default_preprocessing="dataset",
     )
     dataset = _load(_DATASET.value, preprocessing=source.preprocessing)
     return source.model, source.labels, dataset

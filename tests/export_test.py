@@ -7,6 +7,8 @@ import base64
 import hashlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -546,6 +548,31 @@ class VariantTest(parameterized.TestCase):
             atol=1e-4 * np.abs(expected).max(),
         )
 
+    def test_pixels_and_several_ways_to_hold_them_are_exported(self):
+        """Integers, and dicts of one image and one output."""
+        base = small_network()
+        image = keras.Input((16, 16, 3), dtype="uint8", name="pixels")
+        x = keras.ops.cast(keras.ops.cast(image, "int32") // 3, "float32")
+        x = base(keras.layers.Rescaling(1 / 30)(x))
+        model = keras.Model({"pixels": image}, {"p": x})
+        preprocessing = data.Preprocessing(
+            16, 3, None, [0.0] * 3, [1 / 255] * 3
+        )
+        path = export_lib.export(model, preprocessing, LABELS, scratch(self))
+        images = images_of_noise()
+        np.testing.assert_allclose(
+            served(self, path).ask("images", images=images)["probabilities"],
+            model({"pixels": images})["p"],
+            atol=1e-4,
+        )
+
+    def test_pixels_that_need_no_preprocessing_are_not_rounded(self):
+        preprocessing = data.Preprocessing(
+            16, 3, None, [0.0] * 3, [1 / 255] * 3
+        )
+        pixels = np.arange(768).reshape([1, 16, 16, 3]) % 256
+        np.testing.assert_array_equal(preprocessing(pixels), pixels)
+
 
 class SourceTest(parameterized.TestCase):
     """What is known of weights that others made is used."""
@@ -599,6 +626,72 @@ class SourceTest(parameterized.TestCase):
             theirs(images / 255.0 - 0.5),
             atol=1e-5,
         )
+
+    @parameterized.parameters("caffe", "tf", "torch", "cifar10", "none")
+    def test_preprocessing_that_is_stated_is_that_of_preprocess_input(
+        self, name
+    ):
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (2, 32, 32, 3)).astype("float32")
+        image = keras.Input((32, 32, 3))
+        x = image[:, ::4, ::4] * keras.ops.array([1.0, 2.0, 3.0])
+        x = keras.layers.Flatten()(x) / 1000.0
+        model = keras.Model(image, keras.ops.softmax(x))
+        path = os.path.join(scratch(self), "model.keras")
+        model.save(path)
+        source = sources.of_model(path, preprocessing=name)
+        expected = pixels
+        if name != "none":
+            expected = keras_resnet.preprocess_input(pixels, name)
+        np.testing.assert_allclose(
+            source.model(source.preprocessing(pixels)),
+            model(expected),
+            rtol=1e-3,
+        )
+
+    @parameterized.named_parameters(
+        ("nothing", lambda x: x, False),
+        ("pixels_to_1", keras.layers.Rescaling(1 / 255), True),
+        ("pixels_to_2", keras.layers.Rescaling(1 / 127.5, -1.0), True),
+        ("from_0_to_1", keras.layers.Rescaling(2.0, -1.0), False),
+        (
+            "standardized",
+            keras.layers.Normalization(mean=120, variance=9),
+            True,
+        ),
+        ("of_1", keras.layers.Normalization(mean=0.4, variance=0.1), False),
+        (
+            "behind_augmentation",
+            lambda x: keras.layers.Rescaling(1 / 255)(
+                keras.layers.RandomFlip()(x)
+            ),
+            True,
+        ),
+        (
+            "behind_weights",
+            lambda x: keras.layers.Rescaling(1 / 255)(
+                keras.layers.Conv2D(3, 1)(x)
+            ),
+            False,
+        ),
+        (
+            "nested",
+            keras.Sequential(
+                [keras.Input((16, 16, 3)), keras.layers.Rescaling(1 / 255)]
+            ),
+            True,
+        ),
+    )
+    def test_layers_in_front_tell_that_a_network_takes_pixels(
+        self, layer, expected
+    ):
+        image = keras.Input((16, 16, 3))
+        x = keras.layers.Conv2D(2, 3)(layer(image))
+        self.assertEqual(sources._takes_pixels(keras.Model(image, x)), expected)
+
+    def test_preprocessing_that_contradicts_what_is_known(self):
+        with self.assertRaisesRegex(sources.ArgumentError, "must be cifar10"):
+            sources.of_model("resnet20", "cifar10", preprocessing="torch")
 
 
 class PrecisionTest(parameterized.TestCase):
@@ -960,13 +1053,100 @@ class RefusalTest(parameterized.TestCase):
     def test_precision_that_is_not_known(self):
         self.assert_refused(ValueError, "'float8'", precision="float8")
 
-    def test_model_of_two_outputs(self):
+    @parameterized.named_parameters(
+        ("flat", {"shape": (768,)}, "must take images of the shape"),
+        ("rank_3", {"shape": (16, 48)}, "must take images of the shape"),
+        ("not_square", {"shape": (8, 32, 3)}, "square images"),
+        ("four_channels", {"shape": (16, 16, 4)}, "channels must be 1 or 3"),
+        ("open_channels", {"shape": (16, 16, None)}, "channels must be 1 or"),
+        (
+            "channels_first",
+            {"shape": (3, 16, 16)},
+            "square images|channels must be 1 or 3",
+        ),
+        ("fixed_batch", {"batch_shape": (4, 16, 16, 3)}, "of any size"),
+    )
+    def test_input_that_is_no_square_image(self, arguments, message):
+        image = keras.Input(**arguments)
+        x = keras.layers.Flatten()(image)
+        x = x[:, :1] * keras.ops.ones((5,))
+        model = keras.Model(image, keras.ops.softmax(x))
+        self.assert_refused(folding.ModelError, message, model)
+
+    @parameterized.named_parameters(
+        ("two", lambda p: [p, 1.0 * p], "one with 1 and 2"),
+        ("dict", lambda p: {"p": p, "q": 1.0 * p}, "one with 1 and 2"),
+        ("sigmoid", lambda p: keras.ops.sigmoid(p[:, :1]), "one output for"),
+        ("vector", lambda p: p[:, 0], "one output for each class"),
+        ("map", lambda p: p[:, None, None], "one output for each class"),
+        ("logits", lambda p: keras.ops.log(p), "must be probabilities"),
+        ("labels", lambda p: keras.ops.sigmoid(p), "must be probabilities"),
+    )
+    def test_output_that_is_no_distribution(self, make, message):
         model = small_network()
+        model = keras.Model(model.input, make(model.output))
+        self.assert_refused(folding.ModelError, message, model)
+
+    def test_two_inputs(self):
+        model = small_network()
+        other = keras.Input((16, 16, 3))
+        model = keras.Model([model.input, other], model(other) / 1.0)
+        self.assert_refused(folding.ModelError, "one with 2 and 1", model)
+
+    def test_network_that_is_random(self):
+        class Noise(keras.layers.Layer):
+            def call(self, x):
+                return x + tf.random.normal(tf.shape(x))
+
+        model = small_network()
+        image = keras.Input((16, 16, 3))
+        model = keras.Model(image, model(Noise()(image)))
         self.assert_refused(
-            ValueError,
-            "one output, probabilities; received one with 1 and 2",
-            keras.Model(model.input, [model.output, model.output + 1.0]),
+            export_lib.DisagreementError, "random at inference", model
         )
+
+    def test_variable_that_no_layer_has(self):
+        scale = tf.Variable(2.0)
+        model = small_network()
+        image = keras.Input((16, 16, 3))
+        x = keras.layers.Lambda(lambda x: x * scale)(image)
+        self.assert_refused(
+            folding.ModelError,
+            "weights of its layers",
+            keras.Model(image, model(x)),
+        )
+
+    def test_integers_that_are_no_pixels(self):
+        model = small_network()
+        image = keras.Input((16, 16, 3), dtype="uint8")
+        model = keras.Model(image, model(keras.layers.Rescaling(0.01)(image)))
+        self.assert_refused(ValueError, "leave the pixels as they are", model)
+
+    def test_error_that_contradicts_the_training(self):
+        model, views = small_network(), images_of_noise(200)
+        best = np.argmax(model(small_preprocessing()(views)), -1)
+        labels = np.where(np.arange(200) < 40, (best + 1) % 5, best)
+        for error, count in (
+            (10.0, 200),  # of the same images: it must be 20%
+            (24.0, 200),
+            (5.0, 10_000),  # of a sample: 20 +- 2.8%
+            (35.0, 10_000),
+            (80.0, 201),
+        ):
+            recorded = export_lib.Recorded(error, count, "metrics.csv")
+            self.assert_refused(
+                export_lib.DisagreementError,
+                f"received 20.00%, where metrics.csv has {error:.2f}%",
+                model,
+                images=export_lib.Images(views, labels, recorded=recorded),
+            )
+        for error, count in ((20.0, 200), (20.5, 200), (14.0, 10_000)):
+            recorded = export_lib.Recorded(error, count, "metrics.csv")
+            probabilities = np.asarray(model(small_preprocessing()(views)))
+            export_lib._check_recorded(
+                probabilities,
+                export_lib.Images(views, labels, recorded=recorded),
+            )
 
     @parameterized.parameters(
         ("gs://bucket/m", "local directory.*received gs://bucket/m"),
@@ -1040,11 +1220,16 @@ class ProgramTest(parameterized.TestCase):
         self.assertIn("small after 30 steps, 10 labels", outcome.out[0])
         self.assertRegex(
             outcome.out[1],
-            "saved_model: the class of the trained network for 3[45]. of 355 "
-            "of the test images of digits",
+            "saved_model: the class of the network for 3[45]. of 355 of the "
+            "test images of digits",
         )
-        self.assertEqual(outcome.out[2], f"exported {export_dir}/1")
-        self.assertIn(f"--saved_model={export_dir}", outcome.out[3])
+        self.assertRegex(
+            outcome.out[2],
+            "error on 355 of the test images of digits: [0-9.]+%, by chance "
+            "89[.][0-9]+%, in training [0-9.]+%",
+        )
+        self.assertEqual(outcome.out[-2], f"exported {export_dir}/1")
+        self.assertIn(f"--saved_model={export_dir}", outcome.out[-1])
         server = served(self, os.path.join(export_dir, "1"))
         images = data.load("digits").test_images(2)[0]
         self.assertLen(server.ask("images", images=images)["classes"], 2)
@@ -1055,8 +1240,18 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual(card["checks"]["saved_model"]["images"], 355)
 
     @parameterized.parameters(
-        (["--model={}/network.keras", "--dataset=digits"], "network.keras, 10"),
-        (["--model={}/colour.keras"], "colour.keras, 10 labels"),
+        (
+            [
+                "--model={}/network.keras",
+                "--dataset=digits",
+                "--preprocessing=dataset",
+            ],
+            "network.keras, preprocessing dataset, 10 labels",
+        ),
+        (
+            ["--model={}/colour.keras"],
+            "colour.keras, preprocessing none, 10 labels",
+        ),
         (["--model=small"], "small with random weights"),
         (
             [
@@ -1086,8 +1281,69 @@ class ProgramTest(parameterized.TestCase):
             if has_digits
             else "64 stand-in images (bundled digits)",
         )
+        text = "\n".join(outcome.out)
+        if has_digits:  # of a network that was never trained
+            self.assertIn("is not below chance", text)
+        else:
+            self.assertIn("accuracy was not checked", text)
+        self.assertEqual(
+            "does not tell which preprocessing" in text,
+            "--model={}/colour.keras" in source,
+        )
         if "--mean=0.5" in source:
             self.assertEqual(card["preprocessing"]["mean"], [0.5])
+
+    def test_error_that_is_not_that_of_the_training_is_refused(self):
+        workdir = os.path.join(scratch(self), "run")
+        shutil.copytree(self.workdir, workdir)
+        path = os.path.join(workdir, "metrics.csv")
+        with open(path) as file:
+            *rows, last = file.read().splitlines()
+        values = last.split(",")
+        place = rows[0].split(",").index("test_top1_error")
+        values[place] = str(float(values[place]) / 2.0)
+        with open(path, "w") as file:
+            file.write("\n".join([*rows, ",".join(values)]) + "\n")
+        outcome, export_dir = self.export(source=[f"--workdir={workdir}"])
+        self.assertEqual(outcome.code, 1)
+        self.assertLen(outcome.err, 1)
+        self.assertRegex(outcome.err[0], "metrics.csv has .* nothing was expor")
+        self.assertFalse(os.path.exists(export_dir))
+
+    def test_program_that_is_stopped_leaves_nothing_half_written(self):
+        def stop(*_):
+            self.assertLen(os.listdir(export_dir), 1)  # in progress
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        export_dir = os.path.join(scratch(self), "exported")
+        with mock.patch.object(warmup, "write", stop):
+            outcome = programs.run(
+                "export",
+                f"--workdir={self.workdir}",
+                f"--export_dir={export_dir}",
+            )
+        self.assertEqual(outcome.code, 143)
+        self.assertEqual(outcome.err, ["export: terminated"])
+        self.assertEmpty(os.listdir(export_dir))
+
+    def test_preprocessing_is_never_guessed(self):
+        labels = os.path.join(scratch(self), "labels")
+        with open(labels, "w") as file:
+            file.write("\n".join("abcdefghij") + "\n")
+        network = "--model={}/network.keras"
+        weights = ["--model=small", "--weights={}/some.weights.h5"]
+        for source in (
+            [network, f"--labels={labels}"],
+            [network, "--dataset=digits"],
+            [*weights, "--dataset=digits"],
+        ):
+            outcome, export_dir = self.export(source=source)
+            self.assertEqual(outcome.code, 2, source)
+            self.assertLen(outcome.err, 1)
+            self.assertIn("--preprocessing", outcome.err[0])
+            for way in ("caffe, tf or torch", "none", "--mean"):
+                self.assertIn(way, outcome.err[0])
+            self.assertFalse(os.path.exists(export_dir))
 
     def test_weights_that_ship_are_exported_by_their_name(self):
         outcome, export_dir = self.export(
@@ -1108,6 +1364,7 @@ class ProgramTest(parameterized.TestCase):
                 "--set=model.shortcut=C",
                 "--dataset=digits",
                 "--labels=x",
+                "--preprocessing=none",
                 "--mean=0.5,0.4,0.3",
                 "--standard_deviation=0.2",
             )
@@ -1124,6 +1381,9 @@ class ProgramTest(parameterized.TestCase):
             for flag, reason in (
                 ("--mean=abc", "numbers with commas"),
                 ("--mean=0.5", "mean must have the shape"),
+                ("--preprocessing=dataset", "no data set is named"),
+                ("--preprocessing=timm", "value should be one of"),
+                ("--preprocessing=cifar10", "mean must have the shape"),
                 ("--standard_deviation=0,0,0", "standard_deviation must be 3"),
                 ("--dataset=nosuch", "unknown data set"),
                 ("--weights=/nowhere.h5", "The `weights` argument"),

@@ -53,9 +53,9 @@ CARD = "model_card.json"
 
 
 class DisagreementError(ArithmeticError):
-    """What was written answers otherwise than the model.
+    """The exported files differ from the model.
 
-    Or the model answers otherwise than its training has recorded.
+    Or the model's error differs from the one that its training recorded.
     """
 
 
@@ -384,18 +384,18 @@ def _answers(network, prepare, views) -> dict[str, np.ndarray]:
 
 
 def _check_is_the_model(model, prepare, views, expected) -> None:
-    """Whether the layers of the model, called one by one, are the model."""
+    """Compares the network that is folded with the model that was given."""
     (batch, *_) = _batches(views)
-    answer = model(prepare(batch), training=False)
-    (answer,) = keras.tree.flatten(answer)
+    inputs = folding.packed(model, prepare(batch))
+    (answer,) = keras.tree.flatten(model(inputs, training=False))
     found = np.asarray(answer, "float32")
     if not np.allclose(
         found, expected["probabilities"][: len(found)], 1e-4, equal_nan=True
     ):
         raise DisagreementError(
-            "the model must answer the same images alike every time, which "
-            "it does not; nothing was exported. Take layers that are random "
-            "at inference out of it"
+            "the model must give the same images the same probabilities every "
+            "time, received others; nothing was exported. Take layers that "
+            "are random at inference out of it"
         )
 
 
@@ -469,7 +469,7 @@ def _check_probabilities(outputs: np.ndarray, tolerance: float) -> None:
 
 
 def _check_recorded(probabilities: np.ndarray, images: Images) -> None:
-    """Whether the model's errors can be those that the training recorded.
+    """Raises if the model's errors contradict those that training recorded.
 
     A sample without replacement has a number of errors that is distributed
     hypergeometrically; 4 standard deviations are allowed, and 1% of the
@@ -501,22 +501,50 @@ def _recorded_on_card(images: Images) -> dict[str, Any]:
 
 def _with_features(model: keras.Model) -> keras.Model:
     """Images -> (features, probabilities)."""
-    pooled = [
-        node.outputs[0]
-        for node in folding.nodes(model)
-        if _is_global_pooling(node.operation)
-        and len(node.outputs[0].shape) == 2
-    ]
-    if not pooled:
-        names = [layer.name for layer in model.layers[-3:]]
-        raise folding.ModelError(
-            "the model must have a global pooling before its classifier, whose "
-            'answer are the features: the layer "pool" of a network of '
-            "keras_resnet, or of one inside that was built with pooling="
-            '"avg", or a keras.layers.GlobalAveragePooling2D; received one '
-            f"whose last layers are {names}"
-        )
-    return keras.Model(model.inputs[0], [pooled[0], model.outputs[0]])
+    for candidate in (model, _without_nesting(model)):
+        pooled = [
+            node.outputs[0]
+            for node in folding.nodes(candidate)
+            if _is_global_pooling(node.operation)
+            and len(node.outputs[0].shape) == 2
+        ]
+        if pooled:
+            (image,), (output,) = candidate.inputs, candidate.outputs
+            return keras.Model(image, [pooled[0], output])
+    names = [layer.name for layer in model.layers[-3:]]
+    raise folding.ModelError(
+        "the model must have a global pooling before its classifier, whose "
+        'answer are the features: the layer "pool" of a network of '
+        "keras_resnet, or of one inside that was built with pooling="
+        '"avg", or a keras.layers.GlobalAveragePooling2D; received one '
+        f"whose last layers are {names}"
+    )
+
+
+def _without_nesting(model: keras.Model) -> keras.Model:
+    """The same layers, with those of models inside as its own."""
+
+    def called(operation):
+        if not isinstance(operation, keras.Model):
+            return operation
+        try:
+            graph = folding.graph(operation)
+        except folding.ModelError:  # of a class of its own
+            return operation
+        return lambda inputs, **_: run(graph, inputs)
+
+    def run(graph, inputs):
+        inputs = [
+            x if x.dtype == like.dtype else keras.ops.cast(x, like.dtype)
+            for x, like in zip(
+                keras.tree.flatten(inputs), graph.inputs, strict=True
+            )
+        ]
+        return graph._run_through_graph(inputs, called)
+
+    (image,) = model.inputs
+    image = keras.Input(image.shape[1:], dtype=image.dtype)
+    return keras.Model(image, run(folding.graph(model), image))
 
 
 def _is_global_pooling(operation) -> bool:
@@ -620,13 +648,13 @@ def _images_spec(preprocessing) -> tf.TensorSpec:
 
 
 def _check_is_constant(answer) -> None:
-    """TensorFlow Serving's loader finds no variable, nor any other table."""
+    """Raises if a graph reads state, which the loader of a server misses."""
     captured = answer.get_concrete_function().captured_inputs
     if any(tensor.dtype in (tf.resource, tf.variant) for tensor in captured):
         raise folding.ModelError(
-            "the model must have no variables and tables but those of its "
-            "layers; received one that reads others, such as a "
-            "tf.Variable in a Lambda, or a vocabulary"
+            "the model must read only the weights of its layers, received "
+            "one that reads other variables or tables, such as a tf.Variable "
+            "in a Lambda, or a vocabulary"
         )
 
 
@@ -651,8 +679,8 @@ def _write_format(
     except Exception as error:  # the converters have a dozen kinds
         (line, *_) = str(error).splitlines() or [type(error).__name__]
         raise folding.ModelError(
-            f"{name} must have every operation of the model, which it has "
-            f"not: {line}. Leave it out of the formats"
+            f"{name} must support every operation of the model, received "
+            f"{line}: leave {name} out of the formats"
         ) from error
 
 
@@ -748,19 +776,16 @@ def _check_classes(name, expected, found, labels, tolerance) -> dict[str, Any]:
 
 
 def _chance_error(labels: np.ndarray, classes: int) -> float:
-    """The error of whoever does not look at the image, in percent.
-
-    The best is to answer always the most frequent class.
-    """
+    """The error of always predicting the most frequent class, in percent."""
     counts = np.bincount(labels, minlength=classes)
     return 100.0 * (1.0 - float(counts.max()) / len(labels))
 
 
 def is_near_chance(check: dict[str, Any]) -> bool:
-    """Whether the errors of a check on the card may be chance.
+    """Whether the errors of a check on the card may be those of chance.
 
-    That is, whether they are within 3 standard deviations of what answering
-    always the most frequent class gives.
+    They are at least the mean less 3 standard deviations of the errors of
+    always predicting the most frequent class.
     """
     chance = check["chance_error"] / 100.0
     deviation = np.sqrt(check["images"] * chance * (1.0 - chance))

@@ -98,7 +98,8 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
     def network(images):
         # TensorFlow does not trust the shape of what a graph is fed, and puts
         # an addition into a convolution only where it knows both shapes.
-        outputs = answer(tf.ensure_shape(images, inputs[0].shape))
+        images = tf.ensure_shape(images, inputs[0].shape)
+        outputs = answer(packed(model, images))
         return keras.tree.map_structure(
             lambda output: tf.cast(output, "float32"), outputs
         )
@@ -110,8 +111,8 @@ def graph(model: keras.Model):
     """The graph of a functional or sequential model, as Keras has it.
 
     Raises:
-        ModelError: it has none, or computes something else: its class or the
-            model itself has another `call` than Keras'.
+        ModelError: it has no graph, or its class or the model itself replaces
+            Keras' `call`.
     """
     found = getattr(model, "_functional", model)  # of keras.Sequential
     if not hasattr(found, "_nodes_by_depth") or not _is_unpatched(model):
@@ -121,6 +122,11 @@ def graph(model: keras.Model):
             f"{type(model).__name__}"
         )
     return found
+
+
+def packed(model: keras.Model, images: Any) -> Any:
+    """Returns images as a model takes them: alone, or in a list or dict."""
+    return keras.tree.pack_sequence_as(graph(model)._inputs_struct, [images])
 
 
 def nodes(model: keras.Model) -> list[Any]:
@@ -187,11 +193,10 @@ def _carried(model) -> dict[Any, Any]:
 
 
 def _is_plain(layer, *classes: type) -> bool:
-    """Whether a layer is of a class, and computes what that class does.
+    """Whether a layer computes exactly what one of these classes does.
 
-    It does not if it is of a subclass, if a method was replaced in it or in
-    its class, if Keras has quantized it, or if it computes in no floating
-    point.
+    A layer of a subclass may compute something else. So may one that Keras
+    quantized, one with a replaced method, and one without floating point.
     """
     return (
         type(layer) in classes
@@ -234,7 +239,7 @@ def _is_plain_unit(unit) -> bool:
     projection, gate = (
         getattr(shortcut, name, None) for name in ("projection", "gate")
     )
-    norms = [*norms, getattr(shortcut, "norm", None)]
+    all_norms = [*norms, getattr(shortcut, "norm", None)]
     return (
         _is_plain(shortcut, *layers.shortcuts.SHORTCUTS.values())
         and all(
@@ -242,7 +247,7 @@ def _is_plain_unit(unit) -> bool:
             for convolution in [*convolutions, projection]
             if convolution is not None
         )
-        and all(_is_plain_norm(norm) for norm in norms if norm is not None)
+        and all(_is_plain_norm(norm) for norm in all_norms if norm is not None)
         and (gate is None or _is_plain(gate, keras.layers.Conv2D))
     )
 
@@ -487,9 +492,7 @@ def _statistics(norm) -> list[np.ndarray]:
 
 def _dense(layer) -> Function:
     kernel = _array(layer.kernel).astype("float32")
-    bias = np.float32(0.0)
-    if layer.bias is not None:
-        bias = _array(layer.bias).astype("float32")
+    bias = 0.0 if layer.bias is None else _array(layer.bias).astype("float32")
     activation = layer.activation or _identity
     return lambda x: activation(tf.matmul(tf.cast(x, "float32"), kernel) + bias)
 

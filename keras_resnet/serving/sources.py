@@ -3,25 +3,44 @@
 A work directory has everything: the network, its preprocessing, its labels and
 the name of its data set. A `.keras` file has the network; a builder's name and
 a file of weights make one. What these two lack is said, or known of the
-weights, or taken from a data set, or as for photos of ImageNet.
+weights. The preprocessing is never guessed: see `PREPROCESSING`.
 """
 
 import contextlib
+import csv
 import dataclasses
 import os
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_resnet import models
 from keras_resnet import pretrained
 from keras_resnet import weight_files
 from keras_resnet.serving import export
+from keras_resnet.serving import folding
 from keras_resnet.training import data
 from keras_resnet.training import workdirs
+
+#: What a network can have been trained on: the modes of
+#: `keras_resnet.preprocess_input`; pixels of 0 to 255 as they are, which is
+#: right where layers of the network prepare them; or what `data.load` does for
+#: the data set.
+PREPROCESSING = (*models.PREPROCESSING_MODES, "none", "dataset")
+
+#: The preprocessing of weights that have a name.
+PUBLISHED = {"cifar10": "cifar10", "imagenet": "caffe"}
+
+# Where a preprocessing is known from.
+TRAINED = "the work directory"
+STATED = "the arguments"
+ASSUMED = "nothing"
+_PUBLISHED = "the published weights"
 
 _CALIBRATION_IMAGES = 200
 _PHOTO_SIZE = 224
@@ -49,8 +68,11 @@ class Source:
         labels: one for each class.
         title: what it is, in a line.
         about: what a model card says of it.
+        preprocessing_source: where the preprocessing is known from.
         dataset: the name of its data set, or None; see `data.load`.
         data_dir: where that is.
+        recorded_error: the test error that the training has recorded of these
+            weights, in percent, or None.
     """
 
     model: keras.Model
@@ -58,8 +80,10 @@ class Source:
     labels: list[str]
     title: str
     about: dict[str, Any]
+    preprocessing_source: str = TRAINED
     dataset: str | None = None
     data_dir: str | None = None
+    recorded_error: float | None = None
 
     def images(
         self, count: int, with_calibration: bool = False
@@ -86,22 +110,30 @@ class Source:
         source = f"{len(views):,} of the test images of {self.dataset}"
         if dataset.labels != self.labels:
             labels = None  # of other classes than the network's
-        return export.Images(views, labels, calibration, source)
+        recorded = None
+        if self.recorded_error is not None:
+            recorded = export.Recorded(
+                self.recorded_error, dataset.test_size, "metrics.csv"
+            )
+        return export.Images(views, labels, calibration, source, recorded)
 
 
 def of_workdir(
-    workdir: str | os.PathLike, data_dir: str | None = None
+    workdir: str | os.PathLike,
+    data_dir: str | None = None,
+    report: Callable[[str], None] = print,
 ) -> Source:
     """The newest checkpoint of what `apps.train` wrote.
 
     Args:
         workdir: its directory.
         data_dir: where the data set is, if it has moved since.
+        report: is told of damaged checkpoints, which are passed over.
 
     Raises:
         workdirs.WorkdirError: it is no work directory or has no checkpoint yet.
     """
-    trained = workdirs.load_workdir(workdir)
+    trained = workdirs.load_workdir(workdir, report=report)
     config = trained.config
     return Source(
         trained.model,
@@ -118,9 +150,24 @@ def of_workdir(
             },
             "data": config.dataset,
         },
+        TRAINED,
         config.dataset,
         data_dir or config.data_dir,
+        _recorded_error(workdir, trained.step),
     )
+
+
+def _recorded_error(workdir: str | os.PathLike, step: int) -> float | None:
+    """The test error in the row of metrics.csv of a step, if it has one."""
+    path = os.path.join(workdir, "metrics.csv")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for row in csv.DictReader(file):
+                if int(row["step"]) == step and row["test_top1_error"]:
+                    return float(row["test_top1_error"])
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return None  # it is not there, or was changed by hand
+    return None
 
 
 def of_model(
@@ -131,8 +178,10 @@ def of_model(
     dataset: str | None = None,
     data_dir: str | None = None,
     labels: Sequence[str] | None = None,
+    preprocessing: str | None = None,
     mean: Sequence[float | str] | None = None,
     standard_deviation: Sequence[float | str] | None = None,
+    default_preprocessing: str | None = None,
 ) -> Source:
     """A `.keras` file, or a builder's name with its weights.
 
@@ -140,18 +189,22 @@ def of_model(
         model: the path of a `.keras` file, or a name in `keras_resnet.MODELS`.
         weights: as the builder takes them; None: random ones.
         arguments: further arguments of the builder.
-        dataset: what it was trained on; its preprocessing and labels are the
-            network's, where neither the weights nor the arguments below say
-            otherwise.
+        dataset: what it is tested on; its labels are the network's unless the
+            weights or `labels` have others.
         data_dir: where the data set is.
         labels: one for each class; without a data set those of `"cifar10"`,
             else "0", "1", ...
-        mean: of each channel, in 0..1. By default that of the weights:
-            `"cifar10"` has its own, and those of keras.applications, published
-            or in a file, Caffe's, which also takes blue first; then that of
-            the data set; then ImageNet's.
-        standard_deviation: likewise. Where one of them is given, the other is
-            0 or 1.
+        preprocessing: a name in `PREPROCESSING`. None: that of the weights
+            where it is known: `"cifar10"`, and those of keras.applications,
+            published or in a file (Caffe's); `"none"` if the network takes
+            integers or has a `Rescaling` or `Normalization` of pixels in front;
+            and of random weights, which know none, the data set's or that of
+            photos.
+        mean: instead, of each channel, in 0..1.
+        standard_deviation: instead, likewise. Where one of the two is given,
+            the other is 0 or 1.
+        default_preprocessing: the name to take where it is not known; None for
+            an error.
 
     Raises:
         ArgumentError: there is no such network or file, or one argument does
@@ -159,22 +212,28 @@ def of_model(
         OSError: the data set is not there.
     """
     arguments = arguments or {}
-    with _blames("dataset"):
-        found = data.load(dataset, data_dir) if dataset else None
+
+    def load_dataset(image_size=None):
+        with _blames("dataset"):
+            return data.load(dataset, data_dir, image_size) if dataset else None
+
     if model.endswith(".keras"):
-        for name, value in (("weights", weights), ("arguments", arguments)):
+        for other, value in (("weights", weights), ("arguments", arguments)):
             if value:
                 raise ArgumentError(
-                    name,
+                    other,
                     "a .keras file has its own weights and arguments; "
                     f"received {value} for {model}",
                 )
         with _blames("model"):
             network = _load_keras(model)
+            export.check_model(network)
+        found = load_dataset(network.inputs[0].shape[1])
         title = os.path.basename(model)
     else:
         with _blames("model"):
             spec = models.get_spec(model)
+        found = load_dataset()
         with _blames("weights" if weights else "model"):
             network = models.resnet(
                 spec,
@@ -184,34 +243,35 @@ def of_model(
                 **arguments,
             )
         title = f"{spec.name} with {weights or 'random weights'}"
-    is_given = bool(mean or standard_deviation)
-    preprocessing = found.preprocessing if found else _of_photos(network)
-    if weights == "cifar10":
-        with _blames("weights"):  # a mean for each pixel, of 32x32
-            preprocessing = dataclasses.replace(
-                preprocessing, mean=pretrained.mean(), standard_deviation=None
-            )
-    elif _is_caffes(weights, is_given):
-        _take_red_first(network)
-        preprocessing = _of_caffe(preprocessing)
-        title += ", pixels as keras.applications prepares them"
-    if is_given:
-        channels = preprocessing.channels
+    if preprocessing and (mean or standard_deviation):
+        raise ArgumentError(
+            "preprocessing",
+            "cannot be combined with a mean or a standard deviation",
+        )
+    if mean or standard_deviation:
+        known_from = STATED
         with _blames("mean" if mean else "standard_deviation"):
-            preprocessing = dataclasses.replace(
-                preprocessing,
-                mean=np.array(mean or np.zeros(channels), "float32"),
-                standard_deviation=(
-                    np.array(standard_deviation, "float32")
-                    if standard_deviation
-                    else None
-                ),
+            prepared = _with_numbers(
+                _views(network, found), mean, standard_deviation
             )
+    else:
+        name, known_from = _named(
+            preprocessing,
+            _known(network, model, weights, found),
+            default_preprocessing,
+        )
+        if name is None:
+            raise ArgumentError("preprocessing", _how_to_state(model, dataset))
+        with _blames("preprocessing" if preprocessing else "model"):
+            network, prepared = _prepared(
+                name, network, found, is_built=not model.endswith(".keras")
+            )
+        title += f", preprocessing {name}"
     if labels is None:
         labels = _labels(network, found, model, weights)
     return Source(
         network,
-        preprocessing,
+        prepared,
         list(labels),
         title,
         {
@@ -219,6 +279,7 @@ def of_model(
             "weights": os.path.basename(weights or "random"),
             "data": dataset,
         },
+        known_from,
         dataset,
         data_dir,
     )
@@ -251,36 +312,148 @@ def _labels(network, dataset, model, weights) -> list[str]:
     return [str(i) for i in range(network.outputs[0].shape[-1])]
 
 
-def _of_photos(network) -> data.Preprocessing:
-    """That of photos; a network for small images sees them whole."""
-    height, _, channels = network.inputs[0].shape[1:]
-    size = height or _PHOTO_SIZE
-    return data.photo_preprocessing(
-        size, channels, resizes_whole=size < _PHOTO_SIZE // 2
-    )
+def _named(
+    stated: str | None, known: tuple[str | None, str], default: str | None
+) -> tuple[str | None, str]:
+    """The name of the preprocessing, and where it is known from."""
+    name, known_from = known
+    if stated is None:
+        return known if name else (default, ASSUMED)
+    if known_from == _PUBLISHED and stated != name:
+        raise ArgumentError(
+            "preprocessing",
+            f"must be {name} for these weights, received {stated}",
+        )
+    return stated, STATED
 
 
-def _is_caffes(weights, is_given: bool) -> bool:
-    """Whether weights are of keras.applications, published or in a file.
+def _known(network, model, weights, dataset) -> tuple[str | None, str]:
+    """The preprocessing that the weights or layers tell; which of the two."""
+    if weights in PUBLISHED:
+        return PUBLISHED[weights], _PUBLISHED
+    if weights and _is_of_keras_applications(weights):
+        return "caffe", "the weights"
+    if not model.endswith(".keras") and weights is None:
+        return "dataset" if dataset else "torch", "random weights"
+    return "none" if _takes_pixels(network) else None, "the layers"
 
-    Who has trained such a file otherwise says so by a mean.
+
+def _takes_pixels(network) -> bool:
+    """Whether the first layers of a network take pixels of 0 to 255.
+
+    That is, its input are integers, or a layer in front of all weights brings
+    numbers of this size to about 1.
     """
-    if weights is None or weights == "imagenet":
-        return weights == "imagenet"
-    names = () if is_given else weight_files.read(weights)
-    return any("conv1_conv" in name for name in names)
+    if not tf.as_dtype(network.inputs[0].dtype).is_floating:
+        return True
+    for node in reversed(folding.nodes(network)):
+        layer = node.operation
+        if isinstance(layer, keras.layers.Rescaling):
+            reach = 255.0 * np.max(np.abs(layer.scale))
+            return bool(0.5 <= reach <= 10.0)
+        if isinstance(layer, keras.layers.Normalization):
+            return bool(np.max(np.abs(layer.mean)) > 1.0)
+        if isinstance(layer, keras.Model):
+            with contextlib.suppress(folding.ModelError):
+                return _takes_pixels(layer)
+        if getattr(layer, "weights", ()):
+            return False
+    return False
 
 
-def _take_red_first(network: keras.Model) -> None:
-    """The weights of keras.applications take blue, green, red (Caffe's)."""
-    kernel = network.get_layer("stem_conv").kernel
-    kernel.assign(keras.ops.flip(kernel, axis=2))
-
-
-def _of_caffe(preprocessing) -> data.Preprocessing:
-    """Caffe's: pixels of 0..255, less their mean."""
-    mean = np.array([123.68, 116.779, 103.939], "float32") / 255
-    deviation = np.full(3, 1 / 255, "float32")
-    return dataclasses.replace(
-        preprocessing, mean=mean, standard_deviation=deviation
+def _how_to_state(model, dataset) -> str:
+    ways = {
+        "caffe, tf or torch": "what keras.applications' preprocess_input does",
+        "cifar10": "pixels of 0 to 1 less the mean of CIFAR-10",
+        "none": "pixels of 0 to 255, which layers of the network prepare",
+    }
+    if dataset:
+        ways["dataset"] = f"what apps.train does for {dataset}"
+    named = "; ".join(
+        f"--preprocessing={name} ({what})" for name, what in ways.items()
     )
+    return (
+        f"{os.path.basename(model)} does not tell which preprocessing it was "
+        f"trained on: give {named}; or --mean and --standard_deviation of each "
+        "channel, in units of 0 to 1"
+    )
+
+
+def _prepared(
+    name, network, dataset, is_built
+) -> tuple[keras.Model, data.Preprocessing]:
+    """A network of colours in the usual order, and what is in front of it."""
+    if name == "dataset":
+        if dataset is None:
+            raise ValueError("no data set is named: give --dataset")
+        return network, dataset.preprocessing
+    base = _views(network, dataset)
+    if name == "torch":
+        return network, base
+    if name == "tf":
+        half = [0.5] * base.channels
+        return network, _with_numbers(base, half, half)
+    pixel = [1 / 255] * base.channels
+    if name == "none":
+        return network, _with_numbers(base, None, pixel)
+    if name == "cifar10":
+        return network, dataclasses.replace(
+            base,
+            shorter_side=None,
+            mean=pretrained.mean(),
+            standard_deviation=None,
+        )
+    if base.channels != 3:
+        raise ValueError(
+            f"{name} is for images of 3 channels, received a network of "
+            f"{base.channels}"
+        )
+    mean = np.array([123.68, 116.779, 103.939], "float32") / 255
+    return (
+        _with_red_first(network, is_built),
+        _with_numbers(base, mean, pixel),
+    )
+
+
+def _views(network, dataset) -> data.Preprocessing:
+    """That of photos, for the views that the network takes.
+
+    What is cropped of an image is that of the data set. Without one, a network
+    for small images sees them whole.
+    """
+    height, width, channels = network.inputs[0].shape[1:]
+    size = height or width
+    if dataset:
+        size = size or dataset.preprocessing.image_size
+        is_whole = dataset.preprocessing.shorter_side is None
+    else:
+        size = size or _PHOTO_SIZE
+        is_whole = size < _PHOTO_SIZE // 2
+    return data.photo_preprocessing(size, channels, is_whole)
+
+
+def _with_numbers(preprocessing, mean, deviation) -> data.Preprocessing:
+    channels = preprocessing.channels
+    return dataclasses.replace(
+        preprocessing,
+        mean=np.zeros(channels) if mean is None else np.array(mean, "float32"),
+        standard_deviation=deviation and np.array(deviation, "float32"),
+    )
+
+
+def _is_of_keras_applications(path: str) -> bool:
+    """Whether a file has the weights of a network of keras.applications.
+
+    Who has trained such a file on other pixels than Caffe's says so.
+    """
+    return any("conv1_conv" in name for name in weight_files.read(path))
+
+
+def _with_red_first(network: keras.Model, is_built: bool) -> keras.Model:
+    """A network of red, green, blue of one of blue, green, red (Caffe's)."""
+    if is_built:
+        kernel = network.get_layer("stem_conv").kernel
+        kernel.assign(keras.ops.flip(kernel, axis=2))
+        return network
+    image = keras.Input(network.inputs[0].shape[1:])
+    return keras.Model(image, network(image[..., ::-1]), name=network.name)
