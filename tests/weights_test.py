@@ -885,7 +885,7 @@ class RefusalTest(WeightsTestCase):
         ("F32", [9], [0, 8], "another shape"),
         ("F32", [1], [4, 8], "room"),
         ("F32", [1], [0, 4], "after its end"),
-        ("F32", [-2], [0, 8], "another shape"),
+        ("F32", [-2], [0, 8], "makes no sense"),
         ("F8", [8], [0, 8], "unknown dtype"),
         ("F32", None, [0, 8], "cannot be read"),
         ("F32", [2], None, "cannot be read"),
