@@ -148,14 +148,14 @@ def parse_json(data: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise ValueError("the JSON has one key twice")
+            raise ValueError("an object has one key twice")
         return found
 
     try:
         value = json.loads(data, object_pairs_hook=unique)
     except RecursionError:
         raise ValueError("the JSON is too deep") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"the JSON is damaged: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"the JSON must be an object, received {short(value)}")

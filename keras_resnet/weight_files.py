@@ -96,10 +96,14 @@ class _Budget:
     Args:
         size: Number of bytes of the file.
         most_bytes: Number of bytes that all arrays together may have.
+        most_arrays: Number of arrays.
     """
 
-    def __init__(self, size: int, most_bytes: int):
+    def __init__(
+        self, size: int, most_bytes: int, most_arrays: int = MOST_ARRAYS
+    ):
         self._size, self._most_bytes = size, most_bytes
+        self._most_arrays = most_arrays
         self._arrays = self._bytes = 0
 
     def spend(self, name: str, shape: Any, itemsize: int) -> int:
@@ -117,12 +121,14 @@ class _Budget:
                 f"the name of an array must have 1 to {_MOST_LETTERS} letters, "
                 f"received {archives.short(name)}"
             )
-        _check_numbers("shape", shape, 1)
+        _check_numbers("a shape", shape, 1)
         count = math.prod(shape)
         self._arrays += 1
         self._bytes += count * itemsize
-        if self._arrays > MOST_ARRAYS:
-            raise ValueError(f"it must have at most {MOST_ARRAYS:,} arrays")
+        if self._arrays > self._most_arrays:
+            raise ValueError(
+                f"it must have at most {self._most_arrays:,} arrays"
+            )
         self.check_bytes(self._bytes)
         return count
 
@@ -144,7 +150,7 @@ def _check_numbers(what: str, numbers: Any, least: int) -> None:
         or any(type(n) is not int or not least <= n < 2**63 for n in numbers)
     ):
         raise ValueError(
-            f"a {what} makes no sense: it must be at most {_MOST_DIMENSIONS} "
+            f"{what} makes no sense: it must be at most {_MOST_DIMENSIONS} "
             f"integers, each at least {least}, received "
             f"{archives.short(numbers)}"
         )
@@ -183,12 +189,11 @@ def _read_hdf5(file: BinaryIO, size: int, most_bytes: int) -> Arrays:
     return named
 
 
-def hdf5_bytes(file: BinaryIO, size: int) -> int:
+def hdf5_bytes(contents: bytes) -> int:
     """Returns the bytes of all arrays in a file that Keras is to read itself.
 
     Args:
-        file: HDF5, as Keras writes it.
-        size: Number of its bytes.
+        contents: The file, as Keras writes it.
 
     Raises:
         ValueError: If the file has a link, or exceeds the bounds of this
@@ -196,9 +201,9 @@ def hdf5_bytes(file: BinaryIO, size: int) -> int:
     """
     import h5py
 
-    budget = _Budget(size, 2 * size)
+    budget = _Budget(len(contents), len(contents), _MOST_MEMBERS)
     total = 0
-    with h5py.File(file, "r") as root:
+    with h5py.File(io.BytesIO(contents), "r") as root:
         for path, item in _walk(root.id):
             if item is None:
                 raise ValueError(
@@ -329,11 +334,10 @@ def _read_zip(file: BinaryIO, size: int, most_bytes: int) -> Arrays:
     with archives.opened(file, size) as archive:
         names = archive.namelist()
         if "model.weights.h5" in names:
-            contents = io.BytesIO(
-                archives.read(archive, "model.weights.h5", 4 * most_bytes)
+            contents = archives.read(
+                archive, "model.weights.h5", 4 * most_bytes
             )
-            length = contents.getbuffer().nbytes
-            return _read_hdf5(contents, length, most_bytes)
+            return _read_hdf5(io.BytesIO(contents), len(contents), most_bytes)
         pickles = [name for name in names if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError(
@@ -373,7 +377,9 @@ def _read_torch_legacy(file: BinaryIO, size: int, most_bytes: int) -> Arrays:
     keys = _check_type(_unpickle(pickles, {}), list)
     file.seek(pickles.tell())
     for key in keys:
-        storage = known[_check_type(key, str)]
+        storage = known.get(_check_type(key, str))
+        if storage is None:
+            raise ValueError(f"no tensor uses storage {archives.short(key)}")
         count = int.from_bytes(file.read(8), "little")
         if count != storage.length:
             raise ValueError(
@@ -384,6 +390,9 @@ def _read_torch_legacy(file: BinaryIO, size: int, most_bytes: int) -> Arrays:
             data[key] = file.read(storages[key].nbytes)
         else:  # of an optimizer
             file.seek(storage.nbytes, os.SEEK_CUR)
+    for key in storages:
+        if key not in data:
+            raise ValueError(f"storage {archives.short(key)} is missing")
     return _tensor_arrays(tensors, data)
 
 
@@ -446,7 +455,7 @@ def _check_entry(name: str, entry: Any) -> None:
         raise ValueError(
             f"{name} has the unknown dtype {archives.short(dtype)}"
         )
-    _check_numbers("pair of offsets", offsets, 0)
+    _check_numbers("a pair of offsets", offsets, 0)
     if len(offsets) != 2:
         raise ValueError(f"{name} must have two offsets")
 
@@ -631,9 +640,9 @@ def _call(function: _Global, arguments: tuple) -> Any:
     if not function.name.startswith("torch._utils _rebuild_tensor"):
         raise ValueError(f"refused: the pickle calls {function.name}")
     storage, offset, shape, strides = arguments[:4]
-    _check_numbers("shape", shape, 0)
-    _check_numbers("tuple of strides", strides, 0)
-    _check_numbers("offset", (offset,), 0)
+    _check_numbers("a shape", shape, 0)
+    _check_numbers("a tuple of strides", strides, 0)
+    _check_numbers("an offset", (offset,), 0)
     return _Tensor(_check_type(storage, _Storage), offset, shape, strides)
 
 
@@ -641,7 +650,7 @@ def _storage(kind, storage_type, key, location, length, view=None) -> _Storage:
     dtype = _STORAGES.get(_check_type(storage_type, _Global).name)
     if kind != "storage" or dtype is None or view is not None:
         raise ValueError("its pickle refers to something else than a storage")
-    _check_numbers("length of a storage", (length,), 0)
+    _check_numbers("the length of a storage", (length,), 0)
     return _Storage(_check_type(key, str), dtype, length)
 
 
