@@ -1,4 +1,4 @@
-"""The papers' tables beside what was trained here, and pictures of the runs.
+"""What runs came to, in tables and pictures, beside the papers' results.
 
     python -m apps.report --workdirs=runs --output=report
 
@@ -43,7 +43,8 @@ def main(argv):
     from keras_resnet.training import data
 
     with command_line.usage("workdirs", ",".join(_WORKDIRS.value)):
-        found = runs.find(_WORKDIRS.value)
+        found, damaged = runs.find(_WORKDIRS.value)
+    command_line.show(*(f"left out: {reason}" for reason in damaged))
     finished = sum(run.is_finished for run in found)
     command_line.show(f"{len(found)} runs, {finished} of them finished")
     dataset = None
@@ -54,7 +55,7 @@ def main(argv):
     if _BENCHMARK.value:
         with command_line.usage("benchmark", _BENCHMARK.value):
             plots = report.plots(report.load(_BENCHMARK.value))
-    for path in page.write(found, _OUTPUT.value, dataset, plots):
+    for path in page.write(found, _OUTPUT.value, dataset, plots, damaged):
         command_line.show(path)
 
 

@@ -17,6 +17,7 @@ unit normalizes for its residual alone, `first_norm="unit"`.
 
 import collections
 import functools
+import math
 import os
 import re
 from collections.abc import Callable
@@ -76,12 +77,14 @@ def load(
     >>> bool((model.weights[0].numpy() == trained.weights[0].numpy()).all())
     True
     """
-    arrays = weight_files.read(path)
     homes = _homes(model)
     shapes = _shapes(homes)
+    needed = 8 * sum(math.prod(shape) for shape in shapes.values())
+    arrays = weight_files.read(path, max(weight_files.MOST_BYTES, needed))
     try:
         if rename is not None:
             arrays = _renamed(arrays, rename)
+        _check_stacked(arrays)
         arrays = _canonical(arrays, shapes)
         _check_networks(arrays, shapes, is_file=True)
         for network in _networks(shapes):
@@ -98,6 +101,18 @@ def load(
             f"{os.fspath(path)} does not fit the model {model.name!r}: {error}"
         ) from None
     _assign(homes, arrays)
+
+
+def _check_stacked(arrays: Arrays) -> None:
+    """Raises ValueError if stacks hold the weights of too many units."""
+    stacked = [array for name, array in arrays.items() if "_stack/" in name]
+    if sum(len(array) for array in stacked if array.ndim) > (
+        weight_files.MOST_ARRAYS
+    ):
+        raise ValueError(
+            f"its stacks must have at most {weight_files.MOST_ARRAYS:,} arrays "
+            "of units"
+        )
 
 
 def copy(source: keras.Model, target: keras.Model) -> None:

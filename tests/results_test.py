@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import html.parser
 import json
+import os
 import pathlib
 import re
 import statistics
@@ -152,18 +153,17 @@ class TablesTest(parameterized.TestCase):
             a_run("b", 9.2, model="resnet32"),
             a_run("c", 9.0, model="resnet56"),
         ]
-        table = tables.paper_tables(several)[
-            list(experiments.TABLES).index("[1, Table 6]")
-        ]
+        (table,) = (
+            table
+            for table in tables.paper_tables(several)
+            if table.source == "[1, Table 6]"
+        )
         self.assertEqual(
-            [row[:4] for row in table.rows if "resnet" in row[0]],
+            [row[:4] for row in table.rows],
             [
                 ("resnet20", "8.75", "9.10", "1"),
                 ("resnet32", "7.51", "9.20", "1"),
-                ("resnet44", "7.17", "not run", "0"),
                 ("resnet56", "6.97", "9.00", "1"),
-                ("resnet110", "6.43", "not run", "0"),
-                ("resnet1202", "7.93", "not run", "0"),
             ],
         )
         self.assertEqual(
@@ -171,6 +171,7 @@ class TablesTest(parameterized.TestCase):
             (
                 "Of the runs of 1,000 steps in float32, 2 of 3 pairs of rows "
                 "stand in the order of the paper, which has 66.",
+                "Rows of the paper's table that were run: 3 of 12.",
             ),
         )
 
@@ -204,15 +205,14 @@ class TablesTest(parameterized.TestCase):
             ],
         )
 
-    def test_an_order_that_was_not_run_says_so(self):
-        for table in tables.paper_tables([a_run("alone", 9.0)]):
-            if table.source == "[1, Fig. 6]":  # draws, and prints no errors
-                self.assertEmpty(table.notes)
-            elif table.source != "[2, Table 5]":  # one row
-                order, *others = table.notes
-                self.assertRegex(order, r"has \d+: not run\.$")
-                is_imagenet = table.title.startswith("ImageNet")
-                self.assertLen(others, 1 if is_imagenet else 0)
+    def test_rows_that_were_not_run_are_no_results(self):
+        own = a_run("own", 9.0, dataset="digits")
+        unfinished = a_run("unfinished", 9.0, step=900)
+        self.assertEmpty(tables.paper_tables([own, unfinished]))
+        found = tables.paper_tables([own, a_run("alone", 9.0)])
+        self.assertNotEmpty(found)
+        for table in found:
+            self.assertEqual([row[0] for row in table.rows], ["resnet20"])
 
     def test_a_cost_table_has_the_nets_of_the_paper(self):
         table = tables.cost_table()
@@ -483,6 +483,103 @@ class PageTest(parameterized.TestCase):
         self.assertLen(outcome.err, 1)
         self.assertIn("must be a benchmark.json", outcome.err[0])
         self.assertFalse((self.root / "refused").exists())
+
+    def test_a_page_of_own_runs_has_these_and_nothing_else(self):
+        for name, error in (
+            ("mine", 7.0),
+            ("my <b> $x$ | run", 9.0),
+            ("_my", 8.0),
+        ):
+            save(a_run(name, error, dataset="digits"), self.root / "own")
+        outcome = self.report("own", output="own_report")
+        self.assertEqual(outcome.code, 0, outcome.err)
+        text = (self.root / "own_report/results.md").read_text()
+        self.assertEqual(re.findall("^## .*", text, re.MULTILINE), ["## Runs"])
+        self.assertNotIn("[1", text)
+        self.assertLen(re.findall(r"^\| _?m[yi]", text, re.MULTILINE), 3)
+        self.assertIn("(runs1_errors.png)", text)
+        self.assertNotIn("<b>", text)
+
+    def test_a_page_starts_with_the_runs(self):
+        text = (self.root / "report/results.md").read_text()
+        headings = re.findall("^## (.*)", text, re.MULTILINE)
+        self.assertEqual(headings[:2], ["Runs", "Beside the papers"])
+        # The weights that ship are of none of these runs.
+        self.assertNotIn("confusion", text)
+        self.assertNotIn("not run", text)
+
+    def test_confusions_are_of_weights_whose_run_is_given(self):
+        run = runs.load(ROOT / "results/resnet20_64000_bfloat16_0")
+        self.assertLen(pictures.confusions([run]), 1)
+        other = dataclasses.replace(
+            run, config=dataclasses.replace(run.config, seed=1)
+        )
+        self.assertEmpty(pictures.confusions([other]))
+
+    def test_a_damaged_run_is_named_and_the_others_are_reported(self):
+        directory = self.root / "some_damaged"
+        workdir = save(a_run("a_good_one", 9.0), directory)
+        config = json.loads((workdir / "config.json").read_text())
+        metrics = (workdir / "metrics.csv").read_text()
+        damaged = {
+            "metrics.csv": (
+                metrics.partition("\n")[2],  # without its first line
+                metrics.replace("9.0", "nine"),
+                metrics.replace("9.0", "nan"),
+                metrics.replace("9.0", "-9"),
+                metrics.replace("1000,", "inf,"),
+                metrics.replace("1000,", ","),
+                metrics + "1,2,3,4,5,6,7,8,9\n",
+                metrics + '"\n',
+                metrics + "\0\n",
+                "\udcff",
+            ),
+            "config.json": (
+                "",
+                "{",
+                "[]",
+                "[" * 100_000,
+                json.dumps({**config, "model": "nonsense"}),
+                json.dumps({**config, "model": 7}),
+                json.dumps({**config, "recipe": "x"}),
+                json.dumps({**config, "model_arguments": [1]}),
+                json.dumps({**config, "backend": 5}),
+                json.dumps(
+                    {**config, "recipe": {**config["recipe"], "steps": "x"}}
+                ),
+            ),
+        }
+        names = []
+        for file, contents in damaged.items():
+            for number, content in enumerate(contents):
+                bad = save(a_run(f"{file}_{number}", 9.0), directory)
+                (bad / file).write_bytes(
+                    content.encode("utf-8", "surrogateescape")
+                )
+                names.append((bad, file))
+        pipe = save(a_run("pipe", 9.0), directory)
+        (pipe / "metrics.csv").unlink()
+        os.mkfifo(pipe / "metrics.csv")
+        names.append((pipe, "metrics.csv"))
+        outcome = self.report("some_damaged", output="damaged_report")
+        self.assertEqual(outcome.code, 0, outcome.err)
+        lines = [line for line in outcome.out if "left out" in line]
+        self.assertLen(lines, len(names))
+        for bad, file in names:
+            (line,) = (line for line in lines if f"{bad} " in line)
+            self.assertIn(f"{file}: ", line)
+        self.assertIn("1 runs, 1 of them finished", outcome.out)
+        text = (self.root / "damaged_report/results.md").read_text()
+        self.assertLen(
+            re.findall("^Left out: ", text, re.MULTILINE), len(names)
+        )
+
+    def test_a_mark_of_byte_order_is_no_damage(self):
+        workdir = save(a_run("marked", 9.0), self.root / "marked")
+        for name in ("config.json", "metrics.csv"):
+            path = workdir / name
+            path.write_text(path.read_text(), "utf-8-sig")
+        self.assertEqual(runs.load(workdir).test_error, 9.0)
 
     def test_a_work_directory_and_a_directory_of_them_will_do(self):
         outcome = self.report("runs/plain", "runs", output="both")

@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 import tempfile
+import tracemalloc
 import types
 import unittest
 import zipfile
@@ -24,6 +25,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
+from keras_resnet import archives
 from keras_resnet import weight_files
 from keras_resnet import weights
 
@@ -1052,7 +1054,7 @@ class RefusalTest(WeightsTestCase):
         ("F32", [9], [0, 8], "another shape"),
         ("F32", [1], [4, 8], "room"),
         ("F32", [1], [0, 4], "after its end"),
-        ("F32", [-2], [0, 8], "another shape"),
+        ("F32", [-2], [0, 8], "makes no sense"),
         ("F8", [8], [0, 8], "unknown dtype"),
         ("F32", None, [0, 8], "cannot be read"),
         ("F32", [2], None, "cannot be read"),
@@ -1082,6 +1084,261 @@ class RefusalTest(WeightsTestCase):
             archive.writestr("archive/data.pkl", bytes(10**7))
         path = self.path(data.getvalue())
         self.assert_refused(small(), path, "far more than its size")
+
+    @parameterized.parameters(
+        ([10**4000] * 8,),
+        ([1] * 100_000,),
+        (["x" * 20],),
+        ([True, 2],),
+        ([2.0],),
+        ([None],),
+        ({"2": 1},),
+        ("22",),
+        ([10**18, 0],),
+        ([-1, -2],),
+    )
+    def test_every_number_of_a_shape_is_checked_before_it_is_used(self, shape):
+        entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 8]}
+        text = json.dumps({"conv1.weight": entry}).encode()
+        data = len(text).to_bytes(8, "little") + text + bytes(8)
+        message = self.assert_refused(
+            small(), self.path(data), "makes no sense"
+        )
+        self.assertLess(len(message), 500)
+        if not isinstance(shape, list):
+            return
+        for kwargs in (
+            {"shape": tuple(shape), "strides": (1,) * len(shape)},
+            {"strides": tuple(shape) if 0 not in shape else (-1, 1)},
+        ):
+            tensor = Tensor(np.zeros((3, 2), "float32"), "0", **kwargs)
+            for write in (torch_zip, torch_legacy):
+                path = self.path(write({"conv1.weight": tensor}, [tensor]))
+                # A protocol has no instruction for longer integers.
+                self.assert_refused(
+                    small(), path, "makes no sense|refused: no tensor needs"
+                )
+
+    @parameterized.parameters(
+        ["0", "8"], [0.0, 8.0], [0, 10**300], [-8, 0], [0, 8, 8], [[0], 8]
+    )
+    def test_offsets_are_two_integers(self, *offsets):
+        entry = {"dtype": "F32", "shape": [2], "data_offsets": offsets}
+        text = json.dumps({"conv1.weight": entry}).encode()
+        data = len(text).to_bytes(8, "little") + text + bytes(8)
+        self.assert_refused(small(), self.path(data), "offsets")
+
+    @parameterized.parameters(
+        (b'{"a":' + b"[" * 10**5, "too deep"),
+        (b'{"a":1,"a":2}', "one key twice"),
+        (b'{"a":[1]}', "must have dtype"),
+        (b'{"\xff":1}', "damaged"),
+        (b'{"a":[' + b"[]," * 3 * 10**6 + b"[]]}", "too long for it"),
+    )
+    def test_a_header_is_small_json_of_entries(self, text, message):
+        data = len(text).to_bytes(8, "little") + text + bytes(8)
+        self.assert_refused(small(), self.path(data), message)
+
+    def test_arrays_and_the_letters_of_their_names_are_few(self):
+        entries = {
+            f"a{i}": {
+                "dtype": "F32",
+                "shape": [1],
+                "data_offsets": [4 * i, 4 * i + 4],
+            }
+            for i in range(weight_files.MOST_ARRAYS + 1)
+        }
+        text = json.dumps(entries).encode()
+        data = len(text).to_bytes(8, "little") + text + bytes(4 * len(entries))
+        self.assert_refused(small(), self.path(data), "at most 20,000 arrays")
+        tensor = Tensor(np.zeros(2, "float32"), "0")
+        path = self.path(torch_zip({"\x1b" * 10**6: tensor}, [tensor]))
+        message = self.assert_refused(small(), path, "1 to 256 letters")
+        self.assertLess(len(message), 500)
+        self.assertNotIn("\x1b", message)
+
+    @parameterized.parameters(b"}" * 5_000_000, b"\x85" * 3_000_000)
+    def test_the_instructions_of_a_pickle_are_counted(self, instructions):
+        data = b"\x80\x02)" + instructions + b"."
+        path = self.path(data)
+        self.assert_refused(small(), path, "instructions")
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", data)
+        self.assert_refused(small(), path, "instructions")
+
+    def test_lists_that_a_pickle_copies_are_counted(self):
+        pairs = b"]q\x00(" + b"X\x01\0\0\0kK\x01\x86" * 10_000 + b"e"
+        data = b"\x80\x02" + pairs
+        data += b"ccollections\nOrderedDict\nh\x00\x85R" * 10_000 + b"."
+        self.assert_refused(small(), self.path(data), "instructions")
+
+    @parameterized.parameters(
+        ({"archive/../x": b""}, 0, "inside the archive"),
+        ({"/x": b""}, 0, "inside the archive"),
+        ({"x": b"x" * 100}, zipfile.ZIP_BZIP2, "stored or deflated"),
+        ({"x": b"x" * 100}, zipfile.ZIP_LZMA, "stored or deflated"),
+    )
+    def test_members_of_an_archive_are_plain(self, members, method, message):
+        path = self.path(None)
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        self.assert_refused(small(), path, message)
+
+    def test_a_member_does_not_expand_beyond_its_declared_size(self):
+        tensor = Tensor(np.zeros(2, "float32"), "0")
+        path = self.path(torch_zip({"conv1.weight": tensor}, [tensor]))
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        (storage,) = (name for name in members if "/data/" in name)
+        members[storage] = bytes(10**8)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+            offset = archive.getinfo(storage).header_offset
+        with open(path, "rb") as file:
+            data = bytearray(file.read())
+        entry = data.rfind(storage.encode()) - 46
+        for at in (offset + 22, entry + 24):
+            data[at : at + 4] = (8).to_bytes(4, "little")
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        self.assert_refused(small(), self.path(bytes(data)), "CRC")
+        self.assertLess(tracemalloc.get_traced_memory()[1], 5e7)
+
+    def test_a_directory_of_very_many_members_is_not_read(self):
+        path = self.path(None)
+        with zipfile.ZipFile(path, "w") as archive:
+            for i in range(50):
+                archive.writestr(f"{i:0200}", b"")
+        with (
+            mock.patch.object(archives, "_MOST_DIRECTORY_BYTES", 10_000),
+            self.assertRaisesRegex(ValueError, "directory must be at most"),
+        ):
+            weight_files.read(path)
+
+    def hdf5(self, fill):
+        path = self.path(None)
+        with h5py.File(path, "w") as file:
+            fill(file)
+        return path
+
+    @parameterized.named_parameters(
+        ("deep", lambda f: f.create_group("g/" * 3_000), "at most 32 deep"),
+        (
+            "cycle",
+            lambda f: f.create_group("a/b").__setitem__("a", f["a"]),
+            "at most 32 deep",
+        ),
+        (
+            "long name",
+            lambda f: f.create_dataset("a/" + "n" * 60_000, data=1.0),
+            "short names",
+        ),
+        (
+            "empty shape",
+            lambda f: f.create_dataset("a/b/c", (10**9, 0), "f"),
+            "makes no sense",
+        ),
+        (
+            "no shape",
+            lambda f: f.create_dataset("a/b/c", data=h5py.Empty("f")),
+            "makes no sense",
+        ),
+        (
+            "dimensions",
+            lambda f: f.create_dataset("a/b/c", data=np.ones([1] * 20)),
+            "makes no sense",
+        ),
+        (
+            "compressed",
+            lambda f: f.create_dataset(
+                "a/b/c", data=np.ones(100, "f"), compression="gzip"
+            ),
+            "h5repack",
+        ),
+        (
+            "never written",
+            lambda f: f.create_dataset("a/b/c", (10,), "f"),
+            "never written",
+        ),
+        (
+            "virtual",
+            lambda f: f.create_virtual_dataset(
+                "a/b/c", h5py.VirtualLayout((3,), "f")
+            ),
+            "another file",
+        ),
+        *(
+            (
+                f"dtype {dtype}",
+                lambda f, dtype=dtype: f.create_dataset("a/b/c", (3,), dtype),
+                "no numbers",
+            )
+            for dtype in (
+                np.dtype([("a", "f4"), ("b", "i8")]),
+                h5py.vlen_dtype(np.float32),
+                h5py.string_dtype(),
+                h5py.ref_dtype,
+                np.dtype("V1000"),
+                np.dtype("c16"),
+                np.dtype(("f4", (1000,))),
+            )
+        ),
+    )
+    def test_hdf5_is_checked_before_it_is_read(self, fill, message):
+        text = self.assert_refused(small(), self.hdf5(fill), message)
+        self.assertLess(len(text), 500)
+
+    @parameterized.parameters("n" * 10**6, 3.5, [["a"]])
+    def test_the_name_of_a_layer_is_a_short_text(self, name):
+        path = self.path(None)
+        with h5py.File(path, "w", libver="latest") as file:
+            group = file.create_group("layers/x/vars")
+            group["0"] = np.ones(3, "float32")
+            group.attrs["name"] = name
+        self.assert_refused(
+            small(), path, "attribute name must be a short text"
+        )
+
+    def test_one_dataset_under_many_names_is_counted_each_time(self):
+        def fill(file):
+            array = file.create_dataset("a/b/0", data=np.ones(2**16, "float32"))
+            for i in range(100):
+                file[f"a/b/x{i}"] = array
+
+        self.assert_refused(small(), self.hdf5(fill), "far more than its size")
+
+    def test_members_of_hdf5_are_few(self):
+        path = self.hdf5(
+            lambda file: [file.create_group(f"a/{i}") for i in range(50)]
+        )
+        with (
+            mock.patch.object(weight_files, "_MOST_MEMBERS", 40),
+            self.assertRaisesRegex(ValueError, "at most 40 members"),
+        ):
+            weight_files.read(path)
+
+    def test_stacks_hold_the_weights_of_few_units(self):
+        path = self.hdf5(
+            lambda file: file.create_dataset(
+                "a/stage1_stack/0", data=np.zeros(2**20, "uint8")
+            )
+        )
+        self.assert_refused(small(), path, "at most 20,000 arrays of units")
+
+    def test_a_big_endian_array_is_read(self):
+        value = np.arange(6, dtype=">f4")
+        path = self.hdf5(lambda file: file.create_dataset("a/b/c", data=value))
+        (array,) = weight_files.read(path).values()
+        np.testing.assert_array_equal(array, value)
+        self.assertTrue(array.dtype.isnative)
+
+    def test_what_is_no_regular_file_is_not_opened(self):
+        pipe = os.path.join(self.folder(), "pipe")
+        os.mkfifo(pipe)
+        for path in (pipe, self.folder(), os.devnull):
+            self.assert_refused(small(), path, "must be a regular file")
 
     def test_files_that_are_nearly_right_are_errors_too(self):
         path = self.path(None)

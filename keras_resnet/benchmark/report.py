@@ -146,5 +146,5 @@ def plots(measured: Measured) -> list["Picture"]:
                     series.setdefault(result.contender, {})[x] = y(result)
         if series:
             figure = figures.lines(series, x_label, y_label)
-            found.append(Picture(name, tables.COSTS, caption, figure))
+            found.append(Picture(name, tables.SPEED, caption, figure))
     return found

@@ -50,6 +50,12 @@ _STYLE: Any = {
 }
 
 
+def _label(run: Run) -> str:
+    """The run's label; a dollar starts a formula, a "_" hides the label."""
+    label = run.label.replace("$", r"\$")
+    return f" {label}" if label.startswith("_") else label
+
+
 def error_by_step(runs: Sequence[Run]) -> Figure:
     """Training and test error against the step, as in [1, Fig. 6].
 
@@ -62,10 +68,10 @@ def error_by_step(runs: Sequence[Run]) -> Figure:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        names = list(dict.fromkeys(run.label for run in runs))
+        names = list(dict.fromkeys(_label(run) for run in runs))
         worst = 0.0
         for run in runs:
-            label = run.label
+            label = _label(run)
             index = names.index(label)
             colour = _COLOURS[index % len(_COLOURS)]
             axes.plot(*run.column("train_top1_error"), color=colour, lw=0.7)
@@ -98,16 +104,16 @@ def last_errors(runs: Sequence[Run]) -> Figure:
         A figure: rings for training, dots for the test.
     """
     with matplotlib.rc_context(_STYLE):
-        names = list(dict.fromkeys(run.label for run in runs))
+        names = list(dict.fromkeys(_label(run) for run in runs))
         height = 1.2 + 0.28 * len(names)
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
-        lines = [names.index(run.label) for run in runs]
+        lines = [names.index(_label(run)) for run in runs]
         for column, label, colour, face in (
             ("train_top1_error", "training", _COLOURS[0], "none"),
             ("test_top1_error", "test", _COLOURS[1], _COLOURS[1]),
         ):
-            errors = [run.column(column)[1][-1] for run in runs]
+            errors = [(run.column(column)[1] or [np.nan])[-1] for run in runs]
             axes.scatter(
                 errors,
                 lines,

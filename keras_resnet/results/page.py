@@ -18,23 +18,32 @@ from keras_resnet.results.tables import Table
 from keras_resnet.training import checkpoints
 from keras_resnet.training import data
 
-_TITLE = "The papers' tables, made again"
+_TITLE = "Results"
 
 _INTRODUCTION = (
-    "[1] is He et al. 2016a, Deep Residual Learning for Image Recognition; "
-    "[2] is He et al. 2016b, Identity Mappings in Deep Residual Networks.",
-    "An error of ours is that of the last step, in percent of all test images, "
-    "never of the best one on the way: the mean over n runs and, where n > 1, "
-    "the standard deviation of the runs around it, which differ in their seed "
-    "or in the backend, whose batches differ. Every run is listed at the end, "
-    "whatever came out; one that ended before its last step counts in no "
-    "other table. A recipe that was shortened keeps its shape: an error after "
-    "16,000 steps is to be compared with the others of 16,000 steps, and with "
-    "the papers' (64,000 steps) only in its order.",
-    "`python -m apps.train --experiment=resnet20 --seed=0` trains a row, "
-    "`--steps=16000` shortens its recipe; "
     "`python -m apps.report --workdirs=runs --output=report` writes such a "
-    "page.",
+    "page. A test error is that of the last step, in percent of all test "
+    "images, never that of the best step. Every run is listed, whatever came "
+    "out.",
+)
+
+_PAPERS = Table(
+    "",
+    "Beside the papers",
+    (),
+    (),
+    (
+        "[1] is He et al. 2016a, Deep Residual Learning for Image Recognition; "
+        "[2] is He et al. 2016b, Identity Mappings in Deep Residual Networks.",
+        "The tables have the rows of the papers that were run to their last "
+        "step. Ours is the mean over n runs and, where n > 1, their standard "
+        "deviation; the runs differ in their seed or backend. A shortened "
+        "recipe keeps its shape: compare an error after 16,000 steps with "
+        "others of 16,000 steps, and with the papers' (64,000 steps) only in "
+        "its order.",
+        "`python -m apps.train --experiment=resnet20 --seed=0` trains a row, "
+        "and `--steps=16000` shortens its recipe.",
+    ),
 )
 
 
@@ -43,6 +52,7 @@ def write(
     output: str | os.PathLike,
     dataset: data.DataSet | None = None,
     further: Sequence[Picture] = (),
+    damaged: Sequence[str] = (),
 ) -> list[str]:
     """Writes `results.md`, `results.html` and the pictures as PNG.
 
@@ -52,6 +62,7 @@ def write(
         dataset: Test images, to show those that the weights that ship for
             this data set get wrong, or None.
         further: More pictures for the page.
+        damaged: What is wrong with the runs that could not be read.
 
     Returns:
         The paths that were written.
@@ -59,24 +70,28 @@ def write(
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     shown = [
-        *pictures.curves(runs),
-        *pictures.propagations(),
-        *pictures.costs(),
+        *(errors := pictures.run_errors(runs)),
         *further,
-        *pictures.confusions(),
+        *pictures.confusions(runs),
         *(pictures.wrong_answers(dataset) if dataset else ()),
     ]
     sections = [
-        *tables.paper_tables(runs),
-        tables.cost_table(),
+        tables.run_table(runs, damaged),
+        tables.Table("", tables.SPEED, (), ()),
         tables.Table("", tables.ANSWERS, (), ()),
-        tables.run_table(runs),
     ]
+    if papers := tables.paper_tables(runs):
+        shown += pictures.curves(runs, errors)
+        shown += pictures.propagations() + pictures.costs()
+        sections += [_PAPERS, *papers, tables.cost_table()]
     parts = [
         (table, [p for p in shown if p.section == table.section])
         for table in sections
     ]
-    parts = [(table, own) for table, own in parts if table.rows or own]
+    parts = [
+        (table, own) for table, own in parts if table.rows or table.notes or own
+    ]
+    shown = [picture for _, own in parts for picture in own]
     written = []
     for picture in shown:
         path = output / f"{picture.name}.png"
@@ -97,7 +112,7 @@ def _markdown(parts: list[tuple[Table, list[Picture]]]) -> str:
     lines = [f"# {_TITLE}", *_INTRODUCTION]
     for table, own in parts:
         lines.append(f"## {table.heading}")
-        if table.rows:
+        if table.rows or table.notes:
             lines.append(table.markdown())
         lines += [
             f"![{picture.caption}]({picture.name}.png)" for picture in own
@@ -125,7 +140,6 @@ th { font-weight: 600; }
 code { overflow-wrap: anywhere; }
 @media (max-width: 40rem) { th, td { padding-right: .5rem; }
   td:first-child { white-space: normal; min-width: 8rem; } }
-tr.none td { color: var(--faint); }
 figure { margin: 1.25rem 0; padding: .75rem; background: var(--soft);
   border-radius: .5rem; max-width: 48rem; }
 figure svg { display: block; width: 100%; height: auto; }
@@ -138,7 +152,7 @@ def _html(parts: list[tuple[Table, list[Picture]]]) -> str:
     lines += [f"<p>{_text(text)}</p>" for text in _INTRODUCTION]
     for table, own in parts:
         lines.append(f"<h2>{html.escape(table.heading)}</h2>")
-        if table.rows:
+        if table.rows or table.notes:
             lines.append(_html_table(table))
         lines += map(_html_picture, own)
     body = "\n".join(lines)
@@ -172,21 +186,20 @@ def _text(text: str) -> str:
 
 
 def _html_table(table: Table) -> str:
-    def row(cells, tag, kind=""):
+    def row(cells, tag):
         first, *others = map(html.escape, cells)
         first = first.replace("_", "_<wbr>")  # a long name may wrap there
         inside = "".join(f"<{tag}>{c}</{tag}>" for c in (first, *others))
-        return f"<tr{kind}>{inside}</tr>"
+        return f"<tr>{inside}</tr>"
 
-    lines = [
-        '<div class="wide"><table>',
-        f"<thead>{row(table.header, 'th')}</thead>",
-        "<tbody>",
-        *(
-            row(cells, "td", ' class="none"' if "not run" in cells else "")
-            for cells in table.rows
-        ),
-        "</tbody></table></div>",
-    ]
-    lines += [f'<p class="note">{html.escape(n)}</p>' for n in table.notes]
+    lines = []
+    if table.rows:
+        lines = [
+            '<div class="wide"><table>',
+            f"<thead>{row(table.header, 'th')}</thead>",
+            "<tbody>",
+            *(row(cells, "td") for cells in table.rows),
+            "</tbody></table></div>",
+        ]
+    lines += [f'<p class="note">{_text(note)}</p>' for note in table.notes]
     return "\n".join(lines)

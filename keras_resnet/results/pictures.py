@@ -30,26 +30,84 @@ class Picture:
             `tables` calls the section.
         caption: What it shows, in sentences.
         figure: What is drawn.
+        curves: Names of the runs of which it draws every error.
     """
 
     name: str
     section: str
     caption: str
     figure: Figure
+    curves: frozenset[str] = frozenset()
 
 
 # Of how many experiments the curves can be told apart.
 _MOST_CURVES = 6
 
 
-def curves(runs: Sequence[Run]) -> list[Picture]:
+def run_errors(runs: Sequence[Run]) -> list[Picture]:
+    """Errors of the runs of each data set and length, as `curves` draws them.
+
+    Args:
+        runs: Any runs, whether or not the papers have their like.
+    """
+    pictures = []
+    kinds = dict.fromkeys(
+        (run.config.dataset, run.config.recipe.steps) for run in runs
+    )
+    for number, (dataset, steps) in enumerate(kinds, 1):
+        alike = [
+            run
+            for run in runs
+            if (run.config.dataset, run.config.recipe.steps) == (dataset, steps)
+        ]
+        figure, shown = _errors(alike)
+        if figure is not None:
+            pictures.append(
+                Picture(
+                    f"runs{number}_errors",
+                    tables.RUNS,
+                    f"{dataset}: recipe of {steps:,} steps.",
+                    figure,
+                    shown,
+                )
+            )
+    return pictures
+
+
+def _errors(runs: list[Run]) -> tuple[Figure | None, frozenset[str]]:
+    """Draws errors of runs of one length, and returns whose curves it shows.
+
+    They are drawn against the step. Of more than `_MOST_CURVES` experiments,
+    and of runs that were tested once, those of the last step are drawn.
+    """
+    tested = [run for run in runs if len(run.column("test_top1_error")[0]) > 1]
+    finished = [run for run in runs if run.is_finished]
+    if len({run.label for run in finished}) > _MOST_CURVES or not tested:
+        order = list(experiments.EXPERIMENTS)
+        finished.sort(
+            key=lambda run: (
+                order.index(run.label) if run.experiment else len(order)
+            )
+        )
+        figure = figures.last_errors(finished) if finished else None
+        return figure, frozenset()
+    return figures.error_by_step(tested), frozenset(run.name for run in tested)
+
+
+def curves(
+    runs: Sequence[Run], others: Sequence[Picture] = ()
+) -> list[Picture]:
     """For each table and length what no other picture shows.
 
     Errors against the step; of more than `_MOST_CURVES` experiments, those of
     the last step.
+
+    Args:
+        runs: Any runs.
+        others: Pictures of the same page.
     """
     pictures: list[Picture] = []
-    drawn: list[set[str]] = []
+    drawn = [set(picture.curves) for picture in others]
     for number, (source, about) in enumerate(experiments.TABLES.items(), 1):
         shown = [
             run
@@ -61,21 +119,16 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
         for steps in sorted({run.config.recipe.steps for run in shown}):
             alike = [run for run in shown if run.config.recipe.steps == steps]
             names = {run.name for run in alike}
-            if any(names <= others for others in drawn):
+            figure, _ = _errors(alike)
+            if figure is None or any(names <= others for others in drawn):
                 continue
             drawn.append(names)
-            draw = figures.error_by_step
-            finished = [run for run in alike if run.is_finished]
-            if len({run.label for run in finished}) > _MOST_CURVES:
-                draw = figures.last_errors
-                order = list(experiments.EXPERIMENTS)
-                alike = sorted(finished, key=lambda run: order.index(run.label))
             pictures.append(
                 Picture(
                     f"table{number}_{steps}_steps",
                     source,
                     f"{about}. Recipe of {steps:,} steps.",
-                    draw(alike),
+                    figure,
                 )
             )
     return pictures
@@ -115,7 +168,7 @@ def propagations() -> list[Picture]:
     return [
         Picture(
             "propagation_by_depth",
-            "[2, Table 1]",
+            "[2, Table 1] at 20 layers",
             "Signals and gradients at the start of training for each shortcut "
             "of [2, Table 1]: ResNet-32 with pre-activation units, seed 0, on "
             "32 of the bundled digits. The norm of a unit's input, and of the "
@@ -143,11 +196,18 @@ def _propagations() -> dict[str, dict]:
     return reports
 
 
-def confusions() -> list[Picture]:
-    """What the weights that ship answer to the images of each class."""
+def confusions(runs: Sequence[Run]) -> list[Picture]:
+    """Predictions for each class, by the weights that ship of a run."""
+    trained = {
+        (c.model, c.dataset, c.recipe.name, c.recipe.steps, c.seed, c.dtype)
+        for c in (run.config for run in runs)
+    }
     pictures = []
     for name in pretrained.networks():
         card = pretrained.card(name)
+        fields = ("model", "dataset", "recipe", "steps", "seed", "dtype")
+        if tuple(card[field] for field in fields) not in trained:
+            continue
         pictures.append(
             Picture(
                 f"{name}_confusion",

@@ -5,11 +5,16 @@ import dataclasses
 import functools
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from keras_resnet.training import experiments
 from keras_resnet.training.configs import Config
+
+_MOST_BYTES = 2**26
+_MOST_REASON = 200
+_ERRORS = ("train_top1_error", "test_top1_error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,39 +67,87 @@ class Run:
 
 
 def load(workdir: str | os.PathLike) -> Run:
-    """The run of a work directory, or of a copy of its two files.
+    """Reads the run of a work directory, or of a copy of its two files.
 
     Raises:
-        ValueError: If it has not both `config.json` and `metrics.csv`, or
-            these cannot be read.
+        ValueError: If `config.json` or `metrics.csv` is missing or damaged.
     """
     workdir = Path(workdir)
+    path = workdir / "config.json"
     try:
-        fields = json.loads((workdir / "config.json").read_text())
-        lines = (workdir / "metrics.csv").read_text().splitlines(True)
-        # A row without an end is one that a kill cut short: its last number
-        # may lack digits.
-        whole = [line for line in lines if line.endswith("\n")]
-        metrics = [
-            {name: float(text) for name, text in row.items() if text}
-            for row in csv.DictReader(whole)
-        ]
-        config = Config.from_json(fields)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = Config.from_json(json.loads(_text(path)))
+        for name in ("model", "dataset", "dtype", "backend"):
+            value = getattr(config, name)
+            if not isinstance(value, str):
+                raise ValueError(f"{name} must be text, received {value!r}")
+        steps = config.recipe.steps
+        if type(steps) is not int or steps < 1:
+            raise ValueError(f"steps must be at least 1, received {steps!r}")
+        experiments.of_config(config)  # raises if no such network exists
+        path = workdir / "metrics.csv"
+        metrics = _metrics(_text(path))
+    # A file that was changed by hand raises nearly everything.
+    except Exception as error:
+        reason = str(error)[:_MOST_REASON] or type(error).__name__
         raise ValueError(
             f"{workdir} must hold config.json and metrics.csv, as apps.train "
-            f"writes them: {error}"
+            f"writes them: {path.name}: {reason}"
         ) from error
-    return Run(workdir.name, config, tuple(metrics))
+    return Run(workdir.name, config, metrics)
 
 
-def find(directories: Iterable[str | os.PathLike]) -> list[Run]:
-    """The runs of work directories, and of directories of work directories.
+def _text(path: Path) -> str:
+    """The text of a small file; an editor may have added a mark of order."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait
+        raise ValueError("it must be a regular file")
+    if status.st_size > _MOST_BYTES:
+        raise ValueError(
+            f"it must be at most {_MOST_BYTES:,} bytes, received "
+            f"{status.st_size:,}"
+        )
+    return path.read_text("utf-8-sig")
+
+
+def _metrics(text: str) -> tuple[dict[str, float], ...]:
+    """The rows of `metrics.csv`."""
+    # A row without an end is one that a kill cut short: its last number may
+    # lack digits.
+    lines = [line for line in text.splitlines(True) if line.endswith("\n")]
+    reader = csv.DictReader(lines, strict=True)
+    columns = reader.fieldnames or []
+    missing = [name for name in ("step", *_ERRORS) if name not in columns]
+    if lines and missing:
+        raise ValueError(f"its first line must name the column {missing[0]}")
+    rows = []
+    for cells in reader:
+        row = {name: float(text) for name, text in cells.items() if text}
+        if not row.get("step", -1.0).is_integer() or row["step"] < 0:
+            raise ValueError(
+                f"line {reader.line_num}: step must be a number of steps"
+            )
+        for name in _ERRORS:
+            if not 0 <= row.get(name, 0.0) <= 100:
+                raise ValueError(
+                    f"line {reader.line_num}: {name} must be in [0, 100], "
+                    f"received {row[name]}"
+                )
+        rows.append(row)
+    return tuple(rows)
+
+
+def find(
+    directories: Iterable[str | os.PathLike],
+) -> tuple[list[Run], list[str]]:
+    """Reads work directories, and directories of work directories.
+
+    Returns:
+        The runs, and for each run that could not be read, what is wrong.
 
     Raises:
-        ValueError: If one of the directories is neither.
+        ValueError: If one of the directories is neither, or no run can be read.
     """
-    found = []
+    found, damaged = [], []
     for directory in map(Path, directories):
         workdirs = [directory]
         if not (directory / "config.json").exists():
@@ -106,5 +159,11 @@ def find(directories: Iterable[str | os.PathLike]) -> list[Run]:
                 f"{directory} is no work directory and holds none: "
                 "config.json is missing, which apps.train writes"
             )
-        found += [load(workdir) for workdir in workdirs]
-    return found
+        for workdir in workdirs:
+            try:
+                found.append(load(workdir))
+            except ValueError as error:
+                damaged.append(str(error))
+    if not found:
+        raise ValueError(damaged[0])
+    return found, damaged

@@ -1,4 +1,4 @@
-"""The papers' tables with our numbers beside theirs.
+"""Tables of runs, and the papers' tables with our numbers beside theirs.
 
 Each error of ours is that of the last step of a run on all test images: the
 mean over n runs and, where n > 1, the standard deviation of the runs around
@@ -7,6 +7,7 @@ it (n - 1 in the denominator).
 
 import dataclasses
 import functools
+import html
 import itertools
 import math
 import statistics
@@ -18,11 +19,12 @@ from keras_resnet import models
 from keras_resnet.analysis import complexity
 from keras_resnet.results.runs import Run
 from keras_resnet.training import experiments
-from keras_resnet.training import recipes
 
 #: Sections of the page that are about no table of the papers.
-COSTS = "Costs"
+RUNS = "Runs"
+SPEED = "Speed"
 ANSWERS = "Answers"
+COSTS = "Costs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +62,19 @@ class Table:
             _line(["---"] * len(self.header)),
             *map(_line, self.rows),
         ]
-        return "\n".join(lines) + "".join(f"\n\n{note}" for note in self.notes)
+        table = ["\n".join(lines)] if self.rows else []
+        notes = [html.escape(note, quote=False) for note in self.notes]
+        return "\n\n".join([*table, *notes])
 
 
 def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(text: str) -> str:
+    """Text from a directory's name or a file, which may look like Markdown."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return text.replace("|", "\\|")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +122,12 @@ def results(runs: Iterable[Run], experiment: str) -> list[Result]:
 
 
 def paper_tables(runs: Sequence[Run]) -> list[Table]:
-    """Every table of the papers, each row of it with ours or "not run"."""
-    return [
+    """The tables of the papers of which a row was run, with these rows."""
+    tables = [
         _paper_table(runs, source, about)
         for source, about in experiments.TABLES.items()
     ]
+    return [table for table in tables if table.rows]
 
 
 def _paper_table(runs, source, about):
@@ -126,16 +137,12 @@ def _paper_table(runs, source, about):
     cells, found = [], {}
     for row in rows:
         named = (row.name, _printed(row.printed[source]))
-        ours = results(runs, row.name)
-        for result in ours:
+        for result in results(runs, row.name):
             count = str(len(result.errors))
             steps = f"{result.steps:,}"
             cells.append((*named, str(result), count, steps, result.dtype))
             key = (result.steps, result.dtype)
             found.setdefault(key, {})[row.name] = result.mean
-        if not ours:
-            steps = recipes.get_recipe(row.recipe).steps
-            cells.append((*named, "not run", "0", f"{steps:,}", ""))
     every = {row.name: row.printed[source] for row in rows}
     _, all_pairs = in_order(every, dict.fromkeys(every, 0.0))
     notes = []
@@ -148,14 +155,15 @@ def _paper_table(runs, source, about):
                 f"{pairs} pairs of rows stand in the order of the paper, which "
                 f"has {all_pairs}."
             )
-    if not notes and all_pairs:
+    names = {name for errors in found.values() for name in errors}
+    if len(names) < len(rows):
         notes.append(
-            f"Pairs of rows in the order of the paper, which has {all_pairs}: "
-            "not run."
+            f"Rows of the paper's table that were run: {len(names)} of "
+            f"{len(rows)}."
         )
     if rows[0].dataset == "imagenet2012":
         notes.append(
-            "Ours would be of one central view of 224x224 pixels an image, as "
+            "Ours are of one central view of 224x224 pixels an image, as "
             "in training; `apps.evaluate --protocol=ten_crop` has the papers' "
             "ten."
         )
@@ -250,12 +258,18 @@ def _residual_costs() -> tuple[dict[str, Any], ...]:
     )
 
 
-def run_table(runs: Iterable[Run]) -> Table:
-    """Every run, finished or not, whether or not the papers have its like."""
+def run_table(runs: Iterable[Run], damaged: Sequence[str] = ()) -> Table:
+    """Every run, finished or not, whether or not the papers have its like.
+
+    Args:
+        runs: Any runs.
+        damaged: What is wrong with the runs that could not be read.
+    """
     rows = []
     for run in runs:
         recipe = run.config.recipe
         experiment = run.experiment
+        _, training = run.column("train_top1_error")
         _, errors = run.column("test_top1_error")
         steps = f"{recipe.steps:,}"
         if not run.is_finished:
@@ -268,18 +282,17 @@ def run_table(runs: Iterable[Run]) -> Table:
                 steps,
                 run.config.dtype,
                 run.config.backend,
-                f"{run.metrics[-1]['train_top1_error']:.2f}"
-                if run.metrics
-                else "-",
+                f"{training[-1]:.2f}" if training else "-",
                 f"{errors[-1]:.2f}" if errors else "-",
             )
         )
     return Table(
         "",
-        "Every run",
+        RUNS,
         (
             *("run", "experiment", "seed", "steps", "dtype", "backend"),
             *("training error, %", "test error, %"),
         ),
         tuple(rows),
+        tuple(f"Left out: {' '.join(reason.split())}" for reason in damaged),
     )

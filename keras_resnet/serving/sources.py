@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet import keras_files
 from keras_resnet import models
 from keras_resnet import pretrained
 from keras_resnet import weight_files
@@ -302,7 +303,7 @@ def _blames(argument: str) -> Iterator[None]:
 def _load_keras(path: str) -> keras.Model:
     if not os.path.isfile(path):
         raise ValueError("there is no such file")
-    return keras.models.load_model(path, compile=False)
+    return keras_files.load(path)
 
 
 def _classes(spec, labels) -> int:

@@ -1,0 +1,186 @@
+"""Networks from `.keras` files, which may come from strangers.
+
+Keras builds a network from the file's configuration before it reads a weight.
+The configuration can be deep, name code, or describe weights of any size. Here
+both are checked first, and Keras' safe mode is on whatever the user's session
+has enabled: no code in a file runs.
+"""
+
+import contextlib
+import math
+import os
+import re
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+from typing import Protocol
+
+import keras
+from keras.src.saving import serialization_lib
+
+from keras_resnet import archives
+from keras_resnet import weight_files
+
+_MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
+
+# ResNet-1202, unrolled, has 0.7 MB of configuration with 606 layers, eleven
+# levels deep. A network in a network adds five levels.
+_MOST_CONFIG_BYTES = 2**23
+_MOST_LAYERS = 2_000
+_MOST_OBJECTS = 10 * _MOST_LAYERS
+_MOST_DEPTH = 64
+
+# Weights that a file need not hold, such as the states of random layers.
+_FREE_ELEMENTS = 2**20
+
+_MOST_REASON = 200
+_NUMBERS = re.compile(r"(u?int|b?float|complex)\d{1,3}|bool")
+
+# The bound on new variables is one for the whole process.
+_LOCK = threading.Lock()
+
+
+def load(path: str | os.PathLike) -> keras.Model:
+    """Loads a network without its optimizer.
+
+    Args:
+        path: A `.keras` file. Layers of its own must be registered with
+            `keras.saving.register_keras_serializable`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, exceeds the bounds of this module,
+            or describes anything but a network that Keras can build safely.
+    """
+    path = os.fspath(path)
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait
+        raise ValueError(f"{path} must be a regular file")
+    try:
+        with open(path, "rb") as file:
+            stored_bytes = _check(file, status.st_size)
+        with (
+            _LOCK,
+            _bounded_variables(stored_bytes + _FREE_ELEMENTS),
+            serialization_lib.SafeModeScope(True),
+        ):
+            model = keras.models.load_model(path, compile=False)
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"it describes a {type(model).__name__}")
+    except Exception as error:  # Keras raises nearly everything
+        raise ValueError(
+            f"{path} cannot be loaded as a network: {_reason(error)}"
+        ) from error
+    return model
+
+
+def _check(file: Any, size: int) -> int:
+    """Checks the archive, and returns the bytes of its weights."""
+    with archives.opened(file, size) as archive:
+        names = set(archive.namelist())
+        if names - _MEMBERS:
+            raise ValueError(
+                f"it must hold {', '.join(sorted(_MEMBERS))} alone, received "
+                f"{archives.short(min(names - _MEMBERS))}"
+            )
+        config = archives.read(archive, "config.json", _MOST_CONFIG_BYTES)
+        _check_config(archives.parse_json(config))
+        contents = archives.read(archive, "model.weights.h5", sys.maxsize)
+    return weight_files.hdf5_bytes(contents)
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    """Checks what a configuration describes, before Keras builds it."""
+    layers = objects = 0
+    pending: list[tuple[Any, int]] = [(config, 1)]
+    while pending:
+        value, depth = pending.pop()
+        if depth > _MOST_DEPTH:
+            raise ValueError(
+                f"its configuration must be at most {_MOST_DEPTH} deep"
+            )
+        if isinstance(value, dict):
+            if "class_name" in value:
+                objects += 1
+                _check_object(value)
+            if isinstance(value.get("layers"), list):
+                layers += len(value["layers"])
+            pending += [(inner, depth + 1) for inner in value.values()]
+        elif isinstance(value, list):
+            pending += [(inner, depth + 1) for inner in value]
+    if layers > _MOST_LAYERS or objects > _MOST_OBJECTS:
+        raise ValueError(
+            f"its configuration must have at most {_MOST_LAYERS:,} layers and "
+            f"{_MOST_OBJECTS:,} objects, received {layers:,} and {objects:,}"
+        )
+
+
+def _check_object(value: dict[str, Any]) -> None:
+    name, module = value["class_name"], value.get("module")
+    if not isinstance(name, str) or not isinstance(module, str | None):
+        raise ValueError(
+            f"a class must have a name, received {archives.short(name)} of "
+            f"{archives.short(module)}"
+        )
+    is_of_keras = (module or "keras").partition(".")[0] == "keras"
+    if name == "__lambda__" or (name == "Lambda" and is_of_keras):
+        raise ValueError(
+            "it holds a Lambda, which is code and never runs: write a layer "
+            "with @keras.saving.register_keras_serializable() instead, and "
+            "save the network again"
+        )
+    if name in ("__numpy__", "__tensor__"):
+        inner = value.get("config")
+        dtype = inner.get("dtype") if isinstance(inner, dict) else None
+        if not isinstance(dtype, str) or not _NUMBERS.fullmatch(dtype):
+            raise ValueError(
+                f"an array must hold numbers, received {archives.short(dtype)}"
+            )
+
+
+class _Initialize(Protocol):
+    def __call__(self, variable: Any, *args: Any, **kwargs: Any) -> None: ...
+
+
+@contextlib.contextmanager
+def _bounded_variables(elements: int) -> Iterator[None]:
+    """Bounds the elements of the variables that this thread creates.
+
+    Keras has no option for it, and a variable takes its memory at once.
+
+    Raises:
+        ValueError: From the variable that exceeds the bound.
+    """
+    initialize: _Initialize = keras.Variable.__init__
+    thread = threading.get_ident()
+    left = elements
+
+    def bounded(
+        variable: Any, initializer: Any, shape: Any = None, *args, **kwargs
+    ) -> None:
+        nonlocal left
+        if shape is not None and threading.get_ident() == thread:
+            left -= math.prod(int(size) for size in shape)
+            if left < 0:
+                raise ValueError(
+                    "its configuration describes more weights than it holds"
+                )
+        initialize(variable, initializer, shape, *args, **kwargs)
+
+    keras.Variable.__init__ = bounded
+    try:
+        yield
+    finally:
+        keras.Variable.__init__ = initialize
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without the configuration that Keras quotes."""
+    text = str(error)
+    for start in ("Exception encountered: ", "Error when deserializing "):
+        text = text.rpartition(start)[2]
+    text = re.split(r"Full object config|Full config|config=", text)[0]
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) < _MOST_REASON else f"{text[:_MOST_REASON]}..."
