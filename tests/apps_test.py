@@ -289,7 +289,7 @@ class UsageTest(parameterized.TestCase):
             "--recipe=cifar10",
             "--set=recipe.image_size=32",
             "--steps=1",
-            "--batch_size=5",
+            f"--batch_size={5 if split == 'train' else 4}",  # all of them
         )
         self.assertEqual(outcome.code, 1)
         self.assertLen(outcome.err, 1)

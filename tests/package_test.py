@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "keras_resnet": LIGHT,
     "baselines": {"models"},
     "analysis": LIGHT,
-    "training": LIGHT | {"baselines"},
+    "training": LIGHT | {"analysis", "baselines"},
     "serving": LIGHT | {"analysis", "training"},
     "results": LIGHT | {"analysis", "training"},
     "benchmark": LIGHT | {"training", "serving", "results"},

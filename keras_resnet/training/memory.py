@@ -196,7 +196,7 @@ def _kept_bytes(model, is_recomputed):
     if is_recomputed:  # nothing but what the units put out
         rows = [row for row in rows if row["kind"] == "addition"]
         return sum(row["activation_bytes"] for row in rows)
-    # Six networks took 0.9 to 1.2 times their activations in TensorFlow 2.21.
+    # In TensorFlow 2.21 a step took 0.9 to 1.2 times all activations.
     return sum(row["activation_bytes"] for row in rows) // 2
 
 
