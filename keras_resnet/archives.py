@@ -18,9 +18,12 @@ from typing import cast
 #: weights hardly compress.
 EXPANSION = 16
 
+# A configuration compresses more than weights do.
+_FREE_BYTES = 2**23
+
 # Above this size, an archive may expand to twice its size. The float32 weights
 # of ResNet-200 with two slots of an optimizer are 0.8e9 bytes.
-_FREE_BYTES = 2**31
+_EXPANDED_BYTES = 2**31
 
 # The entries of 60,000 members: the weights of a network of 20,000 arrays and
 # two slots of its optimizer, each of them 140 bytes long.
@@ -101,7 +104,8 @@ def opened(file: BinaryIO, size: int) -> Iterator[zipfile.ZipFile]:
                     f"method {info.compress_type}, or encryption"
                 )
         total = sum(info.file_size for info in archive.infolist())
-        allowed = max(min(EXPANSION * size, _FREE_BYTES), 2 * size)
+        expanded = min(_FREE_BYTES + EXPANSION * size, _EXPANDED_BYTES)
+        allowed = max(expanded, 2 * size)
         if total > allowed:
             raise ValueError(
                 f"it claims to hold far more than its size: {total:,} bytes in "

@@ -113,9 +113,9 @@ class LoadTest(KerasFilesTestCase):
         self.assertIs(keras.Variable.__init__, create)
 
 
-def _layer(config, name, **fields):
+def _layer(config, known, **fields):
     for layer in config["config"]["layers"]:
-        if layer["config"].get("name") == name:
+        if layer["config"].get("name") == known:
             layer["config"].update(fields)
 
 

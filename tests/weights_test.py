@@ -1157,7 +1157,8 @@ class RefusalTest(WeightsTestCase):
         self.assertLess(len(message), 500)
         self.assertNotIn("\x1b", message)
 
-    @parameterized.parameters(b"}" * 5_000_000, b"\x85" * 3_000_000)
+    @parameterized.parameters(b"}" * 5_000, b"\x85" * 5_000)
+    @mock.patch.object(weight_files, "_MOST_INSTRUCTIONS", 4_000)
     def test_the_instructions_of_a_pickle_are_counted(self, instructions):
         data = b"\x80\x02)" + instructions + b"."
         path = self.path(data)
@@ -1166,10 +1167,11 @@ class RefusalTest(WeightsTestCase):
             archive.writestr("archive/data.pkl", data)
         self.assert_refused(small(), path, "instructions")
 
+    @mock.patch.object(weight_files, "_MOST_INSTRUCTIONS", 50_000)
     def test_lists_that_a_pickle_copies_are_counted(self):
-        pairs = b"]q\x00(" + b"X\x01\0\0\0kK\x01\x86" * 10_000 + b"e"
+        pairs = b"]q\x00(" + b"X\x01\0\0\0kK\x01\x86" * 100 + b"e"
         data = b"\x80\x02" + pairs
-        data += b"ccollections\nOrderedDict\nh\x00\x85R" * 10_000 + b"."
+        data += b"ccollections\nOrderedDict\nh\x00\x85R" * 1_000 + b"."
         self.assert_refused(small(), self.path(data), "instructions")
 
     @parameterized.parameters(
@@ -1271,18 +1273,20 @@ class RefusalTest(WeightsTestCase):
         ),
         *(
             (
-                f"dtype {dtype}",
+                f"dtype {number}",
                 lambda f, dtype=dtype: f.create_dataset("a/b/c", (3,), dtype),
                 "no numbers",
             )
-            for dtype in (
-                np.dtype([("a", "f4"), ("b", "i8")]),
-                h5py.vlen_dtype(np.float32),
-                h5py.string_dtype(),
-                h5py.ref_dtype,
-                np.dtype("V1000"),
-                np.dtype("c16"),
-                np.dtype(("f4", (1000,))),
+            for number, dtype in enumerate(
+                (
+                    np.dtype([("a", "f4"), ("b", "i8")]),
+                    h5py.vlen_dtype(np.float32),
+                    h5py.string_dtype(),
+                    h5py.ref_dtype,
+                    np.dtype("V1000"),
+                    np.dtype("c16"),
+                    np.dtype(("f4", (1000,))),
+                )
             )
         ),
     )
