@@ -175,9 +175,9 @@ def _normalized(x, gamma, beta, epsilon):
         saved = mean, variance, tf.zeros([0])
         return tf.cast(y, x.dtype), mean, variance, *saved
 
-    # This kernel returns the place of its device among the names, and in a
-    # program of XLA their number. Tracing does not know: XLA also compiles
-    # functions that were traced for TensorFlow's kernels.
+    # DeviceIndex returns the number of names where XLA compiles it, and less
+    # elsewhere. The answer is not known while tracing: a function that XLA
+    # compiles may call one that was traced before.
     is_xla = tf.equal(tf.raw_ops.DeviceIndex(device_names=["CPU"]), 1)
 
     @tf.custom_gradient
@@ -206,7 +206,7 @@ def _normalized(x, gamma, beta, epsilon):
 
 
 def _xla_clusters() -> bool:
-    """Whether XLA may compile any part of a graph, by itself."""
+    """Returns whether autoclustering is on: XLA may compile any operation."""
     import tensorflow as tf
 
     flags = os.environ.get("TF_XLA_FLAGS", "")
