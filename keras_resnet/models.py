@@ -871,8 +871,9 @@ def classifier_dtype() -> str:
 def preprocess_input(x, mode: str = "caffe", data_format=None):
     """Preprocesses images as keras.applications does, without changing `x`.
 
-    Equal images give equal numbers, whatever holds them and in whatever dtype.
-    The result is float32, or float64 if `x` or `keras.config.floatx()` is.
+    The result depends only on the values of the pixels: an array, a tensor and
+    a symbolic input of any dtype give the same numbers. The result is float32,
+    or float64 if `x` or `keras.config.floatx()` is.
 
     Args:
         x: Images with values in 0 to 255, `[..., height, width, 3]`: an array,

@@ -208,7 +208,7 @@ def _normalized(x, gamma, beta, epsilon):
 
 
 def _xla_clusters() -> bool:
-    """Whether XLA may compile any part of a graph, by itself."""
+    """Returns whether autoclustering is on: XLA may compile any operation."""
     import tensorflow as tf
 
     flags = os.environ.get("TF_XLA_FLAGS", "")
