@@ -4,8 +4,13 @@ Both papers normalize after every convolution, with epsilon 1e-5 and a moving
 average of 0.9 ([1, Sec. 3.4]; the numbers are those of the authors' code).
 """
 
+import contextlib
+import threading
+
 import keras
 from keras import ops
+
+_STATE = threading.local()
 
 MOMENTUM = 0.9
 EPSILON = 1e-5
@@ -128,6 +133,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return (
             keras.backend.backend() == "tensorflow"
             and mask is None
+            and not getattr(_STATE, "is_unfused", False)
             and not self._is_shared()
             and not getattr(self, "renorm", False)
             and len(inputs.shape) == 4
@@ -136,6 +142,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and keras.backend.standardize_dtype(inputs.dtype)
             in ("float32", "bfloat16", "float16")
         )
+
+
+@contextlib.contextmanager
+def unfused():
+    """Has `BatchNormalization` take Keras' own path."""
+    before = getattr(_STATE, "is_unfused", False)
+    _STATE.is_unfused = True
+    try:
+        yield
+    finally:
+        _STATE.is_unfused = before
 
 
 def norms(layer: keras.layers.Layer) -> list[keras.layers.BatchNormalization]:

@@ -6,6 +6,8 @@ takes to build, trace and optimize; as a loop over weights of shape [n, ...] it
 decides nothing but the time of a step.
 """
 
+import contextlib
+import functools
 import random
 from collections.abc import Sequence
 
@@ -287,10 +289,27 @@ def _loop_in_jax(stack, x, values, training):
 
 
 def _loop_in_tensorflow(stack, x, values, training):
+    import tensorflow as tf
+
     if stack.remat and training:
         return _recompute_in_tensorflow(stack, x, values)
+    if training and not tf.executing_eagerly():
+        x = _without_forward_mode(stack, x)
     y, states, _ = _forward(stack, x, values, training)
     return y, states
+
+
+def _without_forward_mode(stack, x):
+    """Returns x, which raises an error in forward-mode differentiation.
+
+    TensorFlow would differentiate the normalizations of the loop wrongly.
+    """
+    import tensorflow as tf
+
+    def identity(stack, x):
+        return (tf.identity(x),), lambda stack, dy: (dy,)
+
+    return remat_lib.custom_gradient(identity, stack)(x)[0]
 
 
 def _forward(stack, x, values, training, keeps_inputs=False):
@@ -323,7 +342,8 @@ def _forward(stack, x, values, training, keeps_inputs=False):
         # keep what that takes for every unit.
         for j in stack._states:
             one[j] = tf.stop_gradient(one[j])
-        y, new = stack.run(x, one, probability(i), training)
+        with _exact_derivatives_of_norms(training):
+            y, new = stack.run(x, one, probability(i), training)
         y.set_shape(x.shape)
         if training:
             written = [
@@ -377,12 +397,13 @@ def _recompute_in_tensorflow(stack, x, values):
                     for value, is_one in zip(one, is_parameter, strict=True)
                     if is_one
                 ]
-                with tf.GradientTape() as tape:
-                    tape.watch(again)
-                    y, _ = stack.run(again[0], one, probability(i), True)
-                dx, *gradients = tape.gradient(
-                    y, again, dx, unconnected_gradients="zero"
-                )
+                with _exact_derivatives_of_norms(training=True):
+                    with tf.GradientTape() as tape:
+                        tape.watch(again)
+                        y, _ = stack.run(again[0], one, probability(i), True)
+                    dx, *gradients = tape.gradient(
+                        y, again, dx, unconnected_gradients="zero"
+                    )
                 return (
                     i - 1,
                     dx,
@@ -430,3 +451,83 @@ def _array(values):
     return tf.TensorArray(
         values.dtype, size=values.shape[0], element_shape=values.shape[1:]
     )
+
+
+_NORM = "KerasResnetFusedBatchNorm"
+
+
+@contextlib.contextmanager
+def _exact_derivatives_of_norms(training):
+    """Has normalizations in the loop of a graph differentiated exactly.
+
+    TensorFlow differentiates the gradient of its fused kernel wrongly there:
+    second derivatives miss terms, without an error. In training the gradient
+    is differentiated by its formula. Inference takes Keras' own path, because
+    a SavedModel cannot hold the gradients that are registered here.
+    """
+    import tensorflow as tf
+
+    if tf.executing_eagerly():
+        yield
+        return
+    if not training:
+        with normalization.unfused():
+            yield
+        return
+    _register_norm_gradients()
+    graph = tf.compat.v1.get_default_graph()
+    names = {"FusedBatchNormV3": _NORM, "FusedBatchNormGradV3": f"{_NORM}Grad"}
+    with graph.gradient_override_map(names):
+        yield
+
+
+@functools.cache
+def _register_norm_gradients():
+    import tensorflow as tf
+
+    @tf.RegisterGradient(_NORM)
+    def gradient(op, dy, *_):
+        x, scale, _, mean, variance = op.inputs
+        training = op.get_attr("is_training")
+        if training:
+            mean, variance = op.outputs[3:5]
+        with _exact_derivatives_of_norms(training=True):
+            dx, dscale, doffset, *_ = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=dy,
+                x=x,
+                scale=scale,
+                reserve_space_1=mean,
+                reserve_space_2=variance,
+                reserve_space_3=op.outputs[5],
+                epsilon=op.get_attr("epsilon"),
+                is_training=training,
+            )
+        return dx, dscale, doffset, None, None
+
+    @tf.RegisterGradient(f"{_NORM}Grad")
+    def gradient_of_gradient(op, *ddy):
+        inputs = [tf.identity(tensor) for tensor in op.inputs[:3]]
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            dy, x, scale = inputs
+            type_of_x = x.dtype
+            dy, x = tf.cast(dy, scale.dtype), tf.cast(x, scale.dtype)
+            if op.get_attr("is_training"):
+                mean, variance = tf.nn.moments(x, (0, 1, 2))
+            else:
+                mean, variance = op.inputs[3:5]
+            inverse = tf.math.rsqrt(variance + op.get_attr("epsilon"))
+            normal = (x - mean) * inverse
+            dscale = tf.reduce_sum(dy * normal, (0, 1, 2))
+            doffset = tf.reduce_sum(dy, (0, 1, 2))
+            if op.get_attr("is_training"):
+                dy -= tf.reduce_mean(dy, (0, 1, 2))
+                dy -= normal * tf.reduce_mean(dy * normal, (0, 1, 2))
+            dx = tf.cast(scale * inverse * dy, type_of_x)
+        gradients = tape.gradient(
+            [dx, dscale, doffset],
+            inputs,
+            list(ddy[:3]),
+            unconnected_gradients="zero",
+        )
+        return *gradients, None, None, None
