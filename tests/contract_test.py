@@ -148,7 +148,7 @@ class CheckpointTest(parameterized.TestCase):
 
     @parameterized.product(
         kind=(
-            *((unit, "B") for unit in UNITS),
+            *((unit, "OptionB") for unit in UNITS),
             *(("PreActivationUnit", shortcut) for shortcut in SHORTCUTS),
         ),
         looped=(False, True),
@@ -188,7 +188,7 @@ class CheckpointTest(parameterized.TestCase):
 
         self.assert_holds(build(), build())
 
-    @parameterized.parameters("highway19", "dsn", "maxout")
+    @parameterized.parameters("highway19", "dsn")
     def test_baselines(self, name):
         def build():
             return baselines.build(name, (32, 32, 1), 2)

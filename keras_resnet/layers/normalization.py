@@ -4,11 +4,16 @@ Both papers normalize after every convolution, with epsilon 1e-5 and a moving
 average of 0.9 ([1, Sec. 3.4]; the numbers are those of the authors' code).
 """
 
+import contextlib
+import functools
 import os
 import re
+import threading
 
 import keras
 from keras import ops
+
+_STATE = threading.local()
 
 MOMENTUM = 0.9
 EPSILON = 1e-5
@@ -120,6 +125,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return (
             keras.backend.backend() == "tensorflow"
             and mask is None
+            and not getattr(_STATE, "is_unfused", False)
             and not self._is_shared()
             and not getattr(self, "renorm", False)
             and not _xla_clusters()
@@ -151,20 +157,21 @@ def _normalized(x, gamma, beta, epsilon):
     import tensorflow as tf
 
     def kernel(x, gamma, beta):
-        y, mean, variance, *saved = tf.raw_ops.FusedBatchNormV3(
-            x=x,
-            scale=gamma,
-            offset=beta,
-            mean=tf.zeros([0]),
-            variance=tf.zeros([0]),
-            epsilon=epsilon,
-            is_training=True,
-        )[:6]
+        with _overridden_gradients():
+            y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+                x=x,
+                scale=gamma,
+                offset=beta,
+                mean=tf.zeros([0]),
+                variance=tf.zeros([0]),
+                epsilon=epsilon,
+                is_training=True,
+            )
         # The kernel returns the sum of squares over n - 1; Keras keeps the
         # one over n, which is what normalizes the batch.
         n = tf.cast(tf.size(x) // x.shape[-1], "float32")
         variance *= tf.maximum(n - 1.0, 1.0) / tf.maximum(n, 1.0)
-        return y, mean, variance, *saved
+        return y, mean, variance
 
     def formula(x, gamma, beta):
         values = tf.cast(x, "float32")
@@ -172,8 +179,7 @@ def _normalized(x, gamma, beta, epsilon):
         y = tf.nn.batch_normalization(
             values, mean, variance, beta, gamma, epsilon
         )
-        saved = mean, variance, tf.zeros([0])
-        return tf.cast(y, x.dtype), mean, variance, *saved
+        return tf.cast(y, x.dtype), mean, variance
 
     # This kernel returns the place of its device among the names, and in a
     # program of XLA their number. Tracing does not know: XLA also compiles
@@ -182,29 +188,11 @@ def _normalized(x, gamma, beta, epsilon):
     index = tf.raw_ops.DeviceIndex(device_names=devices)
     is_xla = tf.equal(index, len(devices))
 
-    @tf.custom_gradient
-    def run(x, gamma, beta):
-        y, mean, variance, *saved = tf.cond(
-            is_xla,
-            lambda: formula(x, gamma, beta),
-            lambda: kernel(x, gamma, beta),
-        )
-
-        def gradient(dy, *_):
-            return tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=dy,
-                x=x,
-                scale=gamma,
-                reserve_space_1=saved[0],
-                reserve_space_2=saved[1],
-                reserve_space_3=saved[2],
-                epsilon=epsilon,
-                is_training=True,
-            )[:3]
-
-        return (y, mean, variance), gradient
-
-    return run(x, gamma, beta)
+    return tf.cond(
+        is_xla,
+        lambda: formula(x, gamma, beta),
+        lambda: kernel(x, gamma, beta),
+    )
 
 
 def _xla_clusters() -> bool:
@@ -216,6 +204,100 @@ def _xla_clusters() -> bool:
         tf.config.optimizer.get_jit()
         or re.search(r"--tf_xla_auto_jit=(?!0|-1)", flags)
     )
+
+
+@contextlib.contextmanager
+def _state(name: str):
+    before = getattr(_STATE, name, False)
+    setattr(_STATE, name, True)
+    try:
+        yield
+    finally:
+        setattr(_STATE, name, before)
+
+
+def unfused():
+    """Returns a context in which `BatchNormalization` takes Keras' own path."""
+    return _state("is_unfused")
+
+
+@contextlib.contextmanager
+def exact_gradients():
+    """Has the fused kernel differentiated by its formula, in a graph.
+
+    In the body of a `tf.while_loop`, TensorFlow differentiates the gradient of
+    the kernel wrongly: second derivatives miss terms, without an error.
+    """
+    with _state("is_exact"), _overridden_gradients():
+        yield
+
+
+_NORM = "KerasResnetFusedBatchNorm"
+
+
+def _overridden_gradients():
+    """The gradients of `exact_gradients` for the graph that is traced now."""
+    import tensorflow as tf
+
+    if tf.executing_eagerly() or not getattr(_STATE, "is_exact", False):
+        return contextlib.nullcontext()
+    _register_gradients()
+    graph = tf.compat.v1.get_default_graph()
+    return graph.gradient_override_map(
+        {"FusedBatchNormV3": _NORM, "FusedBatchNormGradV3": f"{_NORM}Grad"}
+    )
+
+
+@functools.cache
+def _register_gradients():
+    import tensorflow as tf
+
+    @tf.RegisterGradient(_NORM)
+    def gradient(op, dy, *_):
+        x, scale, _, mean, variance = op.inputs
+        training = op.get_attr("is_training")
+        if training:
+            mean, variance = op.outputs[3:5]
+        with exact_gradients():
+            dx, dscale, doffset, *_ = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=dy,
+                x=x,
+                scale=scale,
+                reserve_space_1=mean,
+                reserve_space_2=variance,
+                reserve_space_3=op.outputs[5],
+                epsilon=op.get_attr("epsilon"),
+                is_training=training,
+            )
+        return dx, dscale, doffset, None, None
+
+    @tf.RegisterGradient(f"{_NORM}Grad")
+    def gradient_of_gradient(op, *ddy):
+        inputs = [tf.identity(tensor) for tensor in op.inputs[:3]]
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            dy, x, scale = inputs
+            type_of_x = x.dtype
+            dy, x = tf.cast(dy, scale.dtype), tf.cast(x, scale.dtype)
+            if op.get_attr("is_training"):
+                mean, variance = tf.nn.moments(x, (0, 1, 2))
+            else:
+                mean, variance = op.inputs[3:5]
+            inverse = tf.math.rsqrt(variance + op.get_attr("epsilon"))
+            normal = (x - mean) * inverse
+            dscale = tf.reduce_sum(dy * normal, (0, 1, 2))
+            doffset = tf.reduce_sum(dy, (0, 1, 2))
+            if op.get_attr("is_training"):
+                dy -= tf.reduce_mean(dy, (0, 1, 2))
+                dy -= normal * tf.reduce_mean(dy * normal, (0, 1, 2))
+            dx = tf.cast(scale * inverse * dy, type_of_x)
+        gradients = tape.gradient(
+            [dx, dscale, doffset],
+            inputs,
+            list(ddy[:3]),
+            unconnected_gradients="zero",
+        )
+        return *gradients, None, None, None
 
 
 def norms(layer: keras.layers.Layer) -> list[keras.layers.BatchNormalization]:

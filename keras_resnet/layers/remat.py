@@ -168,9 +168,22 @@ def _register_gradient():
 
     @tf.RegisterGradient(_GRADIENT)
     def gradient(op, *dy):
+        if op is None:
+            raise NotImplementedError(
+                "a SavedModel cannot hold the gradient of looped or recomputed "
+                "units in training: save it with tf.saved_model.SaveOptions("
+                "experimental_custom_gradients=False)"
+            )
         op = op.outputs[0].op  # a tape gives a stand-in for the operation
+        found = op.graph.get_collection(_collection(op))
+        if not found:
+            raise NotImplementedError(
+                "forward-mode derivatives in a tf.function need a network of "
+                "looped=False and remat=False: build it so, or take them "
+                "eagerly"
+            )
         # A graph inside another one starts with the collections of that one.
-        return op.graph.get_collection(_collection(op))[-1](dy)
+        return found[-1](dy)
 
 
 def _collection(op):

@@ -6,6 +6,7 @@ takes to build, trace and optimize; as a loop over weights of shape [n, ...] it
 decides nothing but the time of a step.
 """
 
+import contextlib
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -294,12 +295,29 @@ def _loop_in_jax(stack, x, values, training):
 
 
 def _loop_in_tensorflow(stack, x, values, training):
+    import tensorflow as tf
+
     if stack.remat and training:
         return _recompute_in_tensorflow(stack, x, values)
     if not training and stack.count < _UNROLLED_BELOW:
         return _loop_in_python(stack, x, values, training)
+    if training and not tf.executing_eagerly():
+        x = _without_forward_mode(stack, x)
     y, states, _ = _forward(stack, x, values, training)
     return y, states
+
+
+def _without_forward_mode(stack, x):
+    """Returns x, which raises an error in forward-mode differentiation.
+
+    TensorFlow would differentiate the normalizations of the loop wrongly.
+    """
+    import tensorflow as tf
+
+    def identity(stack, x):
+        return (tf.identity(x),), lambda stack, dy: (dy,)
+
+    return remat_lib.custom_gradient(identity, stack)(x)[0]
 
 
 def _forward(stack, x, values, training, keeps_inputs=False):
@@ -334,7 +352,8 @@ def _forward(stack, x, values, training, keeps_inputs=False):
         # keep what that takes for every unit.
         for j in stack._states:
             one[j] = tf.stop_gradient(one[j])
-        y, new = stack.run(x, one, probability(i), training)
+        with _exact_norms(training):
+            y, new = stack.run(x, one, probability(i), training)
         y.set_shape(x.shape)
         if training:
             written = [
@@ -388,12 +407,13 @@ def _recompute_in_tensorflow(stack, x, values):
                     for value, is_one in zip(one, is_parameter, strict=True)
                     if is_one
                 ]
-                with tf.GradientTape() as tape:
-                    tape.watch(again)
-                    y, _ = stack.run(again[0], one, probability(i), True)
-                dx, *gradients = tape.gradient(
-                    y, again, dx, unconnected_gradients="zero"
-                )
+                with _exact_norms(training=True):
+                    with tf.GradientTape() as tape:
+                        tape.watch(again)
+                        y, _ = stack.run(again[0], one, probability(i), True)
+                    dx, *gradients = tape.gradient(
+                        y, again, dx, unconnected_gradients="zero"
+                    )
                 return (
                     i - 1,
                     dx,
@@ -441,3 +461,18 @@ def _array(values):
     return tf.TensorArray(
         values.dtype, size=values.shape[0], element_shape=values.shape[1:]
     )
+
+
+def _exact_norms(training):
+    """Has the normalizations in the loop of a graph differentiated exactly.
+
+    Inference takes Keras' own path, because a SavedModel cannot hold the
+    gradients that `normalization.exact_gradients` registers.
+    """
+    import tensorflow as tf
+
+    if tf.executing_eagerly():
+        return contextlib.nullcontext()
+    if training:
+        return normalization.exact_gradients()
+    return normalization.unfused()
