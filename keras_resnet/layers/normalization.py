@@ -13,6 +13,8 @@ import threading
 import keras
 from keras import ops
 
+from keras_resnet.layers import gradients
+
 _STATE = threading.local()
 
 MOMENTUM = 0.9
@@ -74,11 +76,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 epsilon=self.epsilon,
                 is_training=False,
             ).y
-        outputs, mean, variance = _normalized(
-            inputs,
-            tf.convert_to_tensor(gamma),
-            tf.convert_to_tensor(beta),
-            self.epsilon,
+        outputs, mean, variance = gradients.custom_gradient(_normalized, self)(
+            inputs, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta)
         )
         for moving, batch in (
             (self.moving_mean, mean),
@@ -137,7 +136,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
 
 
-def _normalized(x, gamma, beta, epsilon):
+def _normalized(layer, x, gamma, beta):
     """Normalizes a batch by its own statistics.
 
     XLA compiles TensorFlow's kernel to `mean(x^2) - mean(x)^2`, which loses the
@@ -145,54 +144,68 @@ def _normalized(x, gamma, beta, epsilon):
     formula of Keras' layer.
 
     Args:
+        layer: The `BatchNormalization`.
         x: Tensor of shape `[batch, height, width, channels]`.
         gamma: Scale of each channel, float32 of shape `[channels]`.
         beta: Offset of each channel, float32 of shape `[channels]`.
-        epsilon: Added to the variance.
 
     Returns:
-        The normalized tensor, in the dtype of `x`, and the mean and the
-        variance of each channel, float32 of shape `[channels]`.
+        The normalized tensor, in the dtype of `x`, the mean and the variance of
+        each channel, float32 of shape `[channels]`, and the gradient, for
+        `gradients.custom_gradient`.
     """
     import tensorflow as tf
 
-    def kernel(x, gamma, beta):
-        with _overridden_gradients():
-            y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-                x=x,
-                scale=gamma,
-                offset=beta,
-                mean=tf.zeros([0]),
-                variance=tf.zeros([0]),
-                epsilon=epsilon,
-                is_training=True,
-            )
+    epsilon = layer.epsilon
+    is_exact = getattr(_STATE, "is_exact", False)
+
+    def kernel():
+        y, mean, variance, *saved = tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=gamma,
+            offset=beta,
+            mean=tf.zeros([0]),
+            variance=tf.zeros([0]),
+            epsilon=epsilon,
+            is_training=True,
+        )[:6]
         # The kernel returns the sum of squares over n - 1; Keras keeps the
         # one over n, which is what normalizes the batch.
         n = tf.cast(tf.size(x) // x.shape[-1], "float32")
         variance *= tf.maximum(n - 1.0, 1.0) / tf.maximum(n, 1.0)
-        return y, mean, variance
+        return y, mean, variance, *saved
 
-    def formula(x, gamma, beta):
+    def formula():
         values = tf.cast(x, "float32")
         mean, variance = tf.nn.moments(values, (0, 1, 2))
         y = tf.nn.batch_normalization(
             values, mean, variance, beta, gamma, epsilon
         )
-        return tf.cast(y, x.dtype), mean, variance
+        saved = mean, variance, tf.zeros([0])
+        return tf.cast(y, x.dtype), mean, variance, *saved
 
-    # This kernel returns the place of its device among the names, and in a
-    # program of XLA their number. Tracing does not know: XLA also compiles
-    # functions that were traced for TensorFlow's kernels.
+    # DeviceIndex returns the place of its device among the names, and in a
+    # program of XLA their number. The result is not known while tracing: a
+    # function that XLA compiles may call one that was traced before.
     devices = ["CPU", "GPU"]
     index = tf.raw_ops.DeviceIndex(device_names=devices)
     is_xla = tf.equal(index, len(devices))
+    y, mean, variance, *saved = tf.cond(is_xla, formula, kernel)
 
-    return tf.cond(
-        is_xla,
-        lambda: formula(x, gamma, beta),
-        lambda: kernel(x, gamma, beta),
-    )
+    def gradient(_, dy, *__):
+        with exact_gradients() if is_exact else contextlib.nullcontext():
+            return tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=dy,
+                x=x,
+                scale=gamma,
+                reserve_space_1=saved[0],
+                reserve_space_2=saved[1],
+                reserve_space_3=saved[2],
+                epsilon=epsilon,
+                is_training=True,
+            )[:3]
+
+    return (y, mean, variance), gradient
 
 
 def _xla_clusters() -> bool:
@@ -228,24 +241,16 @@ def exact_gradients():
     In the body of a `tf.while_loop`, TensorFlow differentiates the gradient of
     the kernel wrongly: second derivatives miss terms, without an error.
     """
-    with _state("is_exact"), _overridden_gradients():
+    import tensorflow as tf
+
+    _register_gradients()
+    graph = tf.compat.v1.get_default_graph()
+    names = {"FusedBatchNormV3": _NORM, "FusedBatchNormGradV3": f"{_NORM}Grad"}
+    with _state("is_exact"), graph.gradient_override_map(names):
         yield
 
 
 _NORM = "KerasResnetFusedBatchNorm"
-
-
-def _overridden_gradients():
-    """The gradients of `exact_gradients` for the graph that is traced now."""
-    import tensorflow as tf
-
-    if tf.executing_eagerly() or not getattr(_STATE, "is_exact", False):
-        return contextlib.nullcontext()
-    _register_gradients()
-    graph = tf.compat.v1.get_default_graph()
-    return graph.gradient_override_map(
-        {"FusedBatchNormV3": _NORM, "FusedBatchNormGradV3": f"{_NORM}Grad"}
-    )
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_resnet.layers import gradients
 from keras_resnet.layers import normalization
 from keras_resnet.layers import remat as remat_lib
 from keras_resnet.layers.convolutions import papers_initializer
@@ -317,7 +318,7 @@ def _without_forward_mode(stack, x):
     def identity(stack, x):
         return (tf.identity(x),), lambda stack, dy: (dy,)
 
-    return remat_lib.custom_gradient(identity, stack)(x)[0]
+    return gradients.custom_gradient(identity, stack)(x)[0]
 
 
 def _forward(stack, x, values, training, keeps_inputs=False):
@@ -441,7 +442,7 @@ def _recompute_in_tensorflow(stack, x, values):
         for value, is_one in zip(values, is_parameter, strict=True)
         if is_one
     ]
-    y, *states = remat_lib.custom_gradient(run, stack)(x, *parameters)
+    y, *states = gradients.custom_gradient(run, stack)(x, *parameters)
     return y, states
 
 
