@@ -135,7 +135,7 @@ def read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
             f"{info.file_size:,}"
         )
     with archive.open(info) as member:
-        # With no count, deflated data would expand to whatever they are.
+        # The count bounds what the deflated data expand to.
         data = member.read(info.file_size)
     if len(data) != info.file_size:
         raise ValueError(f"{short(name)} is truncated")
@@ -146,7 +146,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
     """Returns the object that JSON from a file describes.
 
     Raises:
-        ValueError: If it is no object, too deep, or has one key twice.
+        ValueError: If the JSON is damaged, too deep, or not an object.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

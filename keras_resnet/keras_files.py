@@ -2,8 +2,8 @@
 
 Keras builds a network from the file's configuration before it reads a weight.
 The configuration can be deep, name code, or describe weights of any size. Here
-both are checked first, and Keras' safe mode is on whatever the user's session
-has enabled: no code in a file runs.
+both are checked first. Keras' safe mode is always on, so that no code in a file
+runs, even if the session has enabled unsafe deserialization.
 """
 
 import contextlib
@@ -148,7 +148,7 @@ class _Initialize(Protocol):
 def _bounded_variables(elements: int) -> Iterator[None]:
     """Bounds the elements of the variables that this thread creates.
 
-    Keras has no option for it, and a variable takes its memory at once.
+    A variable takes its memory at once, and Keras cannot bound it.
 
     Raises:
         ValueError: From the variable that exceeds the bound.
@@ -177,7 +177,7 @@ def _bounded_variables(elements: int) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, without the configuration that Keras quotes."""
+    """The message of an error, without the configuration that Keras quotes."""
     text = str(error)
     for start in ("Exception encountered: ", "Error when deserializing "):
         text = text.rpartition(start)[2]

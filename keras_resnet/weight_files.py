@@ -7,6 +7,7 @@ literals, containers and tensors, and has no way to call anything.
 
 import io
 import math
+import mmap
 import os
 import pickletools
 import stat
@@ -27,6 +28,8 @@ Arrays = dict[str, np.ndarray]
 # and 19,800 members of HDF5 in a file of Keras. An optimizer adds 9,000 more.
 MOST_ARRAYS = 20_000
 _MOST_MEMBERS = 50_000
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_MOST_HEAP_OBJECTS = 10 * _MOST_MEMBERS
 _MOST_DEPTH = 32
 _MOST_DIMENSIONS = 8
 _MOST_LETTERS = 256
@@ -68,7 +71,14 @@ def read(path: str | os.PathLike, most_bytes: int = MOST_BYTES) -> Arrays:
         with open(path, "rb") as file:
             head = file.read(9)
             file.seek(0)
-            if head.startswith(b"\x89HDF\r\n\x1a\n"):
+            if head.startswith(_HDF5):
+                if size > 4 * most_bytes:
+                    raise ValueError(
+                        f"it must be at most {4 * most_bytes:,} bytes, "
+                        f"received {size:,}"
+                    )
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m:
+                    _check_heaps(m)
                 return _read_hdf5(file, size, most_bytes)
             if head.startswith(b"PK"):
                 return _read_zip(file, size, most_bytes)
@@ -201,6 +211,7 @@ def hdf5_bytes(contents: bytes) -> int:
     """
     import h5py
 
+    _check_heaps(contents)
     budget = _Budget(len(contents), len(contents), _MOST_MEMBERS)
     total = 0
     with h5py.File(io.BytesIO(contents), "r") as root:
@@ -212,6 +223,32 @@ def hdf5_bytes(contents: bytes) -> int:
             if isinstance(item, h5py.h5d.DatasetID):
                 total += _check_dataset(path, item, budget)
     return total
+
+
+def _check_heaps(data: bytes | mmap.mmap) -> None:
+    """Raises ValueError if a heap of texts in HDF5 would never end.
+
+    HDF5 1.14 does not return from a heap with an object of no length.
+    """
+    if data[:8] != _HDF5:
+        raise ValueError("its weights are not HDF5")
+    lengths = data[13:15] if data[8] < 2 else data[9:11]
+    if lengths != b"\x08\x08":
+        raise ValueError("its addresses and lengths must have 8 bytes")
+    left = _MOST_HEAP_OBJECTS
+    start = data.find(b"GCOL\x01")
+    while start >= 0:
+        at = start + 16
+        end = start + int.from_bytes(data[start + 8 : at], "little")
+        while at + 16 <= min(end, len(data)):
+            index = int.from_bytes(data[at : at + 2], "little")
+            length = int.from_bytes(data[at + 8 : at + 16], "little")
+            step = 16 + -(-length // 8) * 8 if index else length
+            left -= 1
+            if not 16 <= step <= end - at or left < 0:
+                raise ValueError("a heap of its texts is damaged")
+            at += step
+        start = data.find(b"GCOL\x01", start + 1)
 
 
 def _walk(root: Any) -> Iterator[tuple[str, Any]]:
@@ -351,6 +388,7 @@ def _read_zip(file: BinaryIO, size: int, most_bytes: int) -> Arrays:
             contents = archives.read(
                 archive, "model.weights.h5", 4 * most_bytes
             )
+            _check_heaps(contents)
             return _read_hdf5(io.BytesIO(contents), len(contents), most_bytes)
         pickles = [name for name in names if name.endswith("/data.pkl")]
         if len(pickles) != 1:

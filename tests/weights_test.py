@@ -1313,6 +1313,22 @@ class RefusalTest(WeightsTestCase):
 
         self.assert_refused(small(), self.hdf5(fill), "far more than its size")
 
+    def test_a_heap_of_texts_ends(self):
+        path = self.path(None, "own.weights.h5")
+        small().save_weights(path)
+        with open(path, "rb") as file:
+            data = bytearray(file.read())
+        heap = data.index(b"GCOL") + 16
+        weights.load(small(), path)
+        for length in (0, 2**64 - 16, 2**64 - 1, 2**40):
+            damaged = bytearray(data)
+            damaged[heap : heap + 8] = bytes(8)
+            damaged[heap + 8 : heap + 16] = length.to_bytes(8, "little")
+            self.assert_refused(small(), self.path(bytes(damaged)), "heap")
+            damaged[heap] = 1
+            if length:
+                self.assert_refused(small(), self.path(bytes(damaged)), "heap")
+
     def test_members_of_hdf5_are_few(self):
         path = self.hdf5(
             lambda file: [file.create_group(f"a/{i}") for i in range(50)]
