@@ -251,11 +251,12 @@ class XLATest(parameterized.TestCase):
         lambda: layers.UnitStack(layers.PreActivationUnit(4), 2, remat=True),
     )
     def test_units_train_as_without_xla(self, make):
+        keras.utils.set_random_seed(0)
         layer = make()
         layer.build((8, 6, 6, 4))
         start = layer.get_weights()
         rng = np.random.default_rng(0)
-        x = tf.constant(rng.normal(3000.0, 1.0, (8, 6, 6, 4)), "float32")
+        x = tf.constant(rng.normal(300.0, 1.0, (8, 6, 6, 4)), "float32")
         weight = tf.constant(rng.normal(size=x.shape), "float32")
 
         def call(x):
@@ -271,7 +272,7 @@ class XLATest(parameterized.TestCase):
             found.append([*map(np.array, gradients), *layer.get_weights()])
         for a, b in zip(*found, strict=True):
             scale = max(np.abs(a).max(), 1.0)
-            np.testing.assert_allclose(a / scale, b / scale, atol=1e-2)
+            np.testing.assert_allclose(a / scale, b / scale, atol=2e-3)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ BUILD = (ROOT / "BUILD").read_text()
 
 # What `import keras_resnet` may load of ours.
 LIGHT = {
-    *("keras_resnet", "layers", "models", "names"),
+    *("archives", "graphs", "keras_resnet", "layers", "models", "names"),
     *("pretrained", "weight_files", "weights"),
 }
 
@@ -27,14 +27,17 @@ MAY_IMPORT = {
     "names": set(),
     "layers": {"names"},
     "pretrained": set(),
-    "weight_files": set(),
+    "archives": set(),
+    "graphs": set(),
+    "weight_files": {"archives"},
+    "keras_files": {"archives", "weight_files"},
     "weights": {"layers", "weight_files"},
-    "models": {"layers", "names", "pretrained", "weights"},
+    "models": {"graphs", "layers", "names", "pretrained", "weights"},
     "keras_resnet": LIGHT,
     "baselines": {"models"},
     "analysis": LIGHT,
     "training": LIGHT | {"analysis", "baselines"},
-    "serving": LIGHT | {"analysis", "training"},
+    "serving": LIGHT | {"analysis", "keras_files", "training"},
     "results": LIGHT | {"analysis", "training"},
     "benchmark": LIGHT | {"training", "serving", "results"},
     "apps": LIGHT
@@ -49,7 +52,8 @@ SOURCES = sorted(
 PROGRAMS = {
     path.stem
     for path in SOURCES
-    if path.parts[0] == "apps" and path.stem not in ("__init__", "command_line")
+    if path.parts[0] == "apps"
+    and path.stem not in ("__init__", "command_line", "signals")
 }
 TEST_FILES = sorted((ROOT / "tests").glob("*_test.py"))
 

@@ -160,7 +160,7 @@ class CommandsTest(parameterized.TestCase):
                 trainer = mock.patch.object(
                     loop, "train_and_evaluate", return_value=result
                 )
-                images = mock.Mock(image_shape=(32, 32, 3))
+                images = mock.Mock(image_shape=(32, 32, 3), train_size=2**20)
                 loader = mock.patch.object(data, "load", return_value=images)
                 one = tf.distribute.get_strategy()
                 devices = mock.patch.object(
