@@ -190,7 +190,12 @@ def _normalized(layer, x, gamma, beta):
     devices = ["CPU", "GPU"]
     index = tf.raw_ops.DeviceIndex(device_names=devices)
     is_xla = tf.equal(index, len(devices))
-    y, mean, variance, *saved = tf.cond(is_xla, formula, kernel)
+    y, mean, variance, *saved, scratch = tf.cond(is_xla, formula, kernel)
+    # TensorFlow takes the shape of the formula's for that of both, and a loop
+    # could then not keep the kernel's.
+    scratch = tf.raw_ops.PlaceholderWithDefault(
+        input=scratch, shape=tf.TensorShape(None)
+    )
 
     def gradient(_, dy, *__):
         with exact_gradients() if is_exact else contextlib.nullcontext():
@@ -200,7 +205,7 @@ def _normalized(layer, x, gamma, beta):
                 scale=gamma,
                 reserve_space_1=saved[0],
                 reserve_space_2=saved[1],
-                reserve_space_3=saved[2],
+                reserve_space_3=scratch,
                 epsilon=epsilon,
                 is_training=True,
             )[:3]
