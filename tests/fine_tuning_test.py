@@ -64,6 +64,61 @@ class FineTuningTest(parameterized.TestCase):
         )
         self.assertEqual(changed_by_training(base), kernels(base, but))
 
+    @parameterized.parameters(
+        (False, "sequential"), (True, "functional"), (True, "both")
+    )
+    def test_networks_inside_of_others_are_frozen(self, looped, around):
+        spec = keras_resnet.Spec("tiny", (3, 2), (4, 8), stem="cifar")
+        base = keras_resnet.resnet(
+            spec,
+            include_top=False,
+            pooling="avg",
+            input_shape=(8, 8, 3),
+            looped=looped,
+        )
+        model = base
+        for kind in ("functional", "sequential"):
+            if around in (kind, "both"):
+                image = keras.Input((8, 8, 3))
+                if kind == "functional":
+                    model = keras.Model(image, model(image), name="outer")
+                else:
+                    model = keras.Sequential([image, model], name="outer")
+        name = model.layers[-1].name
+        everything = kernels(base, ("st",))
+        for before in ("released", "frozen", "partly"):
+            model.trainable = before != "frozen"
+            if before == "partly":
+                keras_resnet.freeze(base, but=("stage2",))
+                base.trainable = False
+                base.layers[-2].trainable = True
+            keras_resnet.freeze(model, but=(name,))
+            trained = {v.path for v in model.trainable_weights}
+            self.assertEqual(trained, everything, before)
+        self.assertEqual(changed_by_training(model), everything)
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        model.save(f"{folder}/model.keras")
+        again = keras.models.load_model(f"{folder}/model.keras")
+        self.assertEqual(changed_by_training(again), everything)
+        again = keras.models.clone_model(model)
+        trained = {v.path for v in again.trainable_weights}
+        self.assertEqual(trained, everything)
+
+    @parameterized.parameters(False, True)
+    def test_layers_are_frozen_before_they_are_built(self, is_stack):
+        layer = keras_resnet.layers.OriginalUnit(4, shortcut="C")
+        if is_stack:
+            layer = keras_resnet.layers.UnitStack(layer, 2)
+        model = keras.Sequential(
+            [layer, keras.layers.BatchNormalization(name="norm")]
+        )
+        keras_resnet.freeze(model, but=(layer.name,))
+        model.build((None, 8, 8, 4))
+        self.assertLen(model.trainable_weights, 3)  # kernels
+        self.assertTrue(
+            all("kernel" in v.path for v in model.trainable_weights)
+        )
+
     @parameterized.parameters({}, {"looped": True})
     def test_layers_may_be_released_one_after_the_other(self, **kwargs):
         base = features(**kwargs)
@@ -104,6 +159,8 @@ class FineTuningTest(parameterized.TestCase):
     def test_a_name_that_is_none_is_refused(self):
         with self.assertRaisesRegex(ValueError, "'stage4'"):
             keras_resnet.freeze(keras_resnet.ResNet20(), but=("stage4",))
+        with self.assertRaisesRegex(ValueError, r"but=\('stage3',\)"):
+            keras_resnet.freeze(keras_resnet.ResNet20(), but="stage3")
 
     def test_weights_of_cifar_10_learn_the_digits(self):
         folder = os.environ.get("KERAS_RESNET_DATA", "")

@@ -1,7 +1,9 @@
 """A loop over units equals the units one after the other."""
 
+import gc
 import itertools
 import tempfile
+import weakref
 from unittest import mock
 
 import keras
@@ -289,6 +291,154 @@ class RecomputationTest(absltest.TestCase):
             tape.gradient(y, unit.trainable_variables)
         self.assertEqual(forward, 2)
         self.assertEqual(product.call_count, 4)
+
+
+def gradients(call, x, order):
+    """The gradient of a scalar of the output, of an order, by nested tapes."""
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = call(x) if order == 1 else gradients(call, x, order - 1)
+        some = tf.cos(tf.range(y.shape.num_elements(), dtype="float32"))
+        y = tf.reduce_sum(y * tf.reshape(some, tf.shape(y)))
+    return tape.gradient(y, x)
+
+
+def second_derivatives(call, x):
+    return gradients(call, x, 2)
+
+
+def third_derivatives(call, x):
+    return gradients(call, x, 3)
+
+
+def hessian(call, x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        row = gradients(call, x, 1)[0, 0]
+    return tape.jacobian(row, x)
+
+
+def gradients_twice(call, x):
+    """By a tape that is persistent, also of rows that `tf.gather` takes."""
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        y = tf.gather(call(x), [1, 0, 1]) ** 2
+    return tf.stack([tape.gradient(y, x) for _ in range(2)])
+
+
+def tangents(call, x):
+    with tf.autodiff.ForwardAccumulator(x, tf.reverse(x, [0, 1])) as forward:
+        y = call(x)
+    return forward.jvp(y)
+
+
+class DerivativesTest(parameterized.TestCase):
+    """Looped and recomputed units have the derivatives of plain ones."""
+
+    def assert_same(self, derivative, kind, training=True, function="none"):
+        """`function`: whether the inner or the outer call is a tf.function."""
+        plain, stack = make("original", "A", remat="remat" in kind)
+        again, _ = make("original", "A")
+        for unit in again:
+            unit.remat = True
+
+        def chain(units):
+            def call(x):
+                for unit in units:
+                    x = unit(x, training=training)
+                return x
+
+            return call
+
+        def loop(x):
+            return stack(x, training=training)
+
+        def found(call):
+            if function == "inner":
+                call = tf.function(call, autograph=False)
+
+            def outer(x):
+                return derivative(lambda x: tf.tanh(call(x) / 10), x)
+
+            if function == "outer":
+                outer = tf.function(outer, autograph=False)
+            return np.array(outer(images((2, 3, 3, SHAPE[-1]))))
+
+        expected = found(chain(plain))
+        got = found(loop if "loop" in kind else chain(again))
+        limit = 2e-3 * np.abs(expected).max()
+        self.assertGreater(limit, 0)
+        np.testing.assert_allclose(got, expected, atol=limit)
+
+    @parameterized.parameters(
+        ("loop", True, "inner"),
+        ("loop, remat", True, "none"),
+        ("remat", True, "inner"),
+    )
+    def test_second_derivatives(self, kind, training, function):
+        self.assert_same(second_derivatives, kind, training, function)
+
+    @parameterized.parameters(
+        (second_derivatives, "loop", False, "inner"),
+        (second_derivatives, "loop, remat", True, "inner"),
+        (second_derivatives, "loop, remat", True, "outer"),
+        (third_derivatives, "loop", True, "outer"),
+        (hessian, "loop, remat", True, "none"),
+    )
+    @pytest.mark.large
+    def test_derivatives_that_take_long(self, *arguments):
+        self.assert_same(*arguments)
+
+    @parameterized.parameters(
+        (gradients_twice, "loop, remat"),
+        (gradients_twice, "remat"),
+        (tangents, "loop, remat"),
+    )
+    def test_without_a_function(self, derivative, kind):
+        self.assert_same(derivative, kind)
+
+    def test_forward_mode_of_inference(self):
+        self.assert_same(tangents, "loop", False, "outer")
+
+    @parameterized.parameters("loop", "loop, remat", "remat")
+    def test_forward_mode_in_a_function_is_an_error(self, kind):
+        with self.assertRaisesRegex(NotImplementedError, "take them eagerly"):
+            self.assert_same(tangents, kind, True, "outer")
+
+
+SPEC = keras_resnet.Spec(
+    "tiny", (2,), (4,), stem="cifar", classes=2, image_size=4
+)
+
+
+def fit(model, x, labels):
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.fit(x, labels, verbose=0)
+
+
+def take_step(model, x, labels):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(x, training=True)[:, 0])
+    return tape.gradient(loss, model.trainable_variables)
+
+
+def take_step_in_a_function(model, x, labels):
+    tf.function(take_step)(model, x, labels)
+
+
+class MemoryTest(parameterized.TestCase):
+    @parameterized.product(
+        settings=({"remat": True}, {"remat": True, "looped": True}),
+        use=(fit, take_step, take_step_in_a_function),
+    )
+    def test_a_network_that_nobody_holds_is_freed(self, settings, use):
+        model = keras_resnet.resnet(SPEC, **settings)
+        use(model, tf.zeros((2, 4, 4, 3)), tf.constant([0, 1]))
+        held = [weakref.ref(v) for v in (model, *model.weights)]
+        del model
+        keras.backend.clear_session()
+        gc.collect()
+        self.assertEmpty([r() for r in held if r() is not None])
 
 
 def nodes(model, batch=2):

@@ -68,6 +68,8 @@ class UnitStack(keras.layers.Layer):
     Raises:
         ValueError: If the unit changes the shape, or the survival probabilities
             are not `count` numbers in (0, 1].
+        NotImplementedError: If `tf.autodiff.ForwardAccumulator` differentiates
+            training in a `tf.function`.
 
     Example:
 
