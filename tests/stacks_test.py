@@ -372,7 +372,6 @@ class DerivativesTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ("loop", True, "inner"),
-        ("loop, remat", True, "inner"),
         ("loop, remat", True, "none"),
         ("remat", True, "inner"),
     )
@@ -381,6 +380,7 @@ class DerivativesTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (second_derivatives, "loop", False, "inner"),
+        (second_derivatives, "loop, remat", True, "inner"),
         (second_derivatives, "loop, remat", True, "outer"),
         (third_derivatives, "loop", True, "outer"),
         (hessian, "loop, remat", True, "none"),
