@@ -131,6 +131,11 @@ def variables_in(path):
 class CheckpointTest(parameterized.TestCase):
     """A checkpoint of TensorFlow holds every variable of a layer, no other."""
 
+    def setUp(self):
+        super().setUp()
+        if keras.backend.backend() != "tensorflow":
+            self.skipTest("KERAS_BACKEND is not tensorflow")
+
     def assert_holds(self, layer, again):
         rng = np.random.default_rng(0)
         for variable in layer.variables:
