@@ -473,7 +473,8 @@ class LoopedNetworkTest(parameterized.TestCase):
             )
             counts.add(nodes(model))
         self.assertLen(counts, 1)
-        self.assertLess(counts.pop(), 2500)
+        # Fewer operations than the deepest of them has convolutions.
+        self.assertLess(counts.pop(), 3 * 900 * 2)
 
     @pytest.mark.large
     def test_network_of_10_002_layers_trains_and_is_saved(self):
