@@ -74,7 +74,7 @@ def main(argv):
     strategy = command_line.strategy("auto", _NUM_DEVICES.value)
     import keras
 
-    from keras_resnet.training import checkpoints
+    from keras_resnet import atomic
     from keras_resnet.training import evaluation
     from keras_resnet.training import memory
 
@@ -116,7 +116,7 @@ def main(argv):
     if _PER_CLASS.value:
         numbers["classes"] = result.per_class(dataset.labels)
     if _CONFUSION_MATRIX.value:
-        checkpoints.replace_file(
+        atomic.write(
             pathlib.Path(_CONFUSION_MATRIX.value),
             result.confusion_csv(dataset.labels),
         )
@@ -124,12 +124,12 @@ def main(argv):
 
 
 def _load(name, data_dir=None, **arguments):
-    from keras_resnet.training import data
+    from keras_resnet.data import datasets
 
     if not name:
         raise _no_dataset()
     with command_line.usage("dataset", name):
-        return data.load(name, _DATA_DIR.value or data_dir, **arguments)
+        return datasets.load(name, _DATA_DIR.value or data_dir, **arguments)
 
 
 def _no_dataset():

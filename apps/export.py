@@ -87,10 +87,10 @@ _CHECK_IMAGES = flags.DEFINE_integer(
 
 def main(argv):
     """Exports the one network that the flags name."""
+    from keras_resnet.data import limits
     from keras_resnet.serving import export
     from keras_resnet.serving import folding
     from keras_resnet.serving import formats
-    from keras_resnet.serving import limits
     from keras_resnet.serving import sources
     from keras_resnet.serving import versions
     from keras_resnet.serving import warmup

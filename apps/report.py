@@ -22,12 +22,6 @@ _DATA_DIR = flags.DEFINE_string(
     "Where TFDS keeps cifar10: with it, the report shows what the weights that "
     "ship get wrong.",
 )
-_BENCHMARK = flags.DEFINE_string(
-    "benchmark",
-    None,
-    "benchmark.json of apps.benchmark: with it, the report shows speed and "
-    "memory by depth.",
-)
 _OUTPUT = flags.DEFINE_string("output", None, "Directory for what is written.")
 
 
@@ -37,10 +31,9 @@ def main(argv):
         if not flag.value:
             raise command_line.UsageError(flag.name, "", "name a directory")
     with command_line.extra("report"):
-        from keras_resnet.results import page
-        from keras_resnet.results import runs
-    from keras_resnet.benchmark import report
-    from keras_resnet.training import data
+        from keras_resnet.papers import page
+        from keras_resnet.papers import runs
+    from keras_resnet.data import datasets
 
     with command_line.usage("workdirs", ",".join(_WORKDIRS.value)):
         found, damaged = runs.find(_WORKDIRS.value)
@@ -50,12 +43,8 @@ def main(argv):
     dataset = None
     if _DATA_DIR.value:
         with command_line.usage("data_dir", _DATA_DIR.value):
-            dataset = data.load("cifar10", _DATA_DIR.value)
-    plots = []
-    if _BENCHMARK.value:
-        with command_line.usage("benchmark", _BENCHMARK.value):
-            plots = report.plots(report.load(_BENCHMARK.value))
-    for path in page.write(found, _OUTPUT.value, dataset, plots, damaged):
+            dataset = datasets.load("cifar10", _DATA_DIR.value)
+    for path in page.write(found, _OUTPUT.value, dataset, damaged):
         command_line.show(path)
 
 

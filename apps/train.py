@@ -19,7 +19,7 @@ _MODEL = flags.DEFINE_string("model", "resnet20", "Name of the network.")
 _EXPERIMENT = flags.DEFINE_string(
     "experiment",
     None,
-    "A row of the papers' tables (keras_resnet.training.experiments), in place "
+    "A row of the papers' tables (keras_resnet.papers.experiments), in place "
     "of --model, --dataset and --recipe.",
 )
 _DATASET = flags.DEFINE_string(
@@ -106,7 +106,7 @@ _SET = flags.DEFINE_multi_string(
 
 def _set_by_experiment():
     """Gives the flags the values that a row of the experiments stands for."""
-    from keras_resnet.training import experiments
+    from keras_resnet.papers import experiments
 
     for flag in (_MODEL, _DATASET, _RECIPE):
         if flag.present:
@@ -129,8 +129,8 @@ def _set_by_experiment():
 def _config():
     """The configuration that the flags describe, and its data set."""
     from keras_resnet import baselines
+    from keras_resnet.data import datasets
     from keras_resnet.training import configs
-    from keras_resnet.training import data
     from keras_resnet.training import recipes
 
     with command_line.usage("model", _MODEL.value):
@@ -139,7 +139,7 @@ def _config():
         with command_line.usage("recipe", _RECIPE.value):
             recipe = recipes.get_recipe(_RECIPE.value)
     with command_line.usage("dataset", _DATASET.value):
-        dataset = data.load(_DATASET.value, _DATA_DIR.value)
+        dataset = datasets.load(_DATASET.value, _DATA_DIR.value)
     height = dataset.image_shape[0]
     if not _RECIPE.value:
         recipe = recipes.default_recipe(
@@ -163,7 +163,7 @@ def _config():
     if recipe.image_size not in (None, height):
         size = f"recipe.image_size={recipe.image_size}"
         with command_line.usage("set", size):
-            dataset = data.load(
+            dataset = datasets.load(
                 _DATASET.value, _DATA_DIR.value, image_size=recipe.image_size
             )
     with command_line.usage("dtype", _DTYPE.value):

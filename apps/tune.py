@@ -50,13 +50,13 @@ _SET = flags.DEFINE_multi_string(
 
 def _search():
     """The search that the flags describe."""
+    from keras_resnet.data import datasets
     from keras_resnet.training import configs
-    from keras_resnet.training import data
     from keras_resnet.training import recipes
     from keras_resnet.training import tuning
 
     with command_line.usage("dataset", _DATASET.value):
-        dataset = data.load(_DATASET.value, _DATA_DIR.value)
+        dataset = datasets.load(_DATASET.value, _DATA_DIR.value)
     height = dataset.image_shape[0]
     space = tuning.default_space(height)
     with command_line.usage("recipe", _RECIPE.value):

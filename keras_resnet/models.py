@@ -20,8 +20,6 @@ import numpy as np
 
 from keras_resnet import graphs
 from keras_resnet import names
-from keras_resnet import pretrained
-from keras_resnet import weights as weights_lib
 from keras_resnet.layers import BatchNormalization
 from keras_resnet.layers import Convolution
 from keras_resnet.layers import UnitStack
@@ -30,11 +28,13 @@ from keras_resnet.layers import shortcuts as shortcuts_lib
 from keras_resnet.layers import units as units_lib
 from keras_resnet.layers.normalization import EPSILON
 from keras_resnet.layers.normalization import MOMENTUM
+from keras_resnet.weights import loading
+from keras_resnet.weights import shipped
 
 # From how many identical units on a stage is a loop by default. Seconds to the
 # end of the first step, unrolled and looped, and how many times as fast as the
 # unrolled network a later step of the loop is (TensorFlow 2.21, two cores,
-# float32; `python -m apps.benchmark --groups=depth,memory`):
+# float32; `python -m benchmarks --groups=depth,memory`):
 #
 #     network     identical units  batch  to the first step  a later step
 #     ResNet-20         2             8      0.9 -> 1.8         0.92 x
@@ -281,7 +281,7 @@ def resnet(
         weights: None for the papers' random initialization, `"imagenet"` for
             the published weights of keras.applications (ResNet-50, 101 and
             152), `"cifar10"` for those that ship with this package (see
-            `keras_resnet.pretrained.card`), or the path of a file (see
+            `keras_resnet.weights.shipped.card`), or the path of a file (see
             `keras_resnet.weights.load`).
         input_tensor: A Keras tensor to use as the image, or None.
         input_shape: `(height, width, channels)`; None for the default size with
@@ -471,11 +471,11 @@ def resnet(
         image = sources[0] if len(sources) == 1 else sources
     model = keras.Model(image, x, name=name or spec.name)
     if weights == "imagenet":
-        weights = weights_lib.imagenet_file(spec.name, include_top)
+        weights = loading.imagenet_file(spec.name, include_top)
     elif weights == "cifar10":
-        weights = pretrained.weights_file(spec.name)
+        weights = shipped.weights_file(spec.name)
     if weights is not None:
-        weights_lib.load(model, weights)
+        loading.load(model, weights)
     return model
 
 
@@ -489,7 +489,7 @@ def _check_weights(spec, weights, include_top, classes):
     is_named = isinstance(weights, str | os.PathLike)
     if is_named and weights in _PRETRAINED_CLASSES:
         if weights == "cifar10":
-            pretrained.card(spec.name)  # says so if there is none
+            shipped.card(spec.name)  # says so if there is none
         elif spec.name not in _IMAGENET_WEIGHTS:
             raise ValueError(
                 "`weights='imagenet'` exist for "
@@ -920,7 +920,7 @@ def preprocess_input(x, mode: str = "caffe", data_format=None):
 
     sizes: list[int | None] = [None] * 3
     if mode == "cifar10":
-        mean = by_channel(pretrained.mean())
+        mean = by_channel(shipped.mean())
         sizes = list(mean.shape)
     elif mode != "tf":  # which treats all channels as one
         sizes[0 if is_first else 2] = 3

@@ -13,7 +13,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
-from keras_resnet.training import data
+from keras_resnet.data import datasets
 from tests import programs
 
 TINY = keras_resnet.Spec("tiny", (1, 1), (8, 16), stem="cifar", shortcut="A")
@@ -82,7 +82,7 @@ class ChainTest(parameterized.TestCase):
             "evaluate", *flags, "--mean=0.5", "--standard_deviation=0.25"
         )
         self.assertEqual(outcome.code, 0, outcome.err)
-        dataset = data.load("digits")
+        dataset = datasets.load("digits")
         images, labels = dataset.test_images(355)
         best = np.argmax(model((images / 255.0 - 0.5) / 0.25), axis=1)
         errors = int(np.sum(best != labels))
@@ -107,7 +107,7 @@ class ChainTest(parameterized.TestCase):
             "--set=model.batch_norm_epsilon=1.001e-5",
         )
         self.assertEqual(outcome.code, 0, outcome.err)
-        images, labels = data.load("synthetic").test_images(200)
+        images, labels = datasets.load("synthetic").test_images(200)
         prepare = keras.applications.resnet.preprocess_input
         errors, others = (
             int(np.sum(np.argmax(theirs(pixels), axis=1) != labels))
@@ -121,7 +121,9 @@ class ChainTest(parameterized.TestCase):
         self.assertEqual(result["top1_errors"], errors)
 
     def test_prediction_answers_as_the_network_does(self):
-        paths = data.write_examples(data.load("digits"), self.root / "pictures")
+        paths = datasets.write_examples(
+            datasets.load("digits"), self.root / "pictures"
+        )
         outcome = programs.run(
             "predict", f"--saved_model={self.root}/exports", "--json", *paths
         )
@@ -297,14 +299,14 @@ class UsageTest(parameterized.TestCase):
 
     def test_failure_of_tensorflow_is_one_line(self):
         error = tf.errors.ResourceExhaustedError(None, None, "no memory\nleft")
-        with mock.patch.object(data, "load", side_effect=error):
+        with mock.patch.object(datasets, "load", side_effect=error):
             outcome = programs.run("train")
         self.assertEqual(outcome.code, 1)
         self.assertEqual(outcome.err, ["train: no memory left"])
 
     def test_mistake_of_ours_has_its_trace(self):
         with (
-            mock.patch.object(data, "load", side_effect=TypeError("bug")),
+            mock.patch.object(datasets, "load", side_effect=TypeError("bug")),
             self.assertRaisesRegex(TypeError, "bug"),
         ):
             programs.run("train")

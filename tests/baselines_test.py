@@ -11,10 +11,10 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet import baselines
-from keras_resnet.results import runs
+from keras_resnet.data import datasets
+from keras_resnet.papers import experiments
+from keras_resnet.papers import runs
 from keras_resnet.training import configs
-from keras_resnet.training import data
-from keras_resnet.training import experiments
 from keras_resnet.training import loop
 from keras_resnet.training import losses
 from keras_resnet.training import optimizers
@@ -147,7 +147,7 @@ class TrainingTest(parameterized.TestCase):
             decay_at_steps=(),
         )
         config = configs.Config(name, "synthetic", recipe)
-        dataset = data.load("synthetic", image_size=32)
+        dataset = datasets.load("synthetic", image_size=32)
         directory = self.enter_context(tempfile.TemporaryDirectory())
         loop.train_and_evaluate(
             config,
@@ -191,7 +191,7 @@ class TrainingTest(parameterized.TestCase):
 
     def test_companions_are_trained_by_their_own_loss(self):
         config = configs.Config("dsn", "digits", recipes.RECIPES["digits"])
-        dataset = data.load("digits")
+        dataset = datasets.load("digits")
         run = steps.Run(config, dataset, tf.distribute.get_strategy())
         images, labels = np.zeros((4, 8, 8, 1), "float32"), np.arange(4)
         logits = run.model(images, training=True)

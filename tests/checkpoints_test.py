@@ -11,6 +11,7 @@ import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from keras_resnet import atomic
 from keras_resnet.training import checkpoints
 
 
@@ -224,7 +225,7 @@ class CheckpointsTest(parameterized.TestCase):
     def test_killed_writer_leaves_a_name_that_is_known(self):
         killed = mock.patch.object(os, "replace", side_effect=KeyboardInterrupt)
         with killed, self.assertRaises(KeyboardInterrupt):
-            checkpoints.replace_file(self.root / "config.json", "{}")
+            atomic.write(self.root / "config.json", "{}")
         (left,) = self.root.iterdir()
         self.assertEqual(checkpoints.remains(self.root), [left])
 

@@ -4,11 +4,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet.data import views
 from keras_resnet.serving import export as export_lib
-from keras_resnet.training import data
 
 LABELS = ["dark", "red", "green", "blue"]
-PREPROCESSING = data.Preprocessing(4, 3, 4, np.zeros([3], np.float32))
+PREPROCESSING = views.Preprocessing(4, 3, 4, np.zeros([3], np.float32))
 
 
 def colour_network():

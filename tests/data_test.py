@@ -16,18 +16,20 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from PIL import Image
 
+from keras_resnet.data import augmentation
+from keras_resnet.data import datasets
+from keras_resnet.data import sources
+from keras_resnet.data import views
+from keras_resnet.data import views as views_lib
 from keras_resnet.serving import sources as serving_sources
 from keras_resnet.training import configs
-from keras_resnet.training import data
-from keras_resnet.training import images as images_lib
 from keras_resnet.training import memory
-from keras_resnet.training import sources
 from keras_resnet.training import workdirs
 from tests import programs
 from tests import records
 from tests import tiny_runs
 
-PHOTO = data.Preprocessing(
+PHOTO = views.Preprocessing(
     224, 3, 256, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 )
 
@@ -97,7 +99,7 @@ def batches(dataset, count):
 
 def seen(preprocessing, image):
     """What the network sees of an image that is stored."""
-    return preprocessing(preprocessing.view(images_lib.decode(image)))
+    return preprocessing(preprocessing.view(views_lib.decode(image)))
 
 
 def assert_same(actual, expected):
@@ -115,7 +117,7 @@ class PreprocessingTest(parameterized.TestCase):
         self, deviation, per_pixel
     ):
         mean = np.random.default_rng(1).random((6, 6, 3) if per_pixel else 3)
-        preprocessing = data.Preprocessing(6, 3, None, mean, deviation)
+        preprocessing = views.Preprocessing(6, 3, None, mean, deviation)
         images = noise(2, 6, 6, 3)
         np.testing.assert_allclose(
             preprocessing(images),
@@ -137,8 +139,8 @@ class PreprocessingTest(parameterized.TestCase):
     def test_goes_through_json_without_losing_a_bit(self, shorter_side):
         mean = np.random.default_rng(2).random((32, 32, 3)).astype(np.float32)
         deviation = np.float32([0.1, 1 / 3, 0.7]) if shorter_side else None
-        before = data.Preprocessing(32, 3, shorter_side, mean, deviation)
-        after = data.Preprocessing.from_json(before.to_json())
+        before = views.Preprocessing(32, 3, shorter_side, mean, deviation)
+        after = views.Preprocessing.from_json(before.to_json())
         self.assertEqual(after.mean.tobytes(), mean.tobytes())
         self.assertEqual(after.mean.dtype, np.float32)
         self.assertEqual(after.image_shape, (32, 32, 3))
@@ -163,7 +165,7 @@ class PreprocessingTest(parameterized.TestCase):
     @parameterized.parameters((37, 50), (50, 37), (16, 16), (9, 90), (200, 120))
     def test_view_is_the_centre_of_the_whole_image_resized(self, *sides):
         """Of which only the part that is needed is resized."""
-        preprocessing = data.Preprocessing(16, 3, 20, [0.0] * 3)
+        preprocessing = views.Preprocessing(16, 3, 20, [0.0] * 3)
         image = noise(*sides, 3)
         whole = [20 * side // min(sides) for side in sides]
         top, left = ((side - 16) // 2 for side in whole)
@@ -177,9 +179,9 @@ class PreprocessingTest(parameterized.TestCase):
         image = np.zeros([height, width, 1], np.uint8)
         image[height // 2 - 1 : height // 2 + 1] = 200
         image[:, width // 2 - 1 : width // 2 + 1] = 200
-        view = data.Preprocessing(8, 1, 8, [0.0]).view(image)
+        view = views.Preprocessing(8, 1, 8, [0.0]).view(image)
         np.testing.assert_array_equal(view, np.full([8, 8, 1], 200))
-        whole = data.Preprocessing(8, 1, None, [0.0]).view(image).numpy()
+        whole = views.Preprocessing(8, 1, None, [0.0]).view(image).numpy()
         self.assertEqual(whole.shape, (8, 8, 1))
 
     @parameterized.parameters(
@@ -200,7 +202,7 @@ class PreprocessingTest(parameterized.TestCase):
         image = Image.fromarray(noise(4, 5, 3)).resize((20, 16)).convert(mode)
         file = io.BytesIO()
         image.save(file, kind)
-        view = data.Preprocessing(16, 3, 16, [0.0] * 3).decode(
+        view = views.Preprocessing(16, 3, 16, [0.0] * 3).decode(
             tf.constant(file.getvalue())
         )
         # Alpha is dropped, not laid on black.
@@ -214,7 +216,7 @@ class PreprocessingTest(parameterized.TestCase):
         deep = noise(8, 8, 1).astype(np.uint16) * 257
         file = io.BytesIO()
         Image.fromarray(deep[..., 0]).save(file, "PNG")
-        view = data.Preprocessing(8, 1, None, [0.0]).decode(
+        view = views.Preprocessing(8, 1, None, [0.0]).decode(
             tf.constant(file.getvalue())
         )
         np.testing.assert_array_equal(view, deep // 257)
@@ -224,17 +226,17 @@ class PreprocessingTest(parameterized.TestCase):
         image = Image.fromarray(noise(6, 7, 3)).quantize(5)
         file = io.BytesIO()
         image.save(file, "BMP")
-        decoded = images_lib.decode(tf.constant(file.getvalue()))
+        decoded = views_lib.decode(tf.constant(file.getvalue()))
         np.testing.assert_array_equal(decoded, image.convert("RGB"))
 
     def test_view_of_an_image_of_its_size_is_the_image(self):
-        preprocessing = data.Preprocessing(32, 3, None, [0.0] * 3)
+        preprocessing = views.Preprocessing(32, 3, None, [0.0] * 3)
         image = noise(32, 32, 3)
         np.testing.assert_array_equal(preprocessing.view(image), image)
 
     @parameterized.parameters((9, 40), (40, 9), (20, 20))
     def test_view_without_shorter_side_is_both_sides_resized(self, *sides):
-        preprocessing = data.Preprocessing(16, 3, None, [0.0] * 3)
+        preprocessing = views.Preprocessing(16, 3, None, [0.0] * 3)
         image = noise(*sides, 3)
         np.testing.assert_allclose(
             preprocessing.view(image),
@@ -244,7 +246,7 @@ class PreprocessingTest(parameterized.TestCase):
 
     @parameterized.parameters((30, 47), (47, 30), (300, 201), (64, 64))
     def test_view_is_the_centre_of_the_resized_image(self, height, width):
-        preprocessing = data.Preprocessing(28, 3, 32, [0.0] * 3)
+        preprocessing = views.Preprocessing(28, 3, 32, [0.0] * 3)
         image = noise(height, width, 3)
         shorter = min(height, width)
         resized = numpy_resize(
@@ -260,7 +262,7 @@ class PreprocessingTest(parameterized.TestCase):
 
     @parameterized.parameters(*FILES)
     def test_decodes(self, name):
-        image = images_lib.decode(tf.constant(base64.b64decode(FILES[name])))
+        image = views_lib.decode(tf.constant(base64.b64decode(FILES[name])))
         np.testing.assert_array_equal(image[..., :3], PICTURE)
 
     @parameterized.parameters(1, 2, 3, 4)
@@ -268,7 +270,7 @@ class PreprocessingTest(parameterized.TestCase):
         image = noise(5, 5, channels)
         encoded = tf.io.encode_png(image)
         for wanted in (1, 3):
-            preprocessing = data.Preprocessing(5, wanted, None, [0.0] * wanted)
+            preprocessing = views.Preprocessing(5, wanted, None, [0.0] * wanted)
             colours = image[..., : 3 if channels > 2 else 1].astype(float)
             if wanted == 1 and channels > 2:
                 colours = colours @ [[0.299], [0.587], [0.114]]
@@ -280,7 +282,7 @@ class PreprocessingTest(parameterized.TestCase):
 
     def test_decodes_16_bits_to_the_upper_8(self):
         image = np.arange(25, dtype=np.uint16).reshape(5, 5, 1) * 2600
-        preprocessing = data.Preprocessing(5, 1, None, [0.0])
+        preprocessing = views.Preprocessing(5, 1, None, [0.0])
         np.testing.assert_array_equal(
             preprocessing.decode(tf.io.encode_png(image)), image >> 8
         )
@@ -321,7 +323,7 @@ class AugmentationTest(parameterized.TestCase):
         top = rng.integers(0, 2 * above + 1, 50)
         left = rng.integers(0, 2 * beside + 1, 50)
         is_flipped = rng.random(50) < 0.5
-        cropped = data.pad_crop(
+        cropped = augmentation.pad_crop(
             tf.constant(images),
             tf.constant(top, tf.int32),
             tf.constant(left, tf.int32),
@@ -361,7 +363,7 @@ class AugmentationTest(parameterized.TestCase):
         The image is the normalized one, so that what was padded is zero: the
         mean is subtracted before.
         """
-        digits = data.load("digits")
+        digits = datasets.load("digits")
         ((plain, labels), (images, same)) = (
             batches(digits.train_batches(count, seed, first_step, name), 1)[0]
             for name in ("none", augmentation)
@@ -384,7 +386,7 @@ class AugmentationTest(parameterized.TestCase):
     def test_scale_jitter_is_a_224_crop_of_a_shorter_side_of_256_to_480(
         self, height, width
     ):
-        windows = self.windows_of(data.scale_jitter, height, width)
+        windows = self.windows_of(augmentation.scale_jitter, height, width)
         top, left, rows, columns = windows.T
         np.testing.assert_array_equal(rows, columns)
         scale = 224 * min(height, width) / rows
@@ -399,7 +401,7 @@ class AugmentationTest(parameterized.TestCase):
 
     @parameterized.parameters((375, 500), (1000, 1000))
     def test_scale_aspect_is_8_to_100_percent_of_the_area(self, height, width):
-        windows = self.windows_of(data.scale_aspect, height, width)
+        windows = self.windows_of(augmentation.scale_aspect, height, width)
         _, _, rows, columns = windows.T
         area = rows * columns / (height * width)
         aspect = columns / rows
@@ -411,7 +413,7 @@ class AugmentationTest(parameterized.TestCase):
     def test_scale_aspect_of_a_square_has_uniform_areas(self):
         # Areas up to 3/4 fit into a square at any aspect ratio of 3/4 to 4/3,
         # so that the draw is uniform there.
-        windows = self.windows_of(data.scale_aspect, 1000, 1000)
+        windows = self.windows_of(augmentation.scale_aspect, 1000, 1000)
         area = windows[:, 2] * windows[:, 3] / 1e6
         counts, _ = np.histogram(area, bins=4, range=(0.08, 0.75))
         np.testing.assert_allclose(counts / counts.mean(), 1.0, atol=0.15)
@@ -419,7 +421,9 @@ class AugmentationTest(parameterized.TestCase):
         self.assertAlmostEqual(np.mean(is_wide), 0.5, delta=0.04)
 
     def test_scale_aspect_falls_back_to_the_square_in_the_centre(self):
-        for window in self.windows_of(data.scale_aspect, 1000, 10, count=5):
+        for window in self.windows_of(
+            augmentation.scale_aspect, 1000, 10, count=5
+        ):
             np.testing.assert_array_equal(window, [495, 0, 10, 10])
 
     def windows_of(self, choose, height, width, count=2000):
@@ -449,7 +453,7 @@ class AugmentationTest(parameterized.TestCase):
         encoded = encode(smooth)
         image = tf.io.decode_image(encoded).numpy()
         top, left, height, width = window
-        decoded = images_lib.decode_window(
+        decoded = views_lib.decode_window(
             encoded, lambda *_: tf.constant(window, tf.int32), 3
         )
         expected = image[top : top + height, left : left + width]
@@ -461,7 +465,9 @@ class AugmentationTest(parameterized.TestCase):
 
     def test_colour_shift_has_the_principal_components_of_alexnet(self):
         normal = np.random.default_rng(8).normal(size=(100_000, 3))
-        shift = data.colour_shift(tf.constant(normal, tf.float32)).numpy()
+        shift = augmentation.colour_shift(
+            tf.constant(normal, tf.float32)
+        ).numpy()
         # The covariance is E diag((0.1 lambda)^2) E': its eigenvalues are the
         # squares, its first eigenvector is nearly grey.
         values, vectors = np.linalg.eigh(np.cov(shift.T))
@@ -481,7 +487,7 @@ class AugmentationTest(parameterized.TestCase):
 
     def test_scale_jitter_shifts_the_colours_of_each_image_of_a_batch(self):
         folder = photos(self, colours=True)
-        dataset = data.load(folder)
+        dataset = datasets.load(folder)
         deviation = dataset.preprocessing.standard_deviation
         ((plain, _),) = batches(dataset.train_batches(64, seed=1), 1)
         ((images, _),) = batches(
@@ -497,7 +503,7 @@ class AugmentationTest(parameterized.TestCase):
         self.assertBetween(np.linalg.norm(shift, axis=1).mean(), 0.012, 0.024)
 
     def test_scale_aspect_flips_half_of_the_images(self):
-        dataset = data.load(photos(self))
+        dataset = datasets.load(photos(self))
         ((images, _),) = batches(
             dataset.train_batches(200, 2, augmentation="scale_aspect"), 1
         )
@@ -509,7 +515,7 @@ class AugmentationTest(parameterized.TestCase):
 
     def test_unknown_augmentation_is_an_error_with_near_names(self):
         with self.assertRaisesRegex(ValueError, "'pad_corp'.*mean pad_crop"):
-            data.load("digits").train_batches(8, 0, augmentation="pad_corp")
+            datasets.load("digits").train_batches(8, 0, augmentation="pad_corp")
 
 
 def photos(test, colours=False, count=12):
@@ -530,10 +536,10 @@ def of_each_kind(test):
     """Data sets in memory, of files, and of records: all ways to read."""
     directory = records.tfds_set(test, (None, None, 3), train=40, test=11)
     return {
-        "memory": data.load("digits"),
-        "files": data.load(photos(test), image_size=32),
-        "records": data.load("tiny", directory, image_size=32),
-        "validation": data.load("tiny", directory).with_validation(),
+        "memory": datasets.load("digits"),
+        "files": datasets.load(photos(test), image_size=32),
+        "records": datasets.load("tiny", directory, image_size=32),
+        "validation": datasets.load("tiny", directory).with_validation(),
     }
 
 
@@ -649,7 +655,7 @@ class TrainBatchesTest(parameterized.TestCase):
 
     def test_starting_inside_an_epoch_decodes_nothing_before(self):
         folder = photos(self)
-        dataset = data.load(folder, image_size=32)
+        dataset = datasets.load(folder, image_size=32)
         # The file at position 4 of the first epoch is broken.
         index = dataset._train.index(tf.constant(4, tf.int64), seed=0)
         broken = dataset._train.name(int(index))
@@ -706,7 +712,7 @@ class TestBatchesTest(parameterized.TestCase):
     @parameterized.product(
         kind=["memory", "files", "records", "validation"],
         batch_size=[1, 2, 4, 10**15],
-        protocol=data.PROTOCOLS,
+        protocol=views.PROTOCOLS,
     )
     def test_are_the_padded_ones_without_filler(
         self, kind, batch_size, protocol
@@ -722,7 +728,7 @@ class TestBatchesTest(parameterized.TestCase):
             min(batch_size, size), protocol=protocol
         )
         count = 0
-        for (views, labels), (expected, numbers, counted) in zip(
+        for (seen, labels), (expected, numbers, counted) in zip(
             found, padded, strict=False
         ):
             real = counted.numpy() > 0
@@ -730,7 +736,7 @@ class TestBatchesTest(parameterized.TestCase):
                 lambda a, b, real=real: np.testing.assert_array_equal(
                     a, b.numpy()[real]
                 ),
-                (views, labels),
+                (seen, labels),
                 (expected, numbers),
             )
             count += len(labels)
@@ -746,9 +752,9 @@ class TestBatchesTest(parameterized.TestCase):
         np.testing.assert_array_equal(labels, numbers)
 
     def test_examples_are_png_files_named_by_their_labels(self):
-        digits = data.load("digits")
+        digits = datasets.load("digits")
         directory = os.path.join(records.scratch(self), "new")
-        paths = data.write_examples(digits, directory, 4)
+        paths = datasets.write_examples(digits, directory, 4)
         images, labels = digits.test_images(4)
         self.assertEqual(
             sorted(os.listdir(directory)),
@@ -761,7 +767,7 @@ class TestBatchesTest(parameterized.TestCase):
 
 class DigitsTest(absltest.TestCase):
     def test_are_those_that_were_published(self):
-        path = pathlib.Path(data.__file__).with_name("digits.npz")
+        path = pathlib.Path(datasets.__file__).with_name("digits.npz")
         with np.load(path) as digits:
             images, labels = digits["images"], digits["labels"]
         self.assertEqual(
@@ -786,7 +792,7 @@ class DigitsTest(absltest.TestCase):
         self.assertTrue(path.with_suffix(".txt").read_text().count("CC BY 4.0"))
 
     def test_a_fifth_of_each_class_is_for_test(self):
-        digits = data.load("digits")
+        digits = datasets.load("digits")
         counts = np.zeros(10, int)
         for _, labels in digits.test_batches(100):
             counts += np.bincount(labels, minlength=10)
@@ -795,14 +801,14 @@ class DigitsTest(absltest.TestCase):
         self.assertEqual(digits.train_size + digits.test_size, 1797)
 
     def test_are_scaled_to_0_to_255(self):
-        images, _ = data.load("digits").test_images(355)
+        images, _ = datasets.load("digits").test_images(355)
         self.assertEqual(
             sorted(set(images.ravel())),
             [round(level * 255 / 16) for level in range(17)],
         )
 
     def test_mean_is_that_of_each_pixel_of_the_training_images(self):
-        digits = data.load("digits")
+        digits = datasets.load("digits")
         size = digits.train_size
         ((images, _),) = batches(digits.train_batches(size, 0), 1)
         np.testing.assert_allclose(images.mean(0), 0.0, atol=1e-6)
@@ -810,25 +816,25 @@ class DigitsTest(absltest.TestCase):
         self.assertIsNone(digits.preprocessing.standard_deviation)
 
     def test_take_another_image_size(self):
-        digits = data.load("digits", image_size=20)
+        digits = datasets.load("digits", image_size=20)
         self.assertEqual(digits.image_shape, (20, 20, 1))
         ((images, _),) = batches(digits.train_batches(digits.train_size, 0), 1)
         self.assertEqual(digits.preprocessing.mean.shape, (1,))
         self.assertAlmostEqual(float(images.mean()), 0.0, delta=1e-2)
 
     def test_take_the_preprocessing_of_another_network(self):
-        digits = data.load("digits", preprocessing=PHOTO)
+        digits = datasets.load("digits", preprocessing=PHOTO)
         images, _ = digits.test_images(3)
         self.assertEqual(images.shape, (3, 224, 224, 3))
         self.assertIs(digits.preprocessing, PHOTO)
         with self.assertRaisesRegex(ValueError, "not both"):
-            data.load("digits", image_size=8, preprocessing=PHOTO)
+            datasets.load("digits", image_size=8, preprocessing=PHOTO)
 
 
 class SyntheticTest(parameterized.TestCase):
     @parameterized.parameters((None, 32), (20, 20))
     def test_can_be_learnt(self, image_size, size):
-        dataset = data.load("synthetic", image_size=image_size)
+        dataset = datasets.load("synthetic", image_size=image_size)
         self.assertEqual(dataset.image_shape, (size, size, 3))
         ((images, labels),) = batches(
             dataset.train_batches(dataset.train_size, 0), 1
@@ -850,7 +856,7 @@ class FolderTest(parameterized.TestCase):
         path.write_bytes(encode(image).numpy())
 
     def load(self, **kwargs):
-        return data.load(f"folder:{self.root}", **kwargs)
+        return datasets.load(f"folder:{self.root}", **kwargs)
 
     def test_of_small_images_has_their_size_and_the_mean_of_each_pixel(self):
         for i in range(20):
@@ -882,11 +888,11 @@ class FolderTest(parameterized.TestCase):
         )
 
     def test_of_photos_is_224_of_256(self):
-        dataset = data.load(photos(self))
+        dataset = datasets.load(photos(self))
         self.assertEqual(dataset.image_shape, (224, 224, 3))
         self.assertEqual(dataset.preprocessing.shorter_side, 256)
         np.testing.assert_array_equal(dataset.preprocessing.mean, PHOTO.mean)
-        larger = data.load(photos(self), image_size=448)
+        larger = datasets.load(photos(self), image_size=448)
         self.assertEqual(larger.preprocessing.shorter_side, 512)
 
     def test_may_have_train_and_test(self):
@@ -920,7 +926,7 @@ class FolderTest(parameterized.TestCase):
 
     def test_that_is_not_there(self):
         with self.assertRaisesRegex(FileNotFoundError, "nowhere' is none"):
-            data.load("folder:nowhere")
+            datasets.load("folder:nowhere")
 
     def test_that_is_empty(self):
         with self.assertRaisesRegex(FileNotFoundError, "has no folder"):
@@ -1044,7 +1050,7 @@ class FolderTest(parameterized.TestCase):
 class TfdsTest(parameterized.TestCase):
     def test_of_small_grey_images_is_held_in_memory(self):
         directory = records.tfds_set(self, (12, 12, 1), train=30, test=9)
-        dataset = data.load("tiny", directory)
+        dataset = datasets.load("tiny", directory)
         self.assertEqual(dataset.labels, ["a", "b", "c"])
         self.assertEqual(dataset.image_shape, (12, 12, 1))
         ((images, labels),) = batches(dataset.train_batches(30, 0), 1)
@@ -1054,13 +1060,13 @@ class TfdsTest(parameterized.TestCase):
 
     def test_of_photos_is_read_as_it_is_needed(self):
         directory = records.tfds_set(self, (None, None, 3), train=9, test=4)
-        dataset = data.load("tiny", directory)
+        dataset = datasets.load("tiny", directory)
         self.assertEqual(dataset.image_shape, (224, 224, 3))
         self.assertEqual((dataset.train_size, dataset.test_size), (9, 4))
 
     def test_without_test_keeps_the_last_fifth(self):
         directory = records.tfds_set(self, (8, 8, 1), train=50)
-        dataset = data.load("tiny", directory)
+        dataset = datasets.load("tiny", directory)
         self.assertEqual((dataset.train_size, dataset.test_size), (40, 10))
         ((images, _),) = batches(dataset.train_batches(40, 0), 1)
         numbers = (images + dataset.preprocessing.mean)[:, 0, 0, 0] * 255
@@ -1073,7 +1079,7 @@ class TfdsTest(parameterized.TestCase):
         directory = records.tfds_set(
             self, (8, 8, 1), ("test",), train=9, validation=5, test=7
         )
-        self.assertEqual(data.load("tiny", directory).test_size, 5)
+        self.assertEqual(datasets.load("tiny", directory).test_size, 5)
 
     @parameterized.parameters(((8, 8, 1),), ((None, None, 3),))
     def test_with_a_record_that_does_not_decode(self, shape):
@@ -1081,19 +1087,19 @@ class TfdsTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             ValueError, r"record \d of tiny/train does not decode"
         ):
-            data.load("tiny", directory).check()
+            datasets.load("tiny", directory).check()
 
     def test_to_be_tested_on_does_not_read_its_training_images(self):
         directory = records.tfds_set(self, (8, 8, 1), (), 8, train=9, test=3)
-        preprocessing = data.Preprocessing(8, 1, None, [0.5])
-        dataset = data.load("tiny", directory, preprocessing=preprocessing)
+        preprocessing = views.Preprocessing(8, 1, None, [0.5])
+        dataset = datasets.load("tiny", directory, preprocessing=preprocessing)
         images, _ = dataset.test_images(3)  # the training images are broken
         self.assertLen(images, 3)
 
     def test_record_has_the_version_and_the_sizes(self):
         directory = records.tfds_set(self, (8, 8, 1), train=9, test=7)
         self.assertEqual(
-            data.load("tiny", directory).record,
+            datasets.load("tiny", directory).record,
             {"version": "1.0.0", "config": None, "train": 9, "test": 7},
         )
 
@@ -1118,13 +1124,13 @@ class TfdsTest(parameterized.TestCase):
             mock.patch("tensorflow_datasets.builder") as builder,
             self.assertRaisesRegex(ValueError, "name of a data set must be"),
         ):
-            data.load(name)
+            datasets.load(name)
         builder.assert_not_called()
 
     def test_without_train(self):
         directory = records.tfds_set(self, (8, 8, 1), test=7)
         with self.assertRaisesRegex(ValueError, "train; tiny has test"):
-            data.load("tiny", directory)
+            datasets.load("tiny", directory)
 
     @parameterized.parameters(
         ("cifar10", (32, 32, 3), 10),
@@ -1135,7 +1141,7 @@ class TfdsTest(parameterized.TestCase):
         import tensorflow_datasets as tfds
 
         with tfds.testing.mock_data(num_examples=6):
-            dataset = data.load(name)
+            dataset = datasets.load(name)
             self.assertEqual(dataset.image_shape, shape)
             self.assertEqual(dataset.classes, classes)
             ((images, labels),) = batches(dataset.train_batches(8, 0), 1)
@@ -1144,13 +1150,13 @@ class TfdsTest(parameterized.TestCase):
 
     def test_that_is_unknown_is_an_error_with_near_names(self):
         with self.assertRaisesRegex(ValueError, "'cifar11'.* cifar10"):
-            data.load("cifar11")
+            datasets.load("cifar11")
         with self.assertRaisesRegex(ValueError, "'digit'.* digits"):
-            data.load("digit")
+            datasets.load("digit")
 
     def test_that_is_no_image_classification_set(self):
         with self.assertRaisesRegex(ValueError, "image of 8 bits and a label"):
-            data.load("imdb_reviews", records.scratch(self))
+            datasets.load("imdb_reviews", records.scratch(self))
 
     def test_that_cannot_be_downloaded_leaves_nothing_behind(self):
         directory = records.scratch(self)
@@ -1162,7 +1168,7 @@ class TfdsTest(parameterized.TestCase):
                 "cifar100 is not in .*no such host.*tfds build cifar100",
             ),
         ):
-            data.load("cifar100", directory)
+            datasets.load("cifar100", directory)
         self.assertEqual(os.listdir(directory), [])
 
     def test_that_has_to_be_fetched_by_hand_says_how(self):
@@ -1170,13 +1176,13 @@ class TfdsTest(parameterized.TestCase):
             mock.patch("urllib.request.urlopen"),
             self.assertRaisesRegex(FileNotFoundError, "image-net.org"),
         ):
-            data.load("imagenet2012", records.scratch(self))
+            datasets.load("imagenet2012", records.scratch(self))
 
     def test_cifar10_is_the_published_one(self):
         root = pathlib.Path(os.environ.get("KERAS_RESNET_DATA", "")) / "tfds"
         if not (root / "cifar10").is_dir():
             self.skipTest("KERAS_RESNET_DATA has no tfds/cifar10")
-        dataset = data.load("cifar10", root)
+        dataset = datasets.load("cifar10", root)
         self.assertEqual(
             (dataset.train_size, dataset.test_size), (50_000, 10_000)
         )
@@ -1223,7 +1229,7 @@ class StrangersTfdsTest(parameterized.TestCase):
 
     def assert_is_one_line(self, message="cannot read the data set tiny"):
         with self.assertRaisesRegex(ValueError, message) as raised:
-            data.load("tiny", self.root / "data")
+            datasets.load("tiny", self.root / "data")
         self.assertNotIn("\n", str(raised.exception))
 
     @parameterized.named_parameters(
@@ -1378,11 +1384,11 @@ class WorkdirTest(tiny_runs.TestCase):
             image = noise(8, 8, 1, seed=i)
             path.write_bytes(tf.io.encode_png(image).numpy())
         name = "folder:images"
-        self.train(self.config(), dataset=data.load(name))
-        workdirs.prepare(self.config(), data.load(name), self.workdir)
+        self.train(self.config(), dataset=datasets.load(name))
+        workdirs.prepare(self.config(), datasets.load(name), self.workdir)
         moved = next((images / "a").iterdir())
         moved.rename(images / "b" / moved.name)
-        changed = data.load(name)
+        changed = datasets.load(name)
         line = r"/a was '\d+ images \(sha256 \w+\)', is '\d+ images"
         with self.assertRaisesRegex(workdirs.WorkdirError, line):
             workdirs.prepare(self.config(), changed, self.workdir)

@@ -13,7 +13,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
-from keras_resnet.training import data
+from keras_resnet.data import datasets
+from keras_resnet.data import views
 from keras_resnet.training import evaluation
 from keras_resnet.training import losses
 from tests import records
@@ -88,9 +89,9 @@ class EvaluationTest(parameterized.TestCase):
 def dataset_of(kind, test):
     """Test images of 8 x 8, or photos for a network of 32 x 32."""
     if kind == "small":
-        return data.load("digits").with_validation()  # fewer of them
+        return datasets.load("digits").with_validation()  # fewer of them
     directory = records.tfds_set(test, (None, None, 3), train=8, test=11)
-    return data.load("tiny", directory, image_size=32)
+    return datasets.load("tiny", directory, image_size=32)
 
 
 class ProtocolTest(parameterized.TestCase):
@@ -149,7 +150,7 @@ class ProtocolTest(parameterized.TestCase):
         ]
         self.assertEqual([min(view.shape[1:3]) for view in views], expected)
 
-    @parameterized.product(kind=["small", "photos"], protocol=data.PROTOCOLS)
+    @parameterized.product(kind=["small", "photos"], protocol=views.PROTOCOLS)
     def test_scores_are_averaged_and_every_image_counts_once(
         self, kind, protocol
     ):
@@ -165,10 +166,10 @@ class ProtocolTest(parameterized.TestCase):
         model = evaluation.any_size(model)
         confusion = np.zeros([dataset.classes] * 2, int)
         loss = 0.0
-        for views, labels in dataset.test_batches(1, protocol):
-            views = views if isinstance(views, tuple) else (views,)
+        for seen, labels in dataset.test_batches(1, protocol):
+            seen = seen if isinstance(seen, tuple) else (seen,)
             scores = []
-            for view in views:
+            for view in seen:
                 view = np.reshape(view, (-1, *view.shape[-3:]))
                 logits = np.array(model(view, training=False), "float64")
                 e = np.exp(logits - logits.max(1, keepdims=True))
@@ -201,7 +202,7 @@ class ProtocolTest(parameterized.TestCase):
 
     def test_unknown_protocol_is_refused(self):
         with self.assertRaisesRegex(ValueError, "'ten'.* ten_crop"):
-            data.load("digits").test_batches(1, protocol="ten")
+            datasets.load("digits").test_batches(1, protocol="ten")
 
 
 class KerasTest(parameterized.TestCase):
@@ -211,7 +212,7 @@ class KerasTest(parameterized.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         keras.utils.set_random_seed(0)
-        cls.dataset = data.load("digits").with_validation()
+        cls.dataset = datasets.load("digits").with_validation()
         cls.model = keras_resnet.resnet(
             runs.TINY, input_shape=cls.dataset.image_shape, classes=10
         )

@@ -8,10 +8,10 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet import baselines
+from keras_resnet.data import datasets
 from keras_resnet.layers import shortcuts
+from keras_resnet.papers import experiments
 from keras_resnet.training import configs
-from keras_resnet.training import data
-from keras_resnet.training import experiments
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
 from tests import programs
@@ -170,7 +170,7 @@ class ProgramTest(parameterized.TestCase):
             mock.patch.object(
                 loop, "train_and_evaluate", return_value=result
             ) as trainer,
-            mock.patch.object(data, "load", return_value=images),
+            mock.patch.object(datasets, "load", return_value=images),
         ):
             outcome = programs.run("train", *arguments)
         return outcome, trainer

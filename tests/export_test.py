@@ -24,15 +24,16 @@ from absl.testing import parameterized
 from tensorflow.core.protobuf import saved_model_pb2
 
 import keras_resnet
-from keras_resnet import pretrained
+from keras_resnet.data import datasets
+from keras_resnet.data import limits
+from keras_resnet.data import views
 from keras_resnet.serving import client
 from keras_resnet.serving import export as export_lib
 from keras_resnet.serving import folding
-from keras_resnet.serving import limits
 from keras_resnet.serving import sources
 from keras_resnet.serving import versions
 from keras_resnet.serving import warmup
-from keras_resnet.training import data
+from keras_resnet.weights import shipped
 from tests import programs
 from tests import saved_models
 
@@ -144,7 +145,7 @@ def pooled(model):
 
 def small_preprocessing(channels=3):
     mean = np.array([0.3, 0.5, 0.4], np.float32)[:channels]
-    return data.Preprocessing(
+    return views.Preprocessing(
         image_size=16,
         channels=channels,
         shorter_side=None,
@@ -314,7 +315,7 @@ class SignatureTest(parameterized.TestCase):
         self.assertEqual(card["max_pixels"], limits.MAX_PIXELS)
         self.assertEqual(card["precision"], "float32")
         self.assertEqual(
-            data.Preprocessing.from_json(
+            views.Preprocessing.from_json(
                 json.dumps(card["preprocessing"])
             ).mean.tolist(),
             self.preprocessing.mean.tolist(),
@@ -529,7 +530,7 @@ class VariantTest(parameterized.TestCase):
             features = keras.layers.GlobalAveragePooling2D()(features)
         classify = keras.layers.Dense(5, "softmax")
         model = keras.Model(image, classify(features))
-        preprocessing = data.Preprocessing(8, 1, None, [0.5], [0.2])
+        preprocessing = views.Preprocessing(8, 1, None, [0.5], [0.2])
         path = export_lib.export(model, preprocessing, LABELS, scratch(self))
         images = images_of_noise(3, channels=1)[:, :8, :8]
         server = served(self, path)
@@ -555,7 +556,7 @@ class VariantTest(parameterized.TestCase):
         x = keras.ops.cast(keras.ops.cast(image, "int32") // 3, "float32")
         x = base(keras.layers.Rescaling(1 / 30)(x))
         model = keras.Model({"pixels": image}, {"p": x})
-        preprocessing = data.Preprocessing(
+        preprocessing = views.Preprocessing(
             16, 3, None, [0.0] * 3, [1 / 255] * 3
         )
         path = export_lib.export(model, preprocessing, LABELS, scratch(self))
@@ -567,7 +568,7 @@ class VariantTest(parameterized.TestCase):
         )
 
     def test_pixels_that_need_no_preprocessing_are_not_rounded(self):
-        preprocessing = data.Preprocessing(
+        preprocessing = views.Preprocessing(
             16, 3, None, [0.0] * 3, [1 / 255] * 3
         )
         pixels = np.arange(768).reshape([1, 16, 16, 3]) % 256
@@ -581,9 +582,7 @@ class SourceTest(parameterized.TestCase):
         source = sources.of_model("resnet20", "cifar10")
         self.assertEqual(source.labels[3], "cat")
         self.assertIsNone(source.preprocessing.shorter_side)
-        np.testing.assert_array_equal(
-            source.preprocessing.mean, pretrained.mean()
-        )
+        np.testing.assert_array_equal(source.preprocessing.mean, shipped.mean())
         with open(CAT, "rb") as file:
             view = source.preprocessing.decode(tf.constant(file.read()))
         (row,) = np.asarray(source.model(source.preprocessing(view[None])))
@@ -926,7 +925,7 @@ np.savez(answers, **found)
                 weight.assign(rng.uniform(0.8, 1.2, weight.shape))
             elif weight.name in ("beta", "moving_mean"):
                 weight.assign(rng.normal(0.0, 0.1, weight.shape))
-        preprocessing = data.photo_preprocessing(size, resizes_whole=True)
+        preprocessing = views.photo_preprocessing(size, resizes_whole=True)
         folder = scratch(self)
         path = export_lib.export(model, preprocessing, LABELS, folder)
         images = rng.integers(0, 256, [3, size, size, 3], np.uint8)
@@ -1160,7 +1159,7 @@ class RefusalTest(parameterized.TestCase):
         self.assertFalse(os.path.exists("gs:"))
 
     def test_graph_that_answers_otherwise_than_the_model(self):
-        class Drifting(data.Preprocessing):
+        class Drifting(views.Preprocessing):
             def __call__(self, images):
                 images = super().__call__(images)
                 return images if tf.executing_eagerly() else images + 1.0
@@ -1231,7 +1230,7 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual(outcome.out[-2], f"exported {export_dir}/1")
         self.assertIn(f"--saved_model={export_dir}", outcome.out[-1])
         server = served(self, os.path.join(export_dir, "1"))
-        images = data.load("digits").test_images(2)[0]
+        images = datasets.load("digits").test_images(2)[0]
         self.assertLen(server.ask("images", images=images)["classes"], 2)
         card = export_lib.read_card(os.path.join(export_dir, "1"))
         self.assertEqual(card["data"], "digits")

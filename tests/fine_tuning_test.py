@@ -10,7 +10,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
-from keras_resnet.training import data
+from keras_resnet.data import datasets
 
 
 def values(model):
@@ -168,7 +168,7 @@ class FineTuningTest(parameterized.TestCase):
         if not folder or not os.path.exists(path):
             raise unittest.SkipTest("KERAS_RESNET_DATA has no such weights")
         keras.utils.set_random_seed(0)
-        digits = data.load("digits")
+        digits = datasets.load("digits")
         base = keras_resnet.ResNet20(
             include_top=False,
             pooling="avg",

@@ -13,10 +13,10 @@ from absl.testing import parameterized
 
 import keras_resnet
 from keras_resnet import layers
+from keras_resnet.data import datasets
 from keras_resnet.layers import shortcuts
 from keras_resnet.layers import units
 from keras_resnet.serving import folding
-from keras_resnet.training import data
 
 CIFAR = keras_resnet.Spec("small", (1, 2), (4, 8), stem="cifar", classes=5)
 IMAGENET = keras_resnet.Spec("small", (2, 1), (4, 8), bottleneck=True)
@@ -505,7 +505,7 @@ class BFloat16Test(parameterized.TestCase):
             )
 
     def test_trained_network_classes_the_test_digits_alike(self):
-        dataset = data.load("digits")
+        dataset = datasets.load("digits")
         keras.utils.set_random_seed(0)
         model = keras_resnet.resnet(
             "resnet20", input_shape=dataset.image_shape, looped=False

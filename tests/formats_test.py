@@ -11,18 +11,21 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
+from keras_resnet.data import datasets
+from keras_resnet.data import views
 from keras_resnet.serving import export as export_lib
 from keras_resnet.serving import folding
 from keras_resnet.serving import formats
-from keras_resnet.training import data
 
 
-def views(count=40):
+def digits(count=40):
     """Digits as a network for small colour images sees them."""
-    return data.load("digits").sample(count)[0].repeat(3, -1)
+    return datasets.load("digits").sample(count)[0].repeat(3, -1)
 
 
-PREPROCESSING = data.Preprocessing(8, 3, None, [0.3, 0.4, 0.5], [0.2, 0.2, 0.3])
+PREPROCESSING = views.Preprocessing(
+    8, 3, None, [0.3, 0.4, 0.5], [0.2, 0.2, 0.3]
+)
 
 
 def network(**arguments):
@@ -40,7 +43,7 @@ def network(**arguments):
 class FormatsTest(parameterized.TestCase):
     def exported(self, model, **arguments):
         folder = self.enter_context(tempfile.TemporaryDirectory())
-        images = export_lib.Images(views(), calibration=views(100))
+        images = export_lib.Images(digits(), calibration=digits(100))
         return export_lib.export(
             model,
             PREPROCESSING,
@@ -64,7 +67,7 @@ class FormatsTest(parameterized.TestCase):
         path = self.exported(model, formats=["saved_model", name])
         ask = getattr(formats, name)(formats.path(path, name))
         for count in (1, 7):
-            images = views(count)
+            images = digits(count)
             np.testing.assert_allclose(
                 ask(images), model(PREPROCESSING(images)), atol=1e-5
             )
@@ -74,7 +77,7 @@ class FormatsTest(parameterized.TestCase):
     def test_int8_for_phones_is_near_the_model(self):
         model = network()
         path = self.exported(model, formats=["litert"], precision="int8")
-        images = views(200)
+        images = digits(200)
         expected = model(PREPROCESSING(images)).numpy()
         file = formats.path(path, "litert")
         found = formats.litert(file)(images)
@@ -126,10 +129,10 @@ class Cifar10Test(parameterized.TestCase):
         model = keras_resnet.ResNet20(
             weights=weights, shortcut=keras_resnet.layers.OptionA(zeros="both")
         )
-        preprocessing = data.Preprocessing(
+        preprocessing = views.Preprocessing(
             32, 3, None, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
         )
-        cifar10 = data.load(
+        cifar10 = datasets.load(
             "cifar10",
             os.path.join(folder, "tfds"),
             preprocessing=preprocessing,

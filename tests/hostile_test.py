@@ -18,7 +18,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from PIL import Image
 
-from keras_resnet.training import data
+from keras_resnet.data import datasets
 from tests import colours
 
 # Asks a version about files of a folder, one after the other, in a process
@@ -211,7 +211,7 @@ class HostileTest(parameterized.TestCase):
                 continue
             with open(os.path.join(asked, name), "rb") as file:
                 view = colours.PREPROCESSING.decode(
-                    data.tf.constant(file.read())
+                    datasets.tf.constant(file.read())
                 )
             expected = model(colours.PREPROCESSING(view[None]))[0]
             np.testing.assert_allclose(end, expected, atol=1e-4, err_msg=name)

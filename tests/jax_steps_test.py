@@ -18,9 +18,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet import baselines
-from keras_resnet.training import augmentation
+from keras_resnet.data import augmentation
+from keras_resnet.data import datasets
 from keras_resnet.training import configs
-from keras_resnet.training import data
 from keras_resnet.training import jax_steps
 from keras_resnet.training import loop
 from keras_resnet.training import losses
@@ -41,7 +41,7 @@ class TestCase(tiny_runs.TestCase):
         super().setUp()
         if keras.backend.backend() != "jax":
             self.skipTest("KERAS_BACKEND is not jax")
-        self.digits = data.load("digits")
+        self.digits = datasets.load("digits")
 
     def run_of(self, *arguments, **fields):
         return jax_steps.Run(config(*arguments, **fields), self.digits)

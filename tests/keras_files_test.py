@@ -15,7 +15,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
-from keras_resnet import keras_files
+from keras_resnet.weights import keras_files
 from tests import programs
 
 

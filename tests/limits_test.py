@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from keras_resnet.serving import limits
+from keras_resnet.data import limits
 
 
 def png(width, height):

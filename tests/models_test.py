@@ -14,7 +14,7 @@ from absl.testing import parameterized
 import keras_resnet
 from keras_resnet import layers
 from keras_resnet import models
-from keras_resnet import pretrained
+from keras_resnet.weights import shipped
 from tests import reference
 
 
@@ -410,7 +410,7 @@ class PreprocessingTest(parameterized.TestCase):
     )
     def test_equal_images_give_equal_numbers(self, mode, is_first, shape):
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        expected = reference.preprocessed(pixels, mode, pretrained.mean())
+        expected = reference.preprocessed(pixels, mode, shipped.mean())
         data_format = "channels_first" if is_first else "channels_last"
         if is_first:
             pixels, expected = (

@@ -18,18 +18,19 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
-from keras_resnet import pretrained
-from keras_resnet.results import shipping
+from keras_resnet.data import datasets
+from keras_resnet.data import views
+from keras_resnet.papers import shipping
 from keras_resnet.serving import client
 from keras_resnet.training import configs
-from keras_resnet.training import data
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
 from keras_resnet.training import workdirs
+from keras_resnet.weights import shipped
 from tests import programs
 
 ROOT = pathlib.Path(__file__).parent.parent
-NETWORKS = [(name,) for name in pretrained.networks("cifar10")]
+NETWORKS = [(name,) for name in shipped.networks("cifar10")]
 
 
 def cifar10(test):
@@ -37,7 +38,7 @@ def cifar10(test):
     root = pathlib.Path(os.environ.get("KERAS_RESNET_DATA", "")) / "tfds"
     if not (root / "cifar10").is_dir():
         test.skipTest("KERAS_RESNET_DATA has no tfds/cifar10")
-    return data.load("cifar10", root)
+    return datasets.load("cifar10", root)
 
 
 def evaluate(*arguments):
@@ -51,13 +52,13 @@ def evaluate(*arguments):
 
 class CardsTest(parameterized.TestCase):
     def test_resnet20_ships(self):
-        self.assertIn("resnet20", pretrained.networks())
+        self.assertIn("resnet20", shipped.networks())
 
     @parameterized.parameters(*NETWORKS)
     def test_a_file_is_small_and_of_the_network_that_its_card_names(self, name):
-        path = pathlib.Path(pretrained.weights_file(name))
+        path = pathlib.Path(shipped.weights_file(name))
         self.assertLess(path.stat().st_size, 3e6)
-        card = pretrained.card(name)
+        card = shipped.card(name)
         model = keras_resnet.resnet(name, weights="cifar10")
         self.assertEqual(
             sum(int(np.prod(w.shape)) for w in model.trainable_weights),
@@ -73,14 +74,14 @@ class CardsTest(parameterized.TestCase):
 
     def test_a_file_that_was_changed_is_refused(self):
         folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
-        for path in pathlib.Path(pretrained.__file__).parent.glob("resnet20*"):
+        for path in pathlib.Path(shipped.__file__).parent.glob("resnet20*"):
             (folder / path.name).write_bytes(path.read_bytes())
         weights = folder / "resnet20_cifar10.weights.h5"
         content = bytearray(weights.read_bytes())
         content[len(content) // 2] ^= 1
         weights.write_bytes(content)
         with (
-            mock.patch.object(pretrained, "_FOLDER", folder),
+            mock.patch.object(shipped, "_FOLDER", folder),
             self.assertRaisesRegex(ValueError, "is not as it was shipped"),
         ):
             keras_resnet.ResNet20(weights="cifar10")
@@ -157,7 +158,7 @@ class BuildersTest(parameterized.TestCase):
         images = np.random.default_rng(0).integers(
             0, 256, (2, 32, 32, 3), np.uint8
         )
-        expected = data.Preprocessing(32, 3, None, pretrained.mean())(images)
+        expected = views.Preprocessing(32, 3, None, shipped.mean())(images)
         for given in (images, tf.constant(images), list(images)):
             np.testing.assert_allclose(
                 keras_resnet.preprocess_input(given, "cifar10"),
@@ -204,10 +205,10 @@ class ErrorsTest(parameterized.TestCase):
     def test_card_is_right_to_the_image(self, name):
         dataset = cifar10(self)
         np.testing.assert_array_equal(
-            dataset.preprocessing.mean, pretrained.mean()
+            dataset.preprocessing.mean, shipped.mean()
         )
         result = evaluate(f"--model={name}", "--weights=cifar10")
-        card = pretrained.card(name)
+        card = shipped.card(name)
         for count in ("top1_errors", "top5_errors"):
             self.assertEqual(result[count], card[count])
         self.assertEqual(result["images"], card["test_images"])
@@ -215,12 +216,12 @@ class ErrorsTest(parameterized.TestCase):
     def test_a_cat_is_a_cat(self):
         """A picture of no data set: see tests/cat.txt."""
         content = (ROOT / "tests/cat.png").read_bytes()
-        preprocessing = data.Preprocessing(32, 3, None, pretrained.mean())
+        preprocessing = views.Preprocessing(32, 3, None, shipped.mean())
         image = preprocessing.decode(tf.constant(content))
-        views = tf.stack([image, tf.image.flip_left_right(image)])
+        both = tf.stack([image, tf.image.flip_left_right(image)])
         model = keras_resnet.ResNet20(weights="cifar10")
-        best = np.argmax(model(preprocessing(views)), axis=-1)
-        labels = pretrained.card("resnet20")["labels"]
+        best = np.argmax(model(preprocessing(both)), axis=-1)
+        labels = shipped.card("resnet20")["labels"]
         self.assertEqual([labels[i] for i in best], ["cat", "cat"])
 
 
@@ -232,7 +233,7 @@ class SavedModelTest(parameterized.TestCase):
     def test_it_answers_as_the_network_does(self):
         network = client.SavedModel(self.directory)
         self.assertEqual(
-            list(network.labels), pretrained.card("resnet20")["labels"]
+            list(network.labels), shipped.card("resnet20")["labels"]
         )
         images = np.random.default_rng(0).integers(
             0, 256, (4, 32, 32, 3), np.uint8
@@ -246,7 +247,7 @@ class SavedModelTest(parameterized.TestCase):
     def test_it_makes_the_errors_of_the_card(self):
         cifar10(self)
         result = evaluate(f"--saved_model={self.directory}")
-        card = pretrained.card("resnet20")
+        card = shipped.card("resnet20")
         # Folding rounds otherwise: an image between two classes may change.
         self.assertAlmostEqual(
             result["top1_errors"], card["top1_errors"], delta=2
@@ -255,7 +256,7 @@ class SavedModelTest(parameterized.TestCase):
     def test_the_readme_has_a_row_with_the_numbers_of_its_card(self):
         text = (ROOT / "savedmodels/README.md").read_text()
         (row,) = re.findall(r"(?m)^\| `resnet20_cifar10/1` \|.*$", text)
-        card = pretrained.card("resnet20")
+        card = shipped.card("resnet20")
         error = 100 * card["top1_errors"] / card["test_images"]
         self.assertIn(f"| {card['top1_errors']:,} of 10,000, {error:.2f}%", row)
         self.assertIn(f"{card['parameters']:,}", row)
@@ -289,19 +290,19 @@ class ShippingTest(parameterized.TestCase):
 
     def test_what_is_written_is_read_as_it_was_trained(self):
         self.train()
-        dataset = data.load("digits")
+        dataset = datasets.load("digits")
         card = shipping.ship(self.root / "run", dataset, self.root)
         trained = workdirs.load_workdir(self.root / "run")
-        with mock.patch.object(pretrained, "_FOLDER", self.root):
-            self.assertEqual(pretrained.networks("digits"), ["tiny"])
-            self.assertEqual(pretrained.card("tiny", "digits"), card)
+        with mock.patch.object(shipped, "_FOLDER", self.root):
+            self.assertEqual(shipped.networks("digits"), ["tiny"])
+            self.assertEqual(shipped.card("tiny", "digits"), card)
             model = keras_resnet.resnet(
                 "tiny",
                 input_shape=(8, 8, 1),
-                weights=pretrained.weights_file("tiny", "digits"),
+                weights=shipped.weights_file("tiny", "digits"),
             )
             np.testing.assert_array_equal(
-                pretrained.mean("digits"), dataset.preprocessing.mean
+                shipped.mean("digits"), dataset.preprocessing.mean
             )
         x = np.random.default_rng(0).normal(size=(3, 8, 8, 1))
         np.testing.assert_array_equal(model(x), trained.model(x))
@@ -316,7 +317,7 @@ class ShippingTest(parameterized.TestCase):
     def test_what_a_name_cannot_say_is_refused(self):
         self.train(model_arguments={"shortcut": "C"})
         with self.assertRaisesRegex(ValueError, "'shortcut': 'C'"):
-            shipping.ship(self.root / "run", data.load("digits"), self.root)
+            shipping.ship(self.root / "run", datasets.load("digits"), self.root)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,17 @@ class Outcome(NamedTuple):
 
 
 def run(name: str, *arguments: str) -> Outcome:
-    """`python -m apps.<name> <arguments>`: exit code, stdout and stderr."""
+    """`python -m apps.<name> <arguments>`: exit code, stdout and stderr.
+
+    The name "benchmarks" is that of `python -m benchmarks`.
+    """
+    module = "benchmarks.__main__" if name == "benchmarks" else f"apps.{name}"
     out, err = io.StringIO(), io.StringIO()
     code = 0
     numbers = (signal.SIGTERM, signal.SIGINT)
     handlers = [signal.getsignal(number) for number in numbers]
     with (
-        _imported(f"apps.{name}") as program,
+        _imported(module) as program,
         mock.patch.object(sys, "argv", [f"{name}.py", *arguments]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

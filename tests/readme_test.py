@@ -24,10 +24,10 @@ from absl.testing import parameterized
 
 import keras_resnet
 from apps import command_line
+from keras_resnet.data import datasets
+from keras_resnet.data import limits
 from keras_resnet.layers.shortcuts import SHORTCUTS
 from keras_resnet.layers.units import UNITS
-from keras_resnet.serving import limits
-from keras_resnet.training import data
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
 from keras_resnet.training import strategies
@@ -161,7 +161,9 @@ class CommandsTest(parameterized.TestCase):
                     loop, "train_and_evaluate", return_value=result
                 )
                 images = mock.Mock(image_shape=(32, 32, 3), train_size=2**20)
-                loader = mock.patch.object(data, "load", return_value=images)
+                loader = mock.patch.object(
+                    datasets, "load", return_value=images
+                )
                 one = tf.distribute.get_strategy()
                 devices = mock.patch.object(
                     strategies, "get_strategy", return_value=one

@@ -8,7 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet import baselines
-from keras_resnet.training import data
+from keras_resnet.data import augmentation
 from keras_resnet.training import recipes
 
 
@@ -48,7 +48,7 @@ class RecipesTest(parameterized.TestCase):
         recipe = recipes.RECIPES[name]
         self.assertEqual(recipe.name, name)
         self.assertTrue(recipe.source)
-        self.assertIn(recipe.augmentation, data.AUGMENTATIONS)
+        self.assertIn(recipe.augmentation, augmentation.AUGMENTATIONS)
         self.assertTrue(recipe.expected_errors)
         for network in recipe.expected_errors:
             baselines.get_network(network)

@@ -16,12 +16,12 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.layers import shortcuts
-from keras_resnet.results import figures
-from keras_resnet.results import pictures
-from keras_resnet.results import runs
-from keras_resnet.results import tables
+from keras_resnet.papers import experiments
+from keras_resnet.papers import figures
+from keras_resnet.papers import pictures
+from keras_resnet.papers import runs
+from keras_resnet.papers import tables
 from keras_resnet.training import configs
-from keras_resnet.training import experiments
 from keras_resnet.training import recipes
 from keras_resnet.training import workdirs
 from tests import programs
@@ -277,46 +277,6 @@ class CurvesTest(parameterized.TestCase):
             np.testing.assert_allclose(dots[1], expected)
 
 
-def a_benchmark():
-    """What apps.benchmark writes, for two depths and two batches."""
-
-    def row(group, network, batch_size, seconds, peak_bytes):
-        names = ["keras_resnet, looped", "torch"]
-        return {
-            "group": group,
-            "work": {
-                "kind": "train",
-                "network": network,
-                "batch_size": batch_size,
-                "dtype": "float32",
-                "contenders": names,
-                "steps": 1,
-                "goals": {"torch": 1.0},
-            },
-            "results": [
-                {
-                    "contender": name,
-                    "seconds": seconds,
-                    "spread": 0.1,
-                    "images_per_second": batch_size / seconds,
-                    "ratio": 1.0,
-                    "goal": None,
-                    "first_step_seconds": 10 * seconds,
-                    "peak_bytes": peak_bytes,
-                    "graph_nodes": 5_000,
-                }
-                for name in names
-            ],
-        }
-
-    return [
-        row("depth", "resnet20", 8, 0.1, 2**28),
-        row("depth", "resnet1202", 8, 5.0, 2**31),
-        row("memory", "resnet1202", 8, 5.0, 2**31),
-        row("memory", "resnet1202", 32, 20.0, 2**33),
-    ]
-
-
 class InterruptedTest(parameterized.TestCase):
     """A run that was stopped anywhere is no result."""
 
@@ -453,37 +413,6 @@ class PageTest(parameterized.TestCase):
         for name in shortcuts.TABLE_1:
             self.assertIn(f">{name}<", page)
 
-    def test_a_benchmark_is_drawn(self):
-        path = self.root / "benchmark.json"
-        path.write_text(json.dumps(a_benchmark()))
-        outcome = self.report(
-            "runs", output="speed", flags=[f"--benchmark={path}"]
-        )
-        self.assertEqual(outcome.code, 0, outcome.err)
-        text = (self.root / "speed/results.md").read_text()
-        for name in ("step_by_depth", "memory_by_depth", "memory_by_batch"):
-            self.assertTrue((self.root / f"speed/{name}.png").exists())
-            self.assertIn(f"({name}.png)", text)
-        page = (self.root / "speed/results.html").read_text()
-        self.assertIn(">1,202<", page)  # layers
-        self.assertIn(">torch<", page)
-
-    @parameterized.parameters(
-        (None,), ("",), ("{}",), ("[{}]",), ('[{"group": "depth"}]',)
-    )
-    def test_what_is_no_benchmark_is_refused(self, content):
-        path = self.root / "no_benchmark.json"
-        path.unlink(missing_ok=True)
-        if content is not None:
-            path.write_text(content)
-        outcome = self.report(
-            "runs", output="refused", flags=[f"--benchmark={path}"]
-        )
-        self.assertEqual(outcome.code, 2)
-        self.assertLen(outcome.err, 1)
-        self.assertIn("must be a benchmark.json", outcome.err[0])
-        self.assertFalse((self.root / "refused").exists())
-
     def test_a_page_of_own_runs_has_these_and_nothing_else(self):
         for name, error in (
             ("mine", 7.0),
@@ -509,7 +438,7 @@ class PageTest(parameterized.TestCase):
         self.assertNotIn("not run", text)
 
     def test_confusions_are_of_weights_whose_run_is_given(self):
-        run = runs.load(ROOT / "results/resnet20_64000_bfloat16_0")
+        run = runs.load(ROOT / "docs/results/runs/resnet20_64000_bfloat16_0")
         self.assertLen(pictures.confusions([run]), 1)
         other = dataclasses.replace(
             run, config=dataclasses.replace(run.config, seed=1)
@@ -606,12 +535,10 @@ class PageTest(parameterized.TestCase):
 
 
 class KeptResultsTest(absltest.TestCase):
-    """docs/results.md and the runs in results/ that it was made from."""
+    """docs/results/results.md and the runs beside it."""
 
     def test_the_page_is_what_the_kept_runs_give(self):
-        flags = [f"--workdirs={ROOT}/results"]
-        if (ROOT / "results/benchmark.json").exists():
-            flags.append(f"--benchmark={ROOT}/results/benchmark.json")
+        flags = [f"--workdirs={ROOT}/docs/results/runs"]
         with (
             tempfile.TemporaryDirectory() as output,
             # The text alone: other tests draw.
@@ -622,10 +549,10 @@ class KeptResultsTest(absltest.TestCase):
             outcome = programs.run("report", f"--output={output}", *flags)
             self.assertEqual(outcome.code, 0, outcome.err)
             made = (pathlib.Path(output) / "results.md").read_text()
-        self.assertEqual(made, (ROOT / "docs/results.md").read_text())
+        self.assertEqual(made, (ROOT / "docs/results/results.md").read_text())
 
     def test_no_kept_run_says_where_its_data_was(self):
-        for path in sorted((ROOT / "results").glob("*/config.json")):
+        for path in sorted((ROOT / "docs/results/runs").glob("*/config.json")):
             self.assertIsNone(json.loads(path.read_text())["data_dir"])
 
 

@@ -26,8 +26,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras_resnet
 from apps import command_line  # noqa: F401
 from keras_resnet import baselines
+from keras_resnet.data import splits
 from keras_resnet.training import loop  # noqa: F401
-from keras_resnet.training import splits
 
 TINY = keras_resnet.Spec("tiny", (1, 2), (4, 8), stem="cifar", shortcut="A")
 

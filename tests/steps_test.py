@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from keras_resnet.training import data
+from keras_resnet.data import datasets
 from keras_resnet.training import steps
 from tests import tiny_runs
 
@@ -25,7 +25,7 @@ class StepTest(tiny_runs.TestCase):
             label_smoothing=smoothing,
             decay_norms=False,
         )
-        dataset = data.load("digits")
+        dataset = datasets.load("digits")
         run = steps.Run(
             tiny_runs.config(recipe), dataset, tf.distribute.get_strategy()
         )
@@ -63,7 +63,7 @@ class StepTest(tiny_runs.TestCase):
     def test_moving_average_follows_the_parameters(self):
         """a += (w - a) (1 - min(momentum, (1 + t) / (10 + t)))."""
         recipe = dataclasses.replace(tiny_runs.RECIPE, average_momentum=0.25)
-        dataset = data.load("digits")
+        dataset = datasets.load("digits")
         run = steps.Run(
             tiny_runs.config(recipe), dataset, tf.distribute.get_strategy()
         )
@@ -82,7 +82,7 @@ class StepTest(tiny_runs.TestCase):
             np.testing.assert_allclose(got, value, rtol=1e-5, atol=1e-6)
 
     def test_several_steps_in_one_graph_are_as_many_single_ones(self):
-        dataset = data.load("digits")
+        dataset = datasets.load("digits")
         sums = []
         for chunks in ((4,), (1, 1, 1, 1), (3, 1)):
             run = steps.Run(

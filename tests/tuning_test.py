@@ -18,11 +18,11 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet import models
+from keras_resnet.data import datasets
+from keras_resnet.data import splits
 from keras_resnet.training import configs
-from keras_resnet.training import data
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
-from keras_resnet.training import splits
 from keras_resnet.training import tuning
 from keras_resnet.training import workdirs
 from tests import programs
@@ -170,7 +170,7 @@ class SearchTest(TuningTestCase):
                 f"{folder}/{label}/{place}.png", image, scale=False
             )
         for name in ("digits", "synthetic", f"folder:{folder}"):
-            whole = data.load(name)
+            whole = datasets.load(name)
             part = whole.with_validation()
             self.assertEqual(part.train_size + part.test_size, whole.train_size)
             self.assertAlmostEqual(part.test_size / whole.train_size, 0.1, 1)

@@ -25,9 +25,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
-from keras_resnet import archives
-from keras_resnet import weight_files
 from keras_resnet import weights
+from keras_resnet.weights import archives
+from keras_resnet.weights import files
 
 # What torch 2.13 and safetensors 0.8 themselves wrote of the tensors below
 # (of a strided view, of a parameter, next to an optimizer's state).
@@ -763,7 +763,7 @@ class TorchTest(WeightsTestCase):
     @parameterized.parameters(ZIP, LEGACY, SAFETENSORS)
     def test_files_that_torch_wrote_are_read_without_torch(self, text):
         data = zlib.decompress(base64.b64decode(text))
-        arrays = weight_files.read(self.path(data))
+        arrays = files.read(self.path(data))
         self.assertCountEqual(arrays, WRITTEN)
         for name, value in WRITTEN.items():
             np.testing.assert_array_equal(arrays[name], value)
@@ -1031,7 +1031,7 @@ class RefusalTest(WeightsTestCase):
                 for place in rng.integers(0, len(data) // 2, 3):
                     damaged[place] = rng.integers(256)
                 with contextlib.suppress(ValueError):
-                    weight_files.read(self.path(bytes(damaged)))
+                    files.read(self.path(bytes(damaged)))
 
     @parameterized.parameters(
         ({"length": 7}, "truncated"),
@@ -1146,7 +1146,7 @@ class RefusalTest(WeightsTestCase):
                 "shape": [1],
                 "data_offsets": [4 * i, 4 * i + 4],
             }
-            for i in range(weight_files.MOST_ARRAYS + 1)
+            for i in range(files.MOST_ARRAYS + 1)
         }
         text = json.dumps(entries).encode()
         data = len(text).to_bytes(8, "little") + text + bytes(4 * len(entries))
@@ -1158,7 +1158,7 @@ class RefusalTest(WeightsTestCase):
         self.assertNotIn("\x1b", message)
 
     @parameterized.parameters(b"}" * 5_000, b"\x85" * 5_000)
-    @mock.patch.object(weight_files, "_MOST_INSTRUCTIONS", 4_000)
+    @mock.patch.object(files, "_MOST_INSTRUCTIONS", 4_000)
     def test_the_instructions_of_a_pickle_are_counted(self, instructions):
         data = b"\x80\x02)" + instructions + b"."
         path = self.path(data)
@@ -1167,7 +1167,7 @@ class RefusalTest(WeightsTestCase):
             archive.writestr("archive/data.pkl", data)
         self.assert_refused(small(), path, "instructions")
 
-    @mock.patch.object(weight_files, "_MOST_INSTRUCTIONS", 50_000)
+    @mock.patch.object(files, "_MOST_INSTRUCTIONS", 50_000)
     def test_lists_that_a_pickle_copies_are_counted(self):
         pairs = b"]q\x00(" + b"X\x01\0\0\0kK\x01\x86" * 100 + b"e"
         data = b"\x80\x02" + pairs
@@ -1217,7 +1217,7 @@ class RefusalTest(WeightsTestCase):
             mock.patch.object(archives, "_MOST_DIRECTORY_BYTES", 10_000),
             self.assertRaisesRegex(ValueError, "directory must be at most"),
         ):
-            weight_files.read(path)
+            files.read(path)
 
     def hdf5(self, fill):
         path = self.path(None)
@@ -1334,10 +1334,10 @@ class RefusalTest(WeightsTestCase):
             lambda file: [file.create_group(f"a/{i}") for i in range(50)]
         )
         with (
-            mock.patch.object(weight_files, "_MOST_MEMBERS", 40),
+            mock.patch.object(files, "_MOST_MEMBERS", 40),
             self.assertRaisesRegex(ValueError, "at most 40 members"),
         ):
-            weight_files.read(path)
+            files.read(path)
 
     def test_stacks_hold_the_weights_of_few_units(self):
         path = self.hdf5(
@@ -1350,7 +1350,7 @@ class RefusalTest(WeightsTestCase):
     def test_a_big_endian_array_is_read(self):
         value = np.arange(6, dtype=">f4")
         path = self.hdf5(lambda file: file.create_dataset("a/b/c", data=value))
-        (array,) = weight_files.read(path).values()
+        (array,) = files.read(path).values()
         np.testing.assert_array_equal(array, value)
         self.assertTrue(array.dtype.isnative)
 

@@ -19,8 +19,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
+from keras_resnet.data import datasets
 from keras_resnet.training import checkpoints
-from keras_resnet.training import data
 from keras_resnet.training import evaluation
 from keras_resnet.training import loop
 from keras_resnet.training import workdirs
@@ -39,7 +39,7 @@ class WorkdirTest(tiny_runs.TestCase):
         trained = workdirs.load_workdir(
             self.workdir, classifier_activation=None
         )
-        dataset = data.load("digits")
+        dataset = datasets.load("digits")
         found = evaluation.evaluate(trained.model, dataset.test_batches(100))
         np.testing.assert_allclose(
             found.top1_error, result["test_top1_error"], rtol=1e-6
@@ -59,7 +59,7 @@ class WorkdirTest(tiny_runs.TestCase):
             {weight.dtype for weight in trained.model.weights}, {"float32"}
         )
         found = evaluation.evaluate(
-            trained.model, data.load("digits").test_batches(100)
+            trained.model, datasets.load("digits").test_batches(100)
         )
         np.testing.assert_allclose(found.loss, result["test_loss"], rtol=1e-4)
 
@@ -87,7 +87,7 @@ class WorkdirTest(tiny_runs.TestCase):
         self.assertEqual(trained.step, 8)
         self.assertEqual(trained.config, tiny_runs.config(data_dir="elsewhere"))
         self.assertEqual(trained.labels, [str(i) for i in range(10)])
-        dataset = data.load("digits", preprocessing=trained.preprocessing)
+        dataset = datasets.load("digits", preprocessing=trained.preprocessing)
         errors = images = 0
         for x, y in dataset.test_batches(100):
             p = np.array(trained.model(x))

@@ -37,15 +37,16 @@ import numpy as np
 import tensorflow as tf
 
 import keras_resnet
-from keras_resnet import pretrained
 from keras_resnet import training
 from keras_resnet.analysis import complexity
+from keras_resnet.data import datasets
+from keras_resnet.data import limits
+from keras_resnet.data import views
 from keras_resnet.serving import folding
 from keras_resnet.serving import formats as formats_lib
-from keras_resnet.serving import limits
 from keras_resnet.serving import versions
 from keras_resnet.serving import warmup
-from keras_resnet.training import data
+from keras_resnet.weights import shipped
 
 training.require_backend(__name__, "tensorflow")
 
@@ -123,7 +124,7 @@ class Images(NamedTuple):
 
 def export(
     model: keras.Model,
-    preprocessing: data.Preprocessing,
+    preprocessing: views.Preprocessing,
     labels: Sequence[str],
     export_dir: str | os.PathLike,
     version: int | None = None,
@@ -240,7 +241,7 @@ def export(
             "sha256": _sha256(directory),
         }
         with open(os.path.join(directory, CARD), "w", encoding="utf-8") as file:
-            file.write(pretrained.card_text(card))
+            file.write(shipped.card_text(card))
 
     return versions.publish(export_dir, write, version)
 
@@ -252,13 +253,13 @@ def read_card(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def bundled_images(
-    preprocessing: data.Preprocessing, count: int = 64
+    preprocessing: views.Preprocessing, count: int = 64
 ) -> Images:
     """The first bundled test digits, as a network of any size sees them.
 
     They stand in for images of the network's own kind.
     """
-    digits, _ = data.load("digits").test_images(count)
+    digits, _ = datasets.load("digits").test_images(count)
     views = np.stack([preprocessing.view(digit).numpy() for digit in digits])
     return Images(views, source=f"{count} stand-in images (bundled digits)")
 

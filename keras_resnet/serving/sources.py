@@ -19,19 +19,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet import keras_files
 from keras_resnet import models
-from keras_resnet import pretrained
-from keras_resnet import weight_files
+from keras_resnet.data import datasets
+from keras_resnet.data import views
 from keras_resnet.serving import export
 from keras_resnet.serving import folding
-from keras_resnet.training import data
 from keras_resnet.training import workdirs
+from keras_resnet.weights import files
+from keras_resnet.weights import keras_files
+from keras_resnet.weights import shipped
 
 #: What a network can have been trained on: the modes of
 #: `keras_resnet.preprocess_input`; pixels of 0 to 255 as they are, which is
-#: right where layers of the network prepare them; or what `data.load` does for
-#: the data set.
+#: right where layers of the network prepare them; or what `datasets.load` does
+#: for the data set.
 PREPROCESSING = (*models.PREPROCESSING_MODES, "none", "dataset")
 
 #: The preprocessing of weights that have a name.
@@ -70,7 +71,7 @@ class Source:
         title: what it is, in a line.
         about: what a model card says of it.
         preprocessing_source: where the preprocessing is known from.
-        dataset: the name of its data set, or None; see `data.load`.
+        dataset: the name of its data set, or None; see `datasets.load`.
         data_dir: where that is.
         record: that of the images it was trained on, where it is known; see
             `workdirs.check_same_images`.
@@ -79,7 +80,7 @@ class Source:
     """
 
     model: keras.Model
-    preprocessing: data.Preprocessing
+    preprocessing: views.Preprocessing
     labels: list[str]
     title: str
     about: dict[str, Any]
@@ -103,7 +104,7 @@ class Source:
         """
         if self.dataset is None:
             raise ValueError("no data set is named")
-        dataset = data.load(
+        dataset = datasets.load(
             self.dataset, self.data_dir, preprocessing=self.preprocessing
         )
         workdirs.check_same_images(self.record, dataset)
@@ -221,7 +222,11 @@ def of_model(
 
     def load_dataset(image_size=None):
         with _blames("dataset"):
-            return data.load(dataset, data_dir, image_size) if dataset else None
+            return (
+                datasets.load(dataset, data_dir, image_size)
+                if dataset
+                else None
+            )
 
     if model.endswith(".keras"):
         for other, value in (("weights", weights), ("arguments", arguments)):
@@ -314,7 +319,7 @@ def _labels(network, dataset, model, weights) -> list[str]:
     if dataset:
         return dataset.labels
     if weights == "cifar10":
-        return pretrained.card(models.get_spec(model).name)["labels"]
+        return shipped.card(models.get_spec(model).name)["labels"]
     return [str(i) for i in range(network.outputs[0].shape[-1])]
 
 
@@ -387,7 +392,7 @@ def _how_to_state(model, dataset) -> str:
 
 def _prepared(
     name, network, dataset, is_built
-) -> tuple[keras.Model, data.Preprocessing]:
+) -> tuple[keras.Model, views.Preprocessing]:
     """A network of colours in the usual order, and what is in front of it."""
     if name == "dataset":
         if dataset is None:
@@ -406,7 +411,7 @@ def _prepared(
         return network, dataclasses.replace(
             base,
             shorter_side=None,
-            mean=pretrained.mean(),
+            mean=shipped.mean(),
             standard_deviation=None,
         )
     if base.channels != 3:
@@ -421,7 +426,7 @@ def _prepared(
     )
 
 
-def _views(network, dataset) -> data.Preprocessing:
+def _views(network, dataset) -> views.Preprocessing:
     """That of photos, for the views that the network takes.
 
     What is cropped of an image is that of the data set. Without one, a network
@@ -435,10 +440,10 @@ def _views(network, dataset) -> data.Preprocessing:
     else:
         size = size or _PHOTO_SIZE
         is_whole = size < _PHOTO_SIZE // 2
-    return data.photo_preprocessing(size, channels, is_whole)
+    return views.photo_preprocessing(size, channels, is_whole)
 
 
-def _with_numbers(preprocessing, mean, deviation) -> data.Preprocessing:
+def _with_numbers(preprocessing, mean, deviation) -> views.Preprocessing:
     channels = preprocessing.channels
     return dataclasses.replace(
         preprocessing,
@@ -452,7 +457,7 @@ def _is_of_keras_applications(path: str) -> bool:
 
     Who has trained such a file on other pixels than Caffe's says so.
     """
-    return any("conv1_conv" in name for name in weight_files.read(path))
+    return any("conv1_conv" in name for name in files.read(path))
 
 
 def _with_red_first(network: keras.Model, is_built: bool) -> keras.Model:

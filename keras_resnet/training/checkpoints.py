@@ -20,6 +20,8 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from keras_resnet import atomic
+
 # What TensorFlow raises for damaged bytes, by the kind of damage, except
 # errors that leave the file as it is.
 _DAMAGE = (tf.errors.OpError, IndexError)
@@ -36,7 +38,7 @@ _PART = re.compile(
 )
 _TORN_FILE = re.compile(_PART.pattern + r"(\.tempstate[0-9]+)?", re.ASCII)
 _TORN_FOLDER = re.compile(r"ckpt-[0-9]+_temp", re.ASCII)
-# The files that `replace_file` writes where runs and searches are kept.
+# The files that `atomic.write` writes where runs and searches are kept.
 _REMAINS = re.compile(
     r"\.keras_resnet-[0-9]+-"
     r"((config|dataset|search)\.json|metrics\.csv|checkpoint)",
@@ -112,7 +114,7 @@ def prune(directory: str | os.PathLike, keep: int | None) -> None:
         kept = kept[-keep:]
     # What tf.train.latest_checkpoint and TensorBoard look for.
     if kept:
-        replace_file(
+        atomic.write(
             directory / "checkpoint",
             f'model_checkpoint_path: "ckpt-{kept[-1]}"\n'
             + "".join(
@@ -290,23 +292,8 @@ def clean(directory: str | os.PathLike) -> None:
         path.unlink(missing_ok=True)
 
 
-def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a file so that it is there as a whole or not at all."""
-    path = Path(path)
-    if isinstance(content, str):
-        content = content.encode()
-    # A name that no user gives, so that `remains` can remove it after a kill.
-    beside = path.with_name(f".keras_resnet-{os.getpid()}-{path.name[-50:]}")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-
-
 def remains(directory: str | os.PathLike) -> list[Path]:
-    """What `replace_file` left in a directory when it was killed."""
+    """What `atomic.write` left in a directory when it was killed."""
     return [path for _, path in _matches(directory, _REMAINS)]
 
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.training import data
+from keras_resnet.data import datasets
 from keras_resnet.training import losses
 from keras_resnet.training import strategies
 
@@ -141,7 +141,7 @@ class Evaluator:
 
     def __call__(
         self,
-        dataset: data.DataSet,
+        dataset: datasets.DataSet,
         batch_size: int,
         protocol: str = "single",
         counts_classes: bool = False,
@@ -184,7 +184,7 @@ class Evaluator:
             asked = tf.constant(float(is_asked()))
             try:
                 parts = self._step(batches, asked, classes)
-            except data.UNREADABLE:
+            except datasets.UNREADABLE:
                 dataset.check()  # names the image that does not decode
                 raise
             *sums, stops = parts[0].numpy().tolist()

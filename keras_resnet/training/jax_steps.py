@@ -14,10 +14,10 @@ import tensorflow as tf
 from keras import ops
 
 from keras_resnet import training
-from keras_resnet.training import augmentation
+from keras_resnet.data import augmentation
+from keras_resnet.data import datasets
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
-from keras_resnet.training import data
 from keras_resnet.training import evaluation
 from keras_resnet.training import losses
 from keras_resnet.training import optimizers
@@ -53,7 +53,7 @@ class UnsupportedError(ValueError):
         self.received = received
 
 
-def check(config: configs.Config, dataset: data.DataSet) -> None:
+def check(config: configs.Config, dataset: datasets.DataSet) -> None:
     """Refuses what is for TensorFlow only.
 
     Raises:

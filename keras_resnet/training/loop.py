@@ -18,9 +18,9 @@ import tensorflow as tf
 import tqdm
 
 from keras_resnet import training
+from keras_resnet.data import datasets
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
-from keras_resnet.training import data
 from keras_resnet.training import memory
 from keras_resnet.training import strategies
 from keras_resnet.training import workdirs
@@ -61,7 +61,7 @@ def train_and_evaluate(
     log_every: int = 100,
     eval_every: int | None = None,
     keep: int = 3,
-    dataset: data.DataSet | None = None,
+    dataset: datasets.DataSet | None = None,
     checkpoint_seconds: float | None = None,
 ) -> dict:
     """Trains a network and evaluates it; goes on where an earlier call stopped.
@@ -120,7 +120,7 @@ def train_and_evaluate(
         contextlib.ExitStack() as stack,
     ):
         if dataset is None:
-            dataset = data.load(
+            dataset = datasets.load(
                 config.dataset, config.data_dir, image_size=recipe.image_size
             )
         with strategies.lost_workers(strategy):
@@ -304,7 +304,7 @@ class _Trainer:
         is_asked = self.signals.received is not None
         try:
             stops, seconds = self.run.take(steps, is_asked, seconds)
-        except data.UNREADABLE:
+        except datasets.UNREADABLE:
             self.dataset.check()  # names the image that does not decode
             raise
         self.signals.saved_at = None

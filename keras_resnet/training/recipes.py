@@ -13,7 +13,7 @@ import keras
 from keras import ops
 
 from keras_resnet import names
-from keras_resnet.training.augmentation import get_augmentation
+from keras_resnet.data.augmentation import get_augmentation
 
 SCHEDULES = ("step", "cosine")
 OPTIMIZERS = ("momentum", "nesterov", "adam")

@@ -29,11 +29,11 @@ import keras_tuner
 import tensorflow as tf
 from keras_tuner.engine.base_tuner import BaseTuner
 
+from keras_resnet import atomic
 from keras_resnet import models
 from keras_resnet import names
-from keras_resnet.training import checkpoints
+from keras_resnet.data import datasets
 from keras_resnet.training import configs
-from keras_resnet.training import data
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
 from keras_resnet.training import workdirs
@@ -59,7 +59,7 @@ class Space:
         optimizer: Of `recipes.OPTIMIZERS`.
         learning_rate: Lowest and highest rate; drawn evenly in its logarithm.
         weight_decay: Likewise.
-        augmentation: Of `data.AUGMENTATIONS`.
+        augmentation: Of `augmentation.AUGMENTATIONS`.
 
     >>> Space().with_field("depth", "20,32").depth
     (20, 32)
@@ -233,10 +233,10 @@ class Search:
         """The fields as JSON has them."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
-    def load(self) -> data.DataSet:
+    def load(self) -> datasets.DataSet:
         """The images of the trials: training, and validation as its test."""
         config = self.config
-        return data.load(
+        return datasets.load(
             config.dataset,
             config.data_dir,
             image_size=config.recipe.image_size,
@@ -328,7 +328,7 @@ def tune(
     _check_directory(search, directory)
     with workdirs.Lock(directory, report):
         _check_directory(search, directory)  # another process had the lock
-        checkpoints.replace_file(
+        atomic.write(
             directory / "search.json",
             json.dumps(search.to_json(), indent=1) + "\n",
         )

@@ -23,10 +23,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet import atomic
 from keras_resnet import training
+from keras_resnet.data import datasets
+from keras_resnet.data import views
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
-from keras_resnet.training import data
 from keras_resnet.training import optimizers
 
 COLUMNS = (
@@ -58,10 +60,10 @@ class Trained:
 
     model: keras.Model
     config: configs.Config
-    preprocessing: data.Preprocessing
+    preprocessing: views.Preprocessing
     labels: list[str]
     step: int
-    record: dict | None = None  # of its images, see `data.DataSet.record`
+    record: dict | None = None  # of its images, see `datasets.DataSet.record`
 
 
 def load_workdir(
@@ -339,7 +341,7 @@ def _check_same_data(path, about):
         )
 
 
-def check_same_images(record: dict | None, dataset: data.DataSet) -> None:
+def check_same_images(record: dict | None, dataset: datasets.DataSet) -> None:
     """Raises if the images of a data set are not those of the training.
 
     Args:
@@ -449,7 +451,7 @@ class Metrics:
         if not writes:
             return
         self._compare(report)
-        checkpoints.replace_file(self.path, self.text())
+        atomic.write(self.path, self.text())
         events = workdir / "events"
         events.mkdir(exist_ok=True)
         self._open = contextlib.ExitStack()
@@ -518,7 +520,7 @@ class Metrics:
         if self.events is None:
             return
         if not self.path.is_file():  # removed while the run used it
-            checkpoints.replace_file(self.path, self.text())
+            atomic.write(self.path, self.text())
         else:
             with self.path.open("a", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -566,7 +568,7 @@ def _read_dataset(workdir):
             f"{path}: labels must be a list of text, received {_shown(labels)}"
         )
     try:
-        preprocessing = data.Preprocessing.from_json(
+        preprocessing = views.Preprocessing.from_json(
             json.dumps(about["preprocessing"])
         )
         shape = list(preprocessing.image_shape)
@@ -641,4 +643,4 @@ def _unique(pairs):
 
 
 def _write_json(path, value):
-    checkpoints.replace_file(path, json.dumps(value, indent=1) + "\n")
+    atomic.write(path, json.dumps(value, indent=1) + "\n")

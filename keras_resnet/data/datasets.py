@@ -6,7 +6,8 @@ a permutation of the images that (seed, epoch) decides. The batch of a step
 has the positions step * batch_size ... (step + 1) * batch_size - 1, so that a
 run can start at any step and share its batches among any number of workers.
 
-Augmentation follows [1, Sec. 3.4 and 4.2] and [2]: see `AUGMENTATIONS`.
+Augmentation follows [1, Sec. 3.4 and 4.2] and [2]: see
+`augmentation.AUGMENTATIONS`.
 """
 
 import functools
@@ -17,41 +18,12 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet import atomic
 from keras_resnet import names
-from keras_resnet.training import checkpoints
-from keras_resnet.training import sources
-from keras_resnet.training import splits
-from keras_resnet.training.augmentation import AUGMENTATIONS
-from keras_resnet.training.augmentation import Augmentation
-from keras_resnet.training.augmentation import colour_shift
-from keras_resnet.training.augmentation import get_augmentation
-from keras_resnet.training.augmentation import integer
-from keras_resnet.training.augmentation import pad_crop
-from keras_resnet.training.augmentation import random_view
-from keras_resnet.training.augmentation import scale_aspect
-from keras_resnet.training.augmentation import scale_jitter
-from keras_resnet.training.images import PHOTO_SIZE
-from keras_resnet.training.images import PROTOCOLS
-from keras_resnet.training.images import Preprocessing
-from keras_resnet.training.images import decode
-from keras_resnet.training.images import padded_crops
-from keras_resnet.training.images import photo_preprocessing
-from keras_resnet.training.images import scaled
-
-__all__ = [
-    "AUGMENTATIONS",
-    "PROTOCOLS",
-    "Augmentation",
-    "DataSet",
-    "Preprocessing",
-    "colour_shift",
-    "load",
-    "pad_crop",
-    "photo_preprocessing",
-    "scale_aspect",
-    "scale_jitter",
-    "write_examples",
-]
+from keras_resnet.data import augmentation as augmentations
+from keras_resnet.data import sources
+from keras_resnet.data import splits
+from keras_resnet.data import views as views_lib
 
 # What TensorFlow raises for an image that does not decode; it names none.
 UNREADABLE = (
@@ -88,7 +60,7 @@ class DataSet:
         self,
         name: str,
         labels: Sequence[str],
-        preprocessing: Preprocessing,
+        preprocessing: views_lib.Preprocessing,
         read: Callable[[str], splits.Split],
         record: Callable[[], dict] = dict,
     ):
@@ -162,7 +134,7 @@ class DataSet:
             ValueError: If the augmentation is unknown or the shard does not
                 divide the batch.
         """
-        row = get_augmentation(augmentation)
+        row = augmentations.get_augmentation(augmentation)
         share = _share(batch_size, shard)
 
         def finished(step, images, labels):
@@ -260,8 +232,10 @@ class DataSet:
             ValueError: If the shard does not divide the batch or the protocol
                 is unknown.
         """
-        if protocol not in PROTOCOLS:
-            raise ValueError(names.unknown("protocol", protocol, PROTOCOLS))
+        if protocol not in views_lib.PROTOCOLS:
+            raise ValueError(
+                names.unknown("protocol", protocol, views_lib.PROTOCOLS)
+            )
         share = _share(batch_size, shard)
         size = self.test_size
         steps = (0, -(-size // batch_size))
@@ -273,9 +247,9 @@ class DataSet:
             counted = _positions(step, batch_size, share) < size
             images = self.preprocessing(images)
             if not self.has_photos and protocol == "ten_crop":
-                images = padded_crops(images)
+                images = views_lib.padded_crops(images)
             elif not self.has_photos and protocol == "multi_scale":
-                scales = scaled(images.shape[1])
+                scales = views_lib.scaled(images.shape[1])
                 images = tuple(
                     tf.image.resize(images, [scale, scale]) for scale in scales
                 )
@@ -313,12 +287,14 @@ class DataSet:
             is_counted = position < self.test_size
             views = tf.cond(
                 is_counted,
-                lambda: self.preprocessing.views(decode(image), "multi_scale"),
+                lambda: self.preprocessing.views(
+                    views_lib.decode(image), "multi_scale"
+                ),
                 lambda: tuple(
                     tf.zeros(
                         [scale, scale, self.preprocessing.channels], "uint8"
                     )
-                    for scale in scaled(self.preprocessing.image_size)
+                    for scale in views_lib.scaled(self.preprocessing.image_size)
                 ),
             )
             views = tuple(self.preprocessing(view[None]) for view in views)
@@ -406,14 +382,18 @@ class DataSet:
                 count = [10] if protocol == "ten_crop" else []
                 image = tf.cond(
                     position < split.size,
-                    lambda: self.preprocessing.views(decode(image), protocol),
+                    lambda: self.preprocessing.views(
+                        views_lib.decode(image), protocol
+                    ),
                     lambda: tf.zeros([*count, *self.image_shape], tf.uint8),
                 )
             elif row is None:
-                image = self.preprocessing.view(decode(image))
+                image = self.preprocessing.view(views_lib.decode(image))
             else:
                 key = splits.random_key(seed, splits.WINDOW, position)
-                image = random_view(self.preprocessing, row, image, key)
+                image = augmentations.random_view(
+                    self.preprocessing, row, image, key
+                )
             return position // batch_size, image, label
 
         first, last = (step * batch_size for step in steps)
@@ -432,14 +412,14 @@ class DataSet:
         height, width, channels = self.image_shape
         if row.pads:
             random = draw(tf.random.stateless_uniform)
-            images = pad_crop(
+            images = augmentations.pad_crop(
                 images,
-                integer(random[:, 0], 2 * (height // 8) + 1),
-                integer(random[:, 1], 2 * (width // 8) + 1),
+                augmentations.integer(random[:, 0], 2 * (height // 8) + 1),
+                augmentations.integer(random[:, 1], 2 * (width // 8) + 1),
                 (random[:, 2] < 0.5) & row.flips,
             )
         if row.shifts_colour and channels == 3:
-            shift = colour_shift(draw(tf.random.stateless_normal))
+            shift = augmentations.colour_shift(draw(tf.random.stateless_normal))
             if self.preprocessing.standard_deviation is not None:
                 shift /= self.preprocessing.standard_deviation
             # As in Preprocessing, whole rows: [batch, 1, width, channels].
@@ -451,7 +431,7 @@ def load(
     name: str,
     data_dir: str | os.PathLike | None = None,
     image_size: int | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: views_lib.Preprocessing | None = None,
 ) -> DataSet:
     """The data set of a name.
 
@@ -508,13 +488,15 @@ def load(
 def _own_preprocessing(shape, image_size, read):
     height, width, channels = shape
     is_fixed = None not in shape and max(height, width) <= sources.SMALL_SIDE
-    size = image_size or (max(height, width) if is_fixed else PHOTO_SIZE)
+    size = image_size or (
+        max(height, width) if is_fixed else views_lib.PHOTO_SIZE
+    )
     train = read("train")
     if isinstance(train, splits.Memory):
         axis = 0 if (height, width) == (size, size) else (0, 1, 2)
         mean = train.images.numpy().mean(axis, np.float64) / 255
-        return Preprocessing(size, channels, None, mean)
-    return photo_preprocessing(size, channels, resizes_whole=is_fixed)
+        return views_lib.Preprocessing(size, channels, None, mean)
+    return views_lib.photo_preprocessing(size, channels, resizes_whole=is_fixed)
 
 
 def write_examples(
@@ -536,7 +518,7 @@ def write_examples(
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         word = dataset.labels[label].replace(os.sep, "-")
         path = os.path.join(directory, f"{i:02d}_label_{word}.png")
-        checkpoints.replace_file(path, tf.io.encode_png(image).numpy())
+        atomic.write(path, tf.io.encode_png(image).numpy())
         paths.append(path)
     return paths
 

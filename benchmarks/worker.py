@@ -1,6 +1,6 @@
 """One contender at one work, in a process of its own.
 
-    python -m keras_resnet.benchmark.worker CONTENDER WORK DATA_DIR
+    python -m benchmarks.worker CONTENDER WORK DATA_DIR
 
 It answers in lines of JSON: once when its first step is done, then for each
 number on its standard input, with the seconds that so many steps took. It runs
@@ -14,8 +14,8 @@ import signal
 import sys
 import time
 
-from keras_resnet.benchmark import contenders
-from keras_resnet.benchmark import works
+from benchmarks import contenders
+from benchmarks import works
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 

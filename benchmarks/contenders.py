@@ -116,7 +116,7 @@ def _train_keras(work):
             weights=None, classifier_activation=None
         )
     else:
-        from keras_resnet.benchmark import peers
+        from benchmarks import peers
 
         model = peers.cifar_of_keras_layers(work.spec().units)
     optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
@@ -144,7 +144,7 @@ def _train_tf_keras(work):
 def _torch_network(work):
     import torch
 
-    from keras_resnet.benchmark import peers
+    from benchmarks import peers
 
     images, labels = map(torch.from_numpy, batch(work))
     images = images.permute(0, 3, 1, 2)
@@ -300,12 +300,12 @@ def _infer_openvino(work):
 
 def _train_program(work, data_dir):
     """`apps.train` with its input and its metrics; it times itself."""
+    from keras_resnet.data import datasets
     from keras_resnet.training import configs
-    from keras_resnet.training import data
     from keras_resnet.training import loop
     from keras_resnet.training import recipes
 
-    dataset = data.load("cifar10", data_dir)
+    dataset = datasets.load("cifar10", data_dir)
     recipe = recipes.get_recipe("cifar10").with_steps(work.steps + 1)
     config = configs.Config(
         work.network,
@@ -349,7 +349,7 @@ def _pin():
 
 def _input_keras_resnet(work, data_dir):
     """The training view of `training.data`, batch after batch."""
-    from keras_resnet.training import data
+    from keras_resnet.data import datasets
 
     _pin()
     folder = tempfile.TemporaryDirectory()
@@ -360,7 +360,7 @@ def _input_keras_resnet(work, data_dir):
             os.symlink(
                 os.path.abspath(path), os.path.join(place, f"{i:04}.jpg")
             )
-    dataset = data.load(f"folder:{folder.name}", image_size=224)
+    dataset = datasets.load(f"folder:{folder.name}", image_size=224)
     batches = iter(
         dataset.train_batches(
             work.batch_size, seed=0, augmentation="scale_aspect"

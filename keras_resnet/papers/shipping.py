@@ -1,9 +1,9 @@
 """From a work directory to weights that ship, with the card that says what.
 
-from keras_resnet.results import shipping
-from keras_resnet.training import data
+from keras_resnet.papers import shipping
+from keras_resnet.data import datasets
 
-shipping.ship("runs/resnet20_0", data.load("cifar10"))
+shipping.ship("runs/resnet20_0", datasets.load("cifar10"))
 """
 
 import hashlib
@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from keras_resnet import pretrained
+from keras_resnet import atomic
 from keras_resnet.analysis import complexity
-from keras_resnet.training import checkpoints
-from keras_resnet.training import data
+from keras_resnet.data import datasets
 from keras_resnet.training import evaluation
 from keras_resnet.training import workdirs
+from keras_resnet.weights import shipped
 
 
 def ship(
     workdir: str | os.PathLike,
-    dataset: data.DataSet,
+    dataset: datasets.DataSet,
     folder: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """Writes the weights of a run, its card and its mean into the package.
@@ -33,16 +33,16 @@ def ship(
     Args:
         workdir: What `train_and_evaluate` left, finished or not.
         dataset: What it was trained on, with its own preprocessing.
-        folder: Where the files go; None for `keras_resnet/pretrained`.
+        folder: Where the files go; None for `keras_resnet/weights/shipped`.
 
     Returns:
-        The card, as `keras_resnet.pretrained.card` has it.
+        The card, as `keras_resnet.weights.shipped.card` has it.
 
     Raises:
         ValueError: If the run was one of another data set or has arguments or
             a preprocessing that `weights="DATASET"` could not know.
     """
-    folder = Path(folder or Path(pretrained.__file__).parent)
+    folder = Path(folder or Path(shipped.__file__).parent)
     trained = workdirs.load_workdir(workdir, classifier_activation=None)
     config, preprocessing = trained.config, trained.preprocessing
     if config.dataset != dataset.name or config.model_arguments:
@@ -87,7 +87,7 @@ def ship(
     for file, content in (
         (f"{config.dataset}_mean.npy", mean.getvalue()),
         (f"{name}.weights.h5", weights),
-        (f"{name}.json", pretrained.card_text(card)),
+        (f"{name}.json", shipped.card_text(card)),
     ):
-        checkpoints.replace_file(folder / file, content)
+        atomic.write(folder / file, content)
     return card

@@ -9,14 +9,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_resnet.results import figures
-from keras_resnet.results import pictures
-from keras_resnet.results import tables
-from keras_resnet.results.pictures import Picture
-from keras_resnet.results.runs import Run
-from keras_resnet.results.tables import Table
-from keras_resnet.training import checkpoints
-from keras_resnet.training import data
+from keras_resnet import atomic
+from keras_resnet.data import datasets
+from keras_resnet.papers import figures
+from keras_resnet.papers import pictures
+from keras_resnet.papers import tables
+from keras_resnet.papers.pictures import Picture
+from keras_resnet.papers.runs import Run
+from keras_resnet.papers.tables import Table
 
 _TITLE = "Results"
 
@@ -50,8 +50,7 @@ _PAPERS = Table(
 def write(
     runs: Sequence[Run],
     output: str | os.PathLike,
-    dataset: data.DataSet | None = None,
-    further: Sequence[Picture] = (),
+    dataset: datasets.DataSet | None = None,
     damaged: Sequence[str] = (),
 ) -> list[str]:
     """Writes `results.md`, `results.html` and the pictures as PNG.
@@ -61,7 +60,6 @@ def write(
         output: Directory for the files; made where there is none.
         dataset: Test images, to show those that the weights that ship for
             this data set get wrong, or None.
-        further: More pictures for the page.
         damaged: What is wrong with the runs that could not be read.
 
     Returns:
@@ -71,13 +69,11 @@ def write(
     output.mkdir(parents=True, exist_ok=True)
     shown = [
         *(errors := pictures.run_errors(runs)),
-        *further,
         *pictures.confusions(runs),
         *(pictures.wrong_answers(dataset) if dataset else ()),
     ]
     sections = [
         tables.run_table(runs, damaged),
-        tables.Table("", tables.SPEED, (), ()),
         tables.Table("", tables.ANSWERS, (), ()),
     ]
     if papers := tables.paper_tables(runs):
@@ -95,7 +91,7 @@ def write(
     written = []
     for picture in shown:
         path = output / f"{picture.name}.png"
-        checkpoints.replace_file(path, figures.png(picture.figure))
+        atomic.write(path, figures.png(picture.figure))
         written.append(str(path))
     # The pages come last: what they show is there.
     for name, text in (
@@ -103,7 +99,7 @@ def write(
         ("results.html", _html(parts)),
     ):
         path = output / name
-        checkpoints.replace_file(path, text)
+        atomic.write(path, text)
         written.append(str(path))
     return written
 

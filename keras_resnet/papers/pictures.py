@@ -9,15 +9,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from keras_resnet import models
-from keras_resnet import pretrained
 from keras_resnet.analysis import complexity
 from keras_resnet.analysis import propagation
+from keras_resnet.data import datasets
 from keras_resnet.layers import shortcuts
-from keras_resnet.results import figures
-from keras_resnet.results import tables
-from keras_resnet.results.runs import Run
-from keras_resnet.training import data
-from keras_resnet.training import experiments
+from keras_resnet.papers import experiments
+from keras_resnet.papers import figures
+from keras_resnet.papers import tables
+from keras_resnet.papers.runs import Run
+from keras_resnet.weights import shipped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ def propagations() -> list[Picture]:
 
 @functools.cache
 def _propagations() -> dict[str, dict]:
-    batches = data.load("digits").train_batches(32, seed=0)
+    batches = datasets.load("digits").train_batches(32, seed=0)
     images, labels = next(iter(batches))
     reports = {}
     for name, shortcut in shortcuts.TABLE_1.items():
@@ -203,8 +203,8 @@ def confusions(runs: Sequence[Run]) -> list[Picture]:
         for c in (run.config for run in runs)
     }
     pictures = []
-    for name in pretrained.networks():
-        card = pretrained.card(name)
+    for name in shipped.networks():
+        card = shipped.card(name)
         fields = ("model", "dataset", "recipe", "steps", "seed", "dtype")
         if tuple(card[field] for field in fields) not in trained:
             continue
@@ -220,10 +220,10 @@ def confusions(runs: Sequence[Run]) -> list[Picture]:
     return pictures
 
 
-def wrong_answers(dataset: data.DataSet) -> list[Picture]:
+def wrong_answers(dataset: datasets.DataSet) -> list[Picture]:
     """Images of a data set that the weights that ship for it get wrong."""
     pictures = []
-    for name in pretrained.networks(dataset.name):
+    for name in shipped.networks(dataset.name):
         model = models.resnet(name, weights=dataset.name)
         images, labels = dataset.test_images(dataset.test_size)
         x = [dataset.preprocessing(batch) for batch in _batches(images)]

@@ -24,7 +24,7 @@ import urllib.request
 import numpy as np
 
 from keras_resnet import names
-from keras_resnet.training import splits as splits_lib
+from keras_resnet.data import splits as splits_lib
 
 # A small image set has images of one size, at most so many pixels a side, and
 # is held in memory; every other set is read and decoded as it is needed.

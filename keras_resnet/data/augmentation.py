@@ -9,8 +9,8 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_resnet import names
-from keras_resnet.training.images import decode_window
-from keras_resnet.training.images import resize
+from keras_resnet.data.views import decode_window
+from keras_resnet.data.views import resize
 
 # The principal components of the colours of ImageNet, [Krizhevsky et al. 2012,
 # Sec. 4.1], for pixels of 0..1; the numbers are those of fb.resnet.torch.

@@ -20,7 +20,7 @@ from typing import cast
 
 import numpy as np
 
-from keras_resnet import archives
+from keras_resnet.weights import archives
 
 Arrays = dict[str, np.ndarray]
 

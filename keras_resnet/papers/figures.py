@@ -17,7 +17,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from keras_resnet.analysis import propagation
-from keras_resnet.results.runs import Run
+from keras_resnet.papers.runs import Run
 
 # Colours that stand out from white and from black alike, and from each other
 # for those who do not tell red from green.

@@ -1,7 +1,7 @@
 """Measures our networks beside the peers that are installed, A B A B.
 
-    python -m apps.benchmark --groups=training
-    python -m apps.benchmark --data_dir=DIR --output=DIR
+    python -m benchmarks --groups=training
+    python -m benchmarks --data_dir=DIR --output=DIR
 
 Peers, none of them needed: keras, tf_keras, torch, onnxruntime, openvino (these
 two with torch and onnx) and pillow. Nothing else should run meanwhile.
@@ -13,7 +13,7 @@ import pathlib
 
 from absl import flags
 
-from . import command_line
+from apps import command_line
 
 _GROUPS = flags.DEFINE_list(
     "groups",
@@ -50,23 +50,23 @@ def _groups(known):
 
 
 def _write(name, content):
-    from keras_resnet.training import checkpoints
+    from keras_resnet import atomic
 
     output = pathlib.Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
-    checkpoints.replace_file(output / name, content)
+    atomic.write(output / name, content)
 
 
 def main(argv):
     """Measures what the flags name, and says each table when it is there."""
-    from keras_resnet.benchmark import measure
-    from keras_resnet.benchmark import report
-    from keras_resnet.benchmark import works
+    from benchmarks import measure
+    from benchmarks import report
+    from benchmarks import works
 
     groups = _groups(works.GROUPS)
     if _OUTPUT.value:  # what draws is missed before anything is measured
         with command_line.extra("report"):
-            importlib.import_module("keras_resnet.results.figures")
+            importlib.import_module("keras_resnet.papers.figures")
     measured, rows, tables = [], [], []
     for group, work in ((g, w) for g in groups for w in works.GROUPS[g]):
         results = measure.measure(work, _ROUNDS.value, _DATA_DIR.value)
@@ -78,7 +78,7 @@ def main(argv):
             _write("benchmark.json", json.dumps(rows, indent=1) + "\n")
             _write("benchmark.md", "\n".join(tables))
     if _OUTPUT.value:
-        from keras_resnet.results import figures
+        from keras_resnet.papers import figures
 
         files = {
             f"{plot.name}.png": figures.png(plot.figure)
@@ -93,7 +93,7 @@ def main(argv):
 
 
 def cli():
-    """The console script."""
+    """The program."""
     command_line.run(main)
 
 

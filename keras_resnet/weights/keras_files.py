@@ -20,8 +20,8 @@ from typing import Protocol
 import keras
 from keras.src.saving import serialization_lib
 
-from keras_resnet import archives
-from keras_resnet import weight_files
+from keras_resnet.weights import archives
+from keras_resnet.weights import files
 
 _MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
 
@@ -88,7 +88,7 @@ def _check(file: Any, size: int) -> int:
         config = archives.read(archive, "config.json", _MOST_CONFIG_BYTES)
         _check_config(archives.parse_json(config))
         contents = archives.read(archive, "model.weights.h5", sys.maxsize)
-    return weight_files.hdf5_bytes(contents)
+    return files.hdf5_bytes(contents)
 
 
 def _check_config(config: dict[str, Any]) -> None:

@@ -1,23 +1,20 @@
 """Tables of what was measured, and plots against depth and batch size."""
 
 import dataclasses
-import json
-import os
-import pathlib
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
-from keras_resnet.benchmark.measure import Result
-from keras_resnet.benchmark.works import Work
+from benchmarks.measure import Result
+from benchmarks.works import Work
 
 if TYPE_CHECKING:
-    from keras_resnet.results.pictures import Picture
+    from keras_resnet.papers.pictures import Picture
 
 Measured = Sequence[tuple[str, Work, list[Result]]]
 
-_ON = "as `apps.benchmark` measured it on one machine"
+_ON = "as `benchmarks` measured it on one machine"
 
 # For each plot: the group, x and y as text, what it shows, and y of a result.
 _PLOTS: dict[str, tuple[str, str, str, str, Callable[[Result], Any]]] = {
@@ -93,35 +90,6 @@ def row(group: str, work: Work, results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def load(path: str | os.PathLike) -> Measured:
-    """What `apps.benchmark --output=DIR` measured, from `DIR/benchmark.json`.
-
-    Raises:
-        ValueError: If the file is not there or is no such file.
-    """
-    try:
-        rows = json.loads(pathlib.Path(path).read_text())
-        if not isinstance(rows, list):
-            raise TypeError("it is no list")
-        return [
-            (
-                row["group"],
-                _work(row["work"]),
-                [Result(**fields) for fields in row["results"]],
-            )
-            for row in rows
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} must be a benchmark.json, as apps.benchmark --output=DIR "
-            f"writes it: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _work(fields: dict[str, Any]) -> Work:
-    return Work(**{**fields, "contenders": tuple(fields["contenders"])})
-
-
 def plots(measured: Measured) -> list["Picture"]:
     """The plots of the groups that were measured.
 
@@ -132,9 +100,8 @@ def plots(measured: Measured) -> list["Picture"]:
         A picture for each plot that has something to show.
     """
     # matplotlib belongs to the extra "report": tables do without it.
-    from keras_resnet.results import figures
-    from keras_resnet.results import tables
-    from keras_resnet.results.pictures import Picture
+    from keras_resnet.papers import figures
+    from keras_resnet.papers.pictures import Picture
 
     found = []
     for name, (group, x_label, y_label, caption, y) in _PLOTS.items():
@@ -146,5 +113,5 @@ def plots(measured: Measured) -> list["Picture"]:
                     series.setdefault(result.contender, {})[x] = y(result)
         if series:
             figure = figures.lines(series, x_label, y_label)
-            found.append(Picture(name, tables.SPEED, caption, figure))
+            found.append(Picture(name, "Speed", caption, figure))
     return found

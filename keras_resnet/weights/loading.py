@@ -28,9 +28,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_resnet import weight_files
 from keras_resnet.layers import UnitStack
-from keras_resnet.weight_files import Arrays
+from keras_resnet.weights import files
+from keras_resnet.weights.files import Arrays
 
 Shapes = dict[str, tuple[int, ...]]
 # Each variable with the path of its weight, or of those stacked in it.
@@ -80,7 +80,7 @@ def load(
     homes = _homes(model)
     shapes = _shapes(homes)
     needed = 8 * sum(math.prod(shape) for shape in shapes.values())
-    arrays = weight_files.read(path, max(weight_files.MOST_BYTES, needed))
+    arrays = files.read(path, max(files.MOST_BYTES, needed))
     try:
         if rename is not None:
             arrays = _renamed(arrays, rename)
@@ -106,11 +106,9 @@ def load(
 def _check_stacked(arrays: Arrays) -> None:
     """Raises ValueError if stacks hold the weights of too many units."""
     stacked = [array for name, array in arrays.items() if "_stack/" in name]
-    if sum(len(array) for array in stacked if array.ndim) > (
-        weight_files.MOST_ARRAYS
-    ):
+    if sum(len(array) for array in stacked if array.ndim) > (files.MOST_ARRAYS):
         raise ValueError(
-            f"its stacks must have at most {weight_files.MOST_ARRAYS:,} arrays "
+            f"its stacks must have at most {files.MOST_ARRAYS:,} arrays "
             "of units"
         )
 

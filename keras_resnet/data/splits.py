@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.training.images import decode
+from keras_resnet.data.views import decode
 
 # Records in the shuffle buffer of a set that is too large for memory. TFDS
 # wrote them in random order, and their files are shuffled too.

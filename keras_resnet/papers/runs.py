@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from keras_resnet.training import experiments
+from keras_resnet.papers import experiments
 from keras_resnet.training.configs import Config
 
 _MOST_BYTES = 2**26

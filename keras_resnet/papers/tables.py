@@ -17,12 +17,11 @@ from typing import Any
 
 from keras_resnet import models
 from keras_resnet.analysis import complexity
-from keras_resnet.results.runs import Run
-from keras_resnet.training import experiments
+from keras_resnet.papers import experiments
+from keras_resnet.papers.runs import Run
 
 #: Sections of the page that are about no table of the papers.
 RUNS = "Runs"
-SPEED = "Speed"
 ANSWERS = "Answers"
 COSTS = "Costs"
 

@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 
-from keras_resnet.benchmark import contenders
-from keras_resnet.benchmark.works import Work
+from benchmarks import contenders
+from benchmarks.works import Work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class _Process:
             [
                 sys.executable,
                 "-m",
-                "keras_resnet.benchmark.worker",
+                "benchmarks.worker",
                 name,
                 json.dumps(dataclasses.asdict(work)),
                 data_dir or "",
