@@ -104,10 +104,12 @@ _SET = flags.DEFINE_multi_string(
 )
 
 
-def _set_by_experiment():
-    """Gives the flags the values that a row of the experiments stands for."""
+def _row():
+    """Returns the row of --experiment, or None."""
     from keras_resnet.papers import experiments
 
+    if not _EXPERIMENT.value:
+        return None
     for flag in (_MODEL, _DATASET, _RECIPE):
         if flag.present:
             raise command_line.UsageError(
@@ -116,35 +118,29 @@ def _set_by_experiment():
                 f"it sets --{flag.name} itself: leave that out",
             )
     with command_line.usage("experiment", _EXPERIMENT.value):
-        row = experiments.get_experiment(_EXPERIMENT.value)
-    flags.FLAGS.model = row.model
-    flags.FLAGS.dataset = row.dataset
-    flags.FLAGS.recipe = row.recipe
-    flags.FLAGS.set = [
-        *(f"model.{name}={value}" for name, value in row.arguments.items()),
-        *_SET.value,
-    ]
+        return experiments.get_experiment(_EXPERIMENT.value)
 
 
-def _config():
-    """The configuration that the flags describe, and its data set."""
-    from keras_resnet import baselines
+def _config(row):
+    """Returns the configuration that the flags describe, and its data set."""
+    from keras_resnet import networks
     from keras_resnet.data import datasets
     from keras_resnet.training import configs
     from keras_resnet.training import recipes
 
-    with command_line.usage("model", _MODEL.value):
-        spec = baselines.get_network(_MODEL.value)
-    if _RECIPE.value:
-        with command_line.usage("recipe", _RECIPE.value):
-            recipe = recipes.get_recipe(_RECIPE.value)
-    with command_line.usage("dataset", _DATASET.value):
-        dataset = datasets.load(_DATASET.value, _DATA_DIR.value)
+    model = row.model if row else _MODEL.value
+    dataset_name = row.dataset if row else _DATASET.value
+    recipe_name = row.recipe if row else _RECIPE.value
+    with command_line.usage("model", model):
+        network = networks.get_network(model)
+    if recipe_name:
+        with command_line.usage("recipe", recipe_name):
+            recipe = recipes.get_recipe(recipe_name)
+    with command_line.usage("dataset", dataset_name):
+        dataset = datasets.load(dataset_name, _DATA_DIR.value)
     height = dataset.image_shape[0]
-    if not _RECIPE.value:
-        recipe = recipes.default_recipe(
-            _DATASET.value, height, spec.depth, spec.name
-        )
+    if not recipe_name:
+        recipe = recipes.default_recipe(dataset_name, height, network)
     if _BATCH_SIZE.value is not None:
         with command_line.usage("batch_size", _BATCH_SIZE.value):
             changed = dataclasses.replace(recipe, batch_size=_BATCH_SIZE.value)
@@ -159,17 +155,19 @@ def _config():
         recipe = recipe.with_steps(_STEPS.value)
     given = command_line.settings(_SET.value, "recipe", "model")
     recipe = command_line.with_fields(recipe, "recipe", given["recipe"])
-    arguments = command_line.model_arguments(spec, given["model"])
+    arguments = command_line.model_arguments(
+        network, given["model"], row.arguments if row else {}
+    )
     if recipe.image_size not in (None, height):
         size = f"recipe.image_size={recipe.image_size}"
         with command_line.usage("set", size):
             dataset = datasets.load(
-                _DATASET.value, _DATA_DIR.value, image_size=recipe.image_size
+                dataset_name, _DATA_DIR.value, image_size=recipe.image_size
             )
     with command_line.usage("dtype", _DTYPE.value):
         config = configs.Config(
-            spec.name,
-            _DATASET.value,
+            network.name,
+            dataset_name,
             recipe,
             arguments,
             _DTYPE.value,
@@ -181,6 +179,8 @@ def _config():
         config = dataclasses.replace(
             config, sync_batch_norm=_SYNC_BATCH_NORM.value
         )
+    if row and row.is_trained_by(config):
+        config = dataclasses.replace(config, experiment=row.name)
     return config, dataset
 
 
@@ -258,9 +258,8 @@ def main(argv):
             meeting_seconds=_MEETING_SECONDS.value,
         )
         devices = strategy.num_replicas_in_sync
-    if _EXPERIMENT.value:
-        _set_by_experiment()
-    config, dataset = _config()
+    row = _row()
+    config, dataset = _config(row)
     with command_line.usage("batch_size", config.recipe.batch_size):
         configs.check_devices(config.recipe, devices)
     _check_batch(config.recipe, dataset.train_size)
@@ -268,8 +267,8 @@ def main(argv):
         _check_config_on_jax(config, dataset)
     name = config.dataset.replace(":", "_").replace("/", "_")
     workdir = _WORKDIR.value or f"runs/{config.model}_{name}"
-    if _EXPERIMENT.value and not _WORKDIR.value:
-        workdir = f"runs/{_EXPERIMENT.value}_{config.seed}"
+    if row and not _WORKDIR.value:
+        workdir = f"runs/{row.name}_{config.seed}"
     command_line.show(
         f"{config.model} on {config.dataset} by the recipe {config.recipe.name}"
         f" ({config.recipe.source}): {config.recipe.steps:,} steps of "

@@ -11,10 +11,9 @@ print.
 
 import dataclasses
 import math
-from typing import Any
 
-from keras_resnet import baselines
 from keras_resnet import names
+from keras_resnet import networks
 from keras_resnet.layers import shortcuts
 from keras_resnet.training import recipes
 from keras_resnet.training.configs import Config
@@ -50,8 +49,8 @@ class Experiment:
 
     Attributes:
         name: The key in `EXPERIMENTS`.
-        model: A name in `keras_resnet.MODELS` or `baselines.BASELINES`.
-        dataset: A name that `training.data.load` knows.
+        model: Name of a network (`keras_resnet.networks.get_network`).
+        dataset: Name of a data set (`keras_resnet.data.datasets.load`).
         recipe: A name in `RECIPES`.
         printed: Test error in percent, by the table that prints it (a key of
             `TABLES`). `FAIL` is "fail", None an error that is only drawn.
@@ -79,6 +78,28 @@ class Experiment:
         """Arguments of the network's builder."""
         named = {"unit": self.unit, "shortcut": self.shortcut}
         return {name: value for name, value in named.items() if value}
+
+    def is_trained_by(self, config: Config) -> bool:
+        """Whether a configuration trains this row, at any length and dtype.
+
+        >>> recipe = recipes.RECIPES["cifar10"].with_steps(16_000)
+        >>> config = Config("resnet56", "cifar10", recipe, {"remat": True})
+        >>> EXPERIMENTS["resnet56"].is_trained_by(config)
+        True
+        """
+        network = networks.get_network(self.model)
+        arguments = {
+            name: value
+            for name, value in config.model_arguments.items()
+            if name not in ("looped", "remat")  # they do not change the result
+        }
+        recipe = recipes.get_recipe(self.recipe)
+        return (config.model, config.dataset, config.recipe, arguments) == (
+            network.name,
+            self.dataset,
+            recipe.with_steps(config.recipe.steps),
+            network.arguments(self.arguments),
+        )
 
 
 # Tables of which several rows are made.
@@ -261,56 +282,3 @@ def get_experiment(name: str) -> Experiment:
     if name in EXPERIMENTS:
         return EXPERIMENTS[name]
     raise ValueError(names.unknown("experiment", name, EXPERIMENTS, count=3))
-
-
-def of_config(config: Config) -> Experiment | None:
-    """Returns the row that a configuration trains, at any length and dtype.
-
-    >>> recipe = recipes.RECIPES["cifar10"].with_steps(16_000)
-    >>> arguments = {"unit": "pre_activation"}
-    >>> of_config(Config("resnet56", "cifar10", recipe, arguments)).name
-    'resnet56v2'
-    """
-    recipe = _trained(config.recipe)
-    for row in EXPERIMENTS.values():
-        theirs = recipes.get_recipe(row.recipe).with_steps(recipe["steps"])
-        if (
-            config.dataset == row.dataset
-            and recipe == _trained(theirs)
-            and _network(config.model, config.model_arguments)
-            == _network(row.model, row.arguments)
-        ):
-            return row
-    return None
-
-
-def _trained(recipe: recipes.Recipe) -> dict[str, Any]:
-    """Returns the fields of a recipe that decide the result."""
-    told = ("name", "source", "expected_errors")
-    fields = dataclasses.asdict(recipe)
-    return {name: fields[name] for name in fields if name not in told}
-
-
-def _network(model: str, arguments: dict[str, Any]) -> tuple:
-    """Returns a key that is equal for equal networks."""
-    spec = baselines.get_network(model)
-    if isinstance(spec, baselines.Baseline):
-        return (spec.name, arguments)
-    others = {
-        name: value
-        for name, value in arguments.items()
-        # The way of computing does not change the result.
-        if name not in ("unit", "shortcut", "looped", "remat")
-    }
-    shortcut = shortcuts.get(arguments.get("shortcut", spec.shortcut), name="h")
-    return (
-        dataclasses.replace(
-            spec,
-            name="",
-            source="",
-            unit=arguments.get("unit", spec.unit),
-            shortcut=type(shortcut).__name__,
-        ),
-        shortcut.get_config(),
-        others,
-    )

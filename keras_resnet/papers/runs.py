@@ -53,7 +53,8 @@ class Run:
     @functools.cached_property
     def experiment(self) -> experiments.Experiment | None:
         """The row that was trained, at its own length or another."""
-        return experiments.of_config(self.config)
+        name = self.config.experiment
+        return None if name is None else experiments.get_experiment(name)
 
     @property
     def label(self) -> str:
@@ -83,7 +84,8 @@ def load(workdir: str | os.PathLike) -> Run:
         steps = config.recipe.steps
         if type(steps) is not int or steps < 1:
             raise ValueError(f"steps must be at least 1, received {steps!r}")
-        experiments.of_config(config)  # raises if no such network exists
+        if config.experiment is not None:
+            experiments.get_experiment(config.experiment)  # raises if unknown
         path = workdir / "metrics.csv"
         metrics = _metrics(_text(path))
     # A file that was changed by hand raises nearly everything.

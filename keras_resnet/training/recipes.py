@@ -8,11 +8,14 @@ import dataclasses
 import json
 import math
 import typing
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_resnet import names
+from keras_resnet import networks
 from keras_resnet.data.augmentation import get_augmentation
 
 SCHEDULES = ("step", "cosine")
@@ -240,6 +243,8 @@ def check_fields(kind: type, fields: dict) -> None:
 def _is_of(value, kind):
     """Whether JSON's value can be one of a field's type."""
     arguments = typing.get_args(kind)
+    if kind == Mapping[str, Any]:
+        return isinstance(value, dict)
     if kind == tuple[int, ...]:
         return isinstance(value, list | tuple) and all(
             type(element) is int for element in value
@@ -527,30 +532,27 @@ def get_recipe(name: str) -> Recipe:
 
 
 def default_recipe(
-    dataset: str, image_size: int, depth: int, network: str = ""
+    dataset: str, image_size: int, network: networks.Network
 ) -> Recipe:
-    """The recipe for a data set when none is named.
+    """Returns the recipe of a data set when none is named.
 
     Args:
         dataset: Name of the data set.
         image_size: Height of its images, in pixels.
-        depth: Depth of the network.
-        network: Its name; what has no batch normalization is known by it.
+        network: The network. On small images one without batch normalization
+            has its own recipe, and one of 110 layers or more is warmed up
+            [1, Sec. 4.2].
 
-    >>> default_recipe("cifar10", 32, 110).name
+    >>> default_recipe("cifar10", 32, networks.get_network("resnet110")).name
     'cifar10_warmup'
     """
     if dataset in ("digits", "cifar100"):
         return RECIPES[dataset]
-    if image_size <= 64:
-        for recipe in (
-            RECIPES["cifar10_unnormalized"],
-            RECIPES["cifar10_maxout"],
-        ):
-            if network in recipe.expected_errors:
-                return recipe
-        # Departure: [2] warms up all networks on CIFAR-10; here pre-activation
-        # networks of fewer than 110 layers are trained as the original ones
-        # beside them, by [1] without a warm-up.
-        return RECIPES["cifar10_warmup" if depth >= 110 else "cifar10"]
-    return RECIPES["imagenet"]
+    if image_size > 64:
+        return RECIPES["imagenet"]
+    if network.recipe is not None:
+        return RECIPES[network.recipe]
+    # Departure: [2] warms up all networks on CIFAR-10; here pre-activation
+    # networks of fewer than 110 layers are trained as the original ones beside
+    # them, by [1] without a warm-up.
+    return RECIPES["cifar10_warmup" if network.depth >= 110 else "cifar10"]
