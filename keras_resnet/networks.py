@@ -64,11 +64,6 @@ def texts(arguments: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def to_json(self) -> dict[str, Any]:
-    """Returns the values as JSON has them."""
-    return to_json(self)
-
-
 def to_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns arguments of a network as JSON has them.
 

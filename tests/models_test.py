@@ -13,7 +13,7 @@ from absl.testing import parameterized
 
 import keras_resnet
 from keras_resnet import layers
-from keras_resnet import models
+from keras_resnet import specs
 from keras_resnet.weights import shipped
 from tests import reference
 
@@ -395,9 +395,9 @@ class ArgumentsTest(parameterized.TestCase):
 
     def test_depth_that_fits_no_rule_is_refused(self):
         with self.assertRaisesRegex(ValueError, r"6n \+ 2 .* received 21"):
-            models.cifar_units(21)
+            specs.cifar_units(21)
         with self.assertRaisesRegex(ValueError, r"9n \+ 2 .* received 165"):
-            models.cifar_units(165, bottleneck=True)
+            specs.cifar_units(165, bottleneck=True)
 
 
 class PreprocessingTest(parameterized.TestCase):

@@ -128,7 +128,8 @@ class OptionA(Shortcut):
         self.zeros = zeros
 
     @classmethod
-    def check(cls, zeros: str = "end") -> None:
+    def check(cls, **arguments) -> None:
+        zeros = arguments.get("zeros", "end")
         if zeros not in ("end", "both"):
             raise ValueError(
                 f"zeros must be 'end' or 'both', received {zeros!r}"
@@ -445,7 +446,8 @@ class DropoutShortcut(Shortcut):
             self.seed = self.dropout.seed_generator.state.value
 
     @classmethod
-    def check(cls, rate: float = 0.5) -> None:
+    def check(cls, **arguments) -> None:
+        rate = arguments.get("rate", 0.5)
         if not 0 <= rate <= 1:
             raise ValueError(f"rate must be in [0, 1], received {rate}")
 
