@@ -157,9 +157,9 @@ def resnet(
         "survival_probability": survival_probability,
         "batch_norm_epsilon": batch_norm_epsilon,
     }
-    arguments.check(spec, **variant)
     arguments.check_weights(spec, weights, include_top, classes)
     arguments.check_same_function(spec, weights, **variant)
+    arguments.check(spec, **variant)
     input_shape = arguments.input_shape(spec, input_shape, weights, include_top)
     arguments.check_pooling(pooling)
     if include_top and weights is not None:
