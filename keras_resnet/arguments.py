@@ -21,7 +21,7 @@ import keras
 
 from keras_resnet import specs
 from keras_resnet.layers import convolutions
-from keras_resnet.layers import shortcuts
+from keras_resnet.layers import identifiers
 from keras_resnet.layers import units
 from keras_resnet.layers.normalization import EPSILON
 from keras_resnet.weights import shipped
@@ -83,12 +83,12 @@ class Argument:
         """
         if given is None and type(None) in self.types:
             return None
-        if shortcuts.NamedShortcut in self.types:
-            if isinstance(given, shortcuts.NamedShortcut):
+        if identifiers.NamedShortcut in self.types:
+            if isinstance(given, identifiers.NamedShortcut):
                 return given
             if isinstance(given, str):
-                return shortcuts.NamedShortcut.from_text(given)
-            return shortcuts.NamedShortcut.from_json(given)
+                return identifiers.NamedShortcut.from_text(given)
+            return identifiers.NamedShortcut.from_json(given)
         if float in self.types and type(given) is int:
             with contextlib.suppress(OverflowError):
                 given = float(given)
@@ -147,7 +147,7 @@ def check(
     """
     unit_class = units.get(unit)
     units.check_survival_probability(survival_probability)
-    shortcuts.parse(shortcut)
+    identifiers.parse(shortcut)
     for name, value, allowed in (
         ("bottleneck_stride", bottleneck_stride, units.STRIDES),
         ("padding", padding, convolutions.PADDINGS),
@@ -181,7 +181,7 @@ def check_weights(
     is_named = isinstance(weights, str | os.PathLike)
     if is_named and weights in _PRETRAINED_CLASSES:
         if weights == "cifar10":
-            shipped.card(spec.name)  # raises if there are none
+            shipped.card(spec.name)  # raises for a network without weights
         elif spec.name not in _IMAGENET_WEIGHTS:
             raise ValueError(
                 "`weights='imagenet'` exist for "
@@ -214,7 +214,7 @@ def check_same_function(spec: specs.Spec, weights, **arguments) -> None:
     row = specs.get_spec(spec.name)
     same = {
         "unit": lambda a, b: units.get(a) is units.get(b),
-        "shortcut": shortcuts.is_same,
+        "shortcut": identifiers.is_same,
         # keras.applications adds 1.001e-5.
         "batch_norm_epsilon": lambda a, b: math.isclose(a, b, rel_tol=2e-3),
     }
@@ -229,7 +229,7 @@ def check_same_function(spec: specs.Spec, weights, **arguments) -> None:
         value = arguments[name]
         if not same.get(name, operator.eq)(value, trained):
             shown = repr(value)
-            if isinstance(value, shortcuts.NamedShortcut):
+            if isinstance(value, identifiers.NamedShortcut):
                 shown = repr(str(value))
             raise ValueError(
                 f"`weights={weights!r}` were trained with {name}={trained!r}. "

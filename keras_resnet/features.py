@@ -1,4 +1,4 @@
-"""What a trained network is used for: its features, and fine-tuning."""
+"""Features of the stages of a network, and freezing for fine-tuning."""
 
 import math
 import re
@@ -11,17 +11,17 @@ from keras_resnet.layers import UnitStack
 from keras_resnet.layers import normalization
 from keras_resnet.layers import units
 
-# The layers that end a stage: its last unit, or the loop of its last units.
+# The layer that ends a stage: its last unit, or the loop of its last units.
 _STAGE_LAYER = re.compile(r"(stage\d+)_(?:unit(\d+)|stack)")
 
 
 def feature_extractor(model: keras.Model) -> keras.Model:
-    """A model that gives the output of each stage: `stage1`, `stage2`, ...
+    """Returns a model with the output of each stage: `stage1`, `stage2`, ...
 
     The weights are shared with `model`. The last stage of a pre-activation
-    network is taken after its final normalization and ReLU. The features are
-    those of the images that `model` takes, whatever stands before the network
-    and wherever else its layers are called.
+    network is taken after its final normalization and ReLU. The input is that
+    of `model`, with all layers before the network. Other calls of its layers do
+    not change the features.
 
     Args:
         model: A network of this package, or a functional or sequential model
@@ -32,8 +32,8 @@ def feature_extractor(model: keras.Model) -> keras.Model:
         `[batch, height, width, channels]`.
 
     Raises:
-        ValueError: If the model calls no network of this package, or calls
-            several, or calls one several times.
+        ValueError: If the model does not call exactly one network of this
+            package exactly once.
 
     >>> import keras_resnet
     >>> features = feature_extractor(keras_resnet.ResNet20()).output
@@ -80,7 +80,7 @@ def feature_extractor(model: keras.Model) -> keras.Model:
 
 
 def _last_layers(nodes) -> dict[str, keras.Layer]:
-    """The last layer of each stage that is called."""
+    """Returns the last layer that is called in each stage."""
     found: dict[str, tuple[float, keras.Layer]] = {}
     for node in nodes:
         match = _STAGE_LAYER.fullmatch(node.operation.name)
@@ -102,7 +102,7 @@ def _has_stages(operation) -> bool:
 
 
 def _only_output(nodes, layer, model):
-    """What a layer gives that a model calls once."""
+    """Returns the output of a layer, which the model must call once."""
     calls = [node for node in nodes if node.operation is layer]
     if len(calls) > 1:
         raise ValueError(
@@ -113,21 +113,21 @@ def _only_output(nodes, layer, model):
 
 
 def freeze(model: keras.Model, but: Sequence[str] = ()) -> None:
-    """Freezes a network but for some of its layers, to fine-tune those.
+    """Freezes all layers of a network except those that are fine-tuned.
 
-    Batch normalization is in inference mode in all of it, also in what is
-    trained: it normalizes by the moving statistics, which stay as they are.
-    (Keras' `base(x, training=False)` does not: in Keras 3.15 `fit` overrides
-    it in what is not frozen.) Compile the model that is trained afterwards. A
-    copy of the model, or a `.keras` file, is frozen as the model is.
+    All batch normalizations are in inference mode, in the trainable layers too:
+    they normalize by the moving statistics, which do not change. Keras'
+    `base(x, training=False)` does not ensure this: in Keras 3.15 `fit`
+    overrides it in layers that are not frozen. Compile the model after this
+    call. A copy of the model and a `.keras` file keep the frozen layers.
 
     Args:
         model: A network of this package.
-        but: What is trained: the first letters of names of layers, such as
+        but: Prefixes of the names of the layers that are trained, such as
             `("stage4", "predictions")`.
 
     Raises:
-        ValueError: If no layer has such a name.
+        ValueError: If a prefix matches no layer.
 
     >>> import keras_resnet
     >>> model = keras_resnet.ResNet20()
@@ -139,26 +139,26 @@ def freeze(model: keras.Model, but: Sequence[str] = ()) -> None:
     layer_names = [layer.name for layer in model.layers]
     if isinstance(but, str):
         raise ValueError(
-            "but must be a tuple of first letters of names of layers, "
+            "but must be a tuple of prefixes of names of layers, "
             f"received {but!r}: write but=({but!r},)"
         )
     for prefix in but:
         if not any(name.startswith(prefix) for name in layer_names):
             raise ValueError(
-                f"but must have first letters of names of {model.name!r}'s "
+                f"but must have prefixes of names of {model.name!r}'s "
                 f"layers ({', '.join(layer_names)}), received {prefix!r}"
             )
     _set_trainable(model, True)
     for layer in model.layers:
         if not layer.name.startswith(tuple(but)):
             _set_trainable(layer, False)
-    for layer in model.layers:  # what it shares with a frozen one, too
+    for layer in model.layers:  # parts shared with a frozen layer are trained
         if layer.name.startswith(tuple(but)):
             _set_trainable(layer, True)
     normalization.freeze(model)
 
 
 def _set_trainable(layer, value):
-    # Keras stops at a layer that has the value, whatever its parts have.
+    # Keras stops at a layer that has the value, although its parts may not.
     for part in layer._flatten_layers():
         part.trainable = value

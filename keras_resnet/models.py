@@ -18,7 +18,7 @@ from keras_resnet.layers import BatchNormalization
 from keras_resnet.layers import Convolution
 from keras_resnet.layers import Shortcut
 from keras_resnet.layers import UnitStack
-from keras_resnet.layers import shortcuts
+from keras_resnet.layers import identifiers
 from keras_resnet.layers import units
 from keras_resnet.layers.normalization import EPSILON
 from keras_resnet.layers.normalization import MOMENTUM
@@ -28,10 +28,11 @@ from keras_resnet.specs import get_spec
 from keras_resnet.weights import loading
 from keras_resnet.weights import shipped
 
-# From how many identical units on a stage is a loop by default. Seconds to the
-# end of the first step, unrolled and looped, and how many times as fast as the
-# unrolled network a later step of the loop is (TensorFlow 2.21, two cores,
-# float32; `python -m benchmarks --groups=depth,memory`):
+# Least number of identical units of a stage that run as a loop by default. The
+# columns are the seconds to the end of the first step, unrolled and looped, and
+# the speed of a later step of the loop relative to the unrolled network
+# (TensorFlow 2.21, two cores, float32;
+# `python -m benchmarks --groups=depth,memory`):
 #
 #     network     identical units  batch  to the first step  a later step
 #     ResNet-20         2             8      0.9 -> 1.8         0.92 x
@@ -41,8 +42,8 @@ from keras_resnet.weights import shipped
 #     ResNet-1202     199             8     79.9 -> 3.9         0.83 x
 #     ResNet-1202     199            32     91.0 -> 8.2         0.96 x
 #
-# Up to ResNet-200 (35) the unrolled graph is the better one for a long run, and
-# its layers can be looked at one by one; after that its tracing is what hurts.
+# Up to ResNet-200 (35) the unrolled graph is better for a long run, and its
+# layers can be inspected one by one. Deeper networks take too long to trace.
 LOOP_FROM = 40
 
 _POOLS = {
@@ -65,7 +66,7 @@ def resnet(
     classifier_activation="softmax",
     name: str | None = None,
     *,
-    shortcut: str | Shortcut | shortcuts.NamedShortcut | None = None,
+    shortcut: str | Shortcut | identifiers.NamedShortcut | None = None,
     unit: str | type[units.Unit] | None = None,
     bottleneck_stride: str = "1x1",
     padding: str = "symmetric",
@@ -86,11 +87,11 @@ def resnet(
         spec: A `Spec`, or the name of one in `MODELS`. `"resnet20x2"` is the
             network with twice as many filters.
         include_top: Whether the network ends in its classifier.
-        weights: None (the papers' random initialization), `"imagenet"` (the
-            published weights of keras.applications for ResNet-50, 101 and
-            152), `"cifar10"` (weights that ship with this package, see
-            `keras_resnet.weights.shipped.card`), or the path of a file (see
-            `keras_resnet.weights.load`).
+        weights: None is the papers' random initialization. `"imagenet"` is the
+            published weights of keras.applications (ResNet-50, 101 and 152).
+            `"cifar10"` is weights that ship with this package
+            (`keras_resnet.weights.shipped.card`). Other text is the path of a
+            file (`keras_resnet.weights.load`).
         input_tensor: A Keras tensor to use as the image, or None.
         input_shape: `(height, width, channels)`. None is the default size with
             the top, and `(None, None, 3)` without. The image, the shape and
@@ -135,62 +136,52 @@ def resnet(
 
     Raises:
         ValueError: If an argument has a value that is not allowed. The rules
-            and messages are those of keras.applications where it has them.
+            of keras.applications apply, with its messages.
 
     >>> resnet("resnet20", shortcut="B").count_params()
     274042
     """
-    # --- Arguments: nothing is built before they are right -------------------
-    spec = get_spec(spec) if isinstance(spec, str) else spec
-    if not isinstance(spec, Spec):
-        raise ValueError(
-            "spec must be a keras_resnet.Spec or a name in "
-            f"keras_resnet.MODELS, received {spec!r}"
-        )
+    # --- Arguments: no layer is built before they are checked ----------------
+    spec = get_spec(spec)
     classes = spec.classes if classes is None else classes
-    variant: dict[str, Any] = {
-        "shortcut": spec.shortcut if shortcut is None else shortcut,
-        "unit": spec.unit if unit is None else unit,
+    unit = spec.unit if unit is None else unit
+    settings: dict[str, Any] = {
+        "shortcut": identifiers.parse(
+            spec.shortcut if shortcut is None else shortcut
+        ),
         "bottleneck_stride": bottleneck_stride,
         "padding": padding,
-        "first_norm": first_norm,
-        "survival_probability": survival_probability,
+        "batch_norm_momentum": batch_norm_momentum,
         "batch_norm_epsilon": batch_norm_epsilon,
     }
+    variant = {"unit": unit, "first_norm": first_norm, **settings}
     arguments.check_weights(spec, weights, include_top, classes)
     arguments.check_same_function(spec, weights, **variant)
-    arguments.check(spec, **variant)
+    arguments.check(spec, **variant, survival_probability=survival_probability)
     input_shape = arguments.input_shape(spec, input_shape, weights, include_top)
     arguments.check_pooling(pooling)
     if include_top and weights is not None:
         arguments.check_activation(classifier_activation)
 
-    # --- Image ---------------------------------------------------------------
-    # The layers have channels last, whatever Keras is configured to.
+    # --- Image: the layers have channels last, as Keras may not --------------
     is_channels_first = keras.config.image_data_format() == "channels_first"
-    image = _image(input_tensor, input_shape)
-    x = image
+    x = image = _image(input_tensor, input_shape)
     if is_channels_first:
         x = keras.layers.Permute((2, 3, 1), name="channels_last")(x)
 
     # --- Stem, stages, head --------------------------------------------------
+    unit_class = units.get(unit)
     norm = {"momentum": batch_norm_momentum, "epsilon": batch_norm_epsilon}
-    unit_class = units.get(variant["unit"])
     x = _stem(x, spec, padding, norm if first_norm != "unit" else None)
     x = _stages(
         x,
         spec,
         unit_class,
+        settings,
         activated_input=first_norm == "stem",
         looped=looped,
-        survival_probability=survival_probability,
         remat=remat,
-        shortcut=shortcuts.parse(variant["shortcut"]),
-        bottleneck=spec.bottleneck,
-        bottleneck_stride=bottleneck_stride,
-        padding=padding,
-        batch_norm_momentum=batch_norm_momentum,
-        batch_norm_epsilon=batch_norm_epsilon,
+        survival_probability=survival_probability,
     )
     if issubclass(unit_class, units.PreActivationUnit):
         if unit_class.activates_first:
@@ -203,18 +194,21 @@ def resnet(
     elif is_channels_first:
         x = keras.layers.Permute((3, 1, 2), name="channels_first")(x)
 
-    # --- Model ---------------------------------------------------------------
-    if input_tensor is not None:
-        sources = keras.utils.get_source_inputs(image)
-        image = sources[0] if len(sources) == 1 else sources
-    model = keras.Model(image, x, name=name or spec.name)
-    if weights == "imagenet":
-        weights = loading.imagenet_file(spec.name, include_top)
-    elif weights == "cifar10":
-        weights = shipped.weights_file(spec.name)
+    # --- Model and weights ---------------------------------------------------
+    sources = keras.utils.get_source_inputs(image)
+    inputs = sources[0] if len(sources) == 1 else sources
+    model = keras.Model(inputs, x, name=name or spec.name)
     if weights is not None:
-        loading.load(model, weights)
+        loading.load(model, _weights_file(spec, weights, include_top))
     return model
+
+
+def _weights_file(spec, weights, include_top):
+    if weights == "imagenet":
+        return loading.imagenet_file(spec.name, include_top)
+    if weights == "cifar10":
+        return shipped.weights_file(spec.name)
+    return weights
 
 
 def _image(input_tensor, input_shape):
@@ -260,17 +254,19 @@ def _stages(
     x,
     spec,
     unit_class,
+    settings,
+    *,
     activated_input,
     looped,
-    survival_probability,
     remat,
-    **settings,
+    survival_probability,
 ):
     """The units of all stages; the first unit of stages 2, 3, ... strides.
 
     Identical units run as a loop if `looped` is True, or if it is None and
     there are at least `LOOP_FROM` of them.
     """
+    settings = {"bottleneck": spec.bottleneck, **settings}
     total = sum(spec.units)
 
     def survives(count):

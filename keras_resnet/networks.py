@@ -2,8 +2,8 @@
 
 [1] He et al. 2016, "Deep Residual Learning for Image Recognition".
 
-What trains, tunes or compares networks takes them from here, so it does not
-depend on the kind of a network.
+Training, tuning and the papers' experiments build networks by this registry,
+so they do not depend on the kind of a network.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from keras_resnet import baselines
 from keras_resnet import models
 from keras_resnet import names
 from keras_resnet import specs
-from keras_resnet.layers import shortcuts
+from keras_resnet.layers import identifiers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,12 +67,12 @@ def texts(arguments: Mapping[str, Any]) -> dict[str, str]:
 def to_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns arguments of a network as JSON has them.
 
-    >>> to_json({"shortcut": shortcuts.NamedShortcut("A"), "looped": None})
+    >>> to_json({"shortcut": identifiers.NamedShortcut("A"), "looped": None})
     {'shortcut': 'A', 'looped': None}
     """
     return {
         name: value.to_json()
-        if isinstance(value, shortcuts.NamedShortcut)
+        if isinstance(value, identifiers.NamedShortcut)
         else value
         for name, value in arguments.items()
     }

@@ -1,4 +1,4 @@
-"""Numbers in and labels out, as `keras.applications` has them."""
+"""Preprocessing of images, and labels of predictions."""
 
 import keras
 import numpy as np
@@ -19,10 +19,10 @@ def preprocess_input(x, mode: str = "caffe", data_format=None):
         x: Images with values in 0 to 255, `[..., height, width, 3]`: an array,
             a list, a tensor, an element of a `tf.data.Dataset` or a
             `keras.Input`.
-        mode: `"caffe"` (BGR minus the ImageNet mean: what weights="imagenet"
-            want), `"tf"` (-1 to 1), `"torch"` (standardized) or `"cifar10"`
-            (0 to 1 minus the mean of each pixel [1, Sec. 4.2]: what
-            weights="cifar10" want; images of 32x32 pixels).
+        mode: `"caffe"` is BGR minus the ImageNet mean, for weights="imagenet".
+            `"tf"` is -1 to 1, and `"torch"` is standardized. `"cifar10"` is 0
+            to 1 minus the mean of each pixel [1, Sec. 4.2], for
+            weights="cifar10" and images of 32x32 pixels.
         data_format: As in keras.applications. `"channels_first"` images have
             the shape `[..., 3, height, width]`.
 
@@ -30,8 +30,8 @@ def preprocess_input(x, mode: str = "caffe", data_format=None):
         The preprocessed images, a new array or tensor.
 
     Raises:
-        ValueError: If the mode or the data format is unknown, or the images
-            have a shape that the mode does not take.
+        ValueError: If the mode or the data format is unknown, or the shape of
+            the images does not fit the mode.
 
     >>> import numpy as np
     >>> preprocess_input(np.full((1, 1, 3), 255, "uint8"), "tf").tolist()
@@ -77,13 +77,13 @@ def preprocess_input(x, mode: str = "caffe", data_format=None):
 
 
 def _floating(x):
-    """Images in floating point, and the `flip(x, axis)` of what holds them."""
+    """Returns images in floating point, and `flip(x, axis)` for their type."""
     if isinstance(x, keras.Variable):
         x = keras.ops.convert_to_tensor(x)
     if isinstance(x, list | tuple) and any(map(_is_tensor, x)):
         x = keras.ops.stack(x)
     if type(x).__module__.startswith("tensorflow."):
-        # Whatever backend Keras has: an element of a tf.data.Dataset, say.
+        # With any backend of Keras: an element of a tf.data.Dataset.
         import tensorflow as tf
 
         cast, flip = tf.cast, tf.experimental.numpy.flip
@@ -111,7 +111,7 @@ def _is_tensor(x) -> bool:
 def _check_images(x, sizes, mode):
     """Raises ValueError unless the last three sizes are these (None: any)."""
     if getattr(x.shape, "rank", 3) is None:
-        return  # tf.io.decode_image tells no shape
+        return  # tf.io.decode_image does not set a shape
     found = tuple(x.shape[-3:])  # None where it is not known yet
     if len(found) < 3 or any(
         None not in (size, expected) and size != expected
@@ -129,7 +129,7 @@ def decode_predictions(p, top: int = 5) -> list:
 
     Args:
         p: Array, list or tensor `[batch, 1000]`.
-        top: How many classes of each row, at least 1.
+        top: Number of classes of each row, at least 1.
 
     Returns:
         A list for each row of tuples `(synset, label, probability)`.

@@ -9,6 +9,7 @@ from absl.testing import parameterized
 
 from keras_resnet import networks
 from keras_resnet.data import datasets
+from keras_resnet.layers import identifiers
 from keras_resnet.layers import shortcuts
 from keras_resnet.papers import experiments
 from keras_resnet.training import configs
@@ -191,7 +192,7 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual(
             config.model_arguments,
             {
-                "shortcut": shortcuts.NamedShortcut(
+                "shortcut": identifiers.NamedShortcut(
                     "exclusive_gating", (("gate_bias", -6.0),)
                 )
             },
