@@ -23,7 +23,7 @@ class Run:
 
     Attributes:
         name: Name of the work directory.
-        config: What was trained (`config.json`).
+        config: The configuration (`config.json`).
         metrics: The rows of `metrics.csv`: numbers by column, without those
             that a row has not.
     """
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What pictures call it: its experiment, where it has one."""
+        """Name in pictures: the experiment, or else the work directory."""
         return self.experiment.name if self.experiment else self.name
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
