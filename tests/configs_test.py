@@ -1,4 +1,4 @@
-"""Configurations: what no network can be is refused before any data is read."""
+"""Configurations: parsed once, checked before any data is read."""
 
 import dataclasses
 import json
@@ -63,6 +63,12 @@ class ConfigTest(tiny_runs.TestCase):
                     if isinstance(layer, layers.UnitStack)
                 ]
                 self.assertLen(stacks, 0 if is_synchronized else 1)
+
+    def test_a_shortcut_in_json_may_be_text(self):
+        arguments = {"shortcut": "exclusive_gating(gate_bias=-7)"}
+        described = tiny_runs.config(model_arguments=arguments)
+        fields = {**described.to_json(), "model_arguments": arguments}
+        self.assertEqual(configs.Config.from_json(fields), described)
 
     def test_making_one_makes_no_layer(self):
         with mock.patch.object(
