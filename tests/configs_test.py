@@ -99,6 +99,7 @@ class ConfigTest(tiny_runs.TestCase):
         ("gate_bias='x'", "takes gate_bias"),
         ("gate_bias=True", "takes gate_bias"),
         ("rate=1", "takes gate_bias"),
+        (f"gate_bias={10**400}", "takes gate_bias"),
     )
     def test_arguments_of_shortcuts_have_types(self, text, message):
         with self.assertRaisesRegex(ValueError, message):

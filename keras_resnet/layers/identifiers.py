@@ -50,17 +50,15 @@ class NamedShortcut:
     def __post_init__(self):
         if self.name not in SHORTCUTS:
             raise ValueError(_unknown(self.name))
-        kind, allowed = (
-            SHORTCUTS[self.name],
-            _arguments(SHORTCUTS[self.name]),
-        )
+        kind = SHORTCUTS[self.name]
+        allowed = _arguments(kind)
         try:
             given = {
                 name: _as(allowed[name].annotation, value)
                 for name, value in self.arguments
             }
             kind.check(**given)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             text = self._text(self.arguments)
             raise ValueError(_misfit(self.name, text)) from error
         object.__setattr__(self, "arguments", tuple(given.items()))
