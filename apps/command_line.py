@@ -140,15 +140,22 @@ def with_fields(owner, prefix: str, given: list[tuple[str, str]]):
     return owner
 
 
-def model_arguments(network, given: list[tuple[str, str]]) -> dict:
-    """The arguments of a network that --set=model.NAME=VALUE gives."""
-    from keras_resnet.training import configs
+def model_arguments(network, given: list[tuple[str, str]], others=()):
+    """Returns the arguments of a network that --set=model.NAME=VALUE gives.
 
-    arguments: dict = {}
+    Args:
+        network: A `keras_resnet.networks.Network`.
+        given: Names and texts.
+        others: Further arguments by name, which `given` overrides.
+
+    Returns:
+        A `keras_resnet.networks.Arguments`.
+    """
+    arguments = network.arguments(dict(others))
     for name, text in given:
         with usage("set", f"model.{name}={text}"):
-            arguments[name] = configs.parse_model_argument(name, text)
-            configs.check_model_arguments(network, arguments)
+            value = network.parse(name, text)
+            arguments = network.arguments({**arguments, name: value})
     return arguments
 
 

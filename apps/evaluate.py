@@ -212,10 +212,10 @@ def _of_saved_model():
 
 
 def _of_model():
-    from keras_resnet import models
+    from keras_resnet import networks
 
     with command_line.usage("model", _MODEL.value):
-        spec = models.get_spec(_MODEL.value)
+        network = networks.get_network(_MODEL.value)
     if not _WEIGHTS.value:
         raise command_line.UsageError(
             "weights", "", "name a file of weights, or cifar10 or imagenet"
@@ -223,7 +223,7 @@ def _of_model():
     if not _DATASET.value:
         raise _no_dataset()
     given = command_line.settings(_SET.value, "model")["model"]
-    arguments = command_line.model_arguments(spec, given)
+    arguments = command_line.model_arguments(network, given)
     source = command_line.of_model(
         _MODEL.value,
         _WEIGHTS.value,

@@ -183,7 +183,7 @@ def _warn(text):
 
 
 def _source():
-    from keras_resnet import models
+    from keras_resnet import networks
     from keras_resnet.serving import sources
 
     if _WORKDIR.value:
@@ -202,8 +202,8 @@ def _source():
     given = command_line.settings(_SET.value, "model")["model"]
     if given:
         with command_line.usage("model", _MODEL.value):
-            spec = models.get_spec(_MODEL.value)
-        arguments = command_line.model_arguments(spec, given)
+            network = networks.get_network(_MODEL.value)
+        arguments = command_line.model_arguments(network, given)
     return command_line.of_model(
         _MODEL.value,
         _WEIGHTS.value,

@@ -4,8 +4,8 @@
     python -m apps.train --model=resnet56 --dataset=cifar10
     python -m apps.train --experiment=plainnet56  # a row of the papers' tables
 
-The same command goes on where an earlier one stopped. With KERAS_BACKEND=jax,
-the accelerator that JAX finds trains on small images of one size.
+Run the same command again to resume. Set KERAS_BACKEND=jax to train on an
+accelerator that TensorFlow does not support, with small images of one size.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ _MODEL = flags.DEFINE_string("model", "resnet20", "Name of the network.")
 _EXPERIMENT = flags.DEFINE_string(
     "experiment",
     None,
-    "A row of the papers' tables (keras_resnet.papers.experiments), in place "
-    "of --model, --dataset and --recipe.",
+    "A row of the papers' tables (keras_resnet.papers.experiments). It sets "
+    "--model, --dataset and --recipe.",
 )
 _DATASET = flags.DEFINE_string(
     "dataset",
@@ -28,50 +28,60 @@ _DATASET = flags.DEFINE_string(
     "digits, a TFDS image classification set (cifar10, imagenet2012, ...), "
     "folder:PATH (one folder a class) or synthetic.",
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Directory of the data sets of TFDS."
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Default: runs/MODEL_DATASET or runs/EXPERIMENT_SEED in the current "
-    "directory.",
+    "Directory of the run. Default: runs/MODEL_DATASET or "
+    "runs/EXPERIMENT_SEED.",
 )
-_RECIPE = flags.DEFINE_string("recipe", None, "Default: the data set's.")
+_RECIPE = flags.DEFINE_string(
+    "recipe", None, "Name of the recipe. Default: by data set and network."
+)
 _STEPS = flags.DEFINE_integer(
-    "steps", None, "Steps in all; the recipe keeps its shape.", lower_bound=1
+    "steps",
+    None,
+    "Total number of steps. The recipe keeps its shape.",
+    lower_bound=1,
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images in a batch.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Number of images in a batch of all devices."
+)
 _LINEAR_SCALING = flags.DEFINE_bool(
     "linear_scaling",
     False,
-    "With --batch_size: the learning rate in proportion to it, as many epochs, "
-    "the first of them as warm-up.",
+    "With --batch_size: scale the learning rate with the batch, keep the "
+    "number of epochs, and warm up over the first of them.",
 )
 _STRATEGY = flags.DEFINE_string(
     "strategy",
     "auto",
     "one_device, mirrored (all devices of this machine), multi_worker (the "
-    "machines of TF_CONFIG), tpu, or auto: what there is.",
+    "machines of TF_CONFIG), tpu, or auto (by the devices that are found).",
 )
 _NUM_DEVICES = flags.DEFINE_integer(
     "num_devices",
     None,
-    "Devices of this machine; without accelerators the processor is divided.",
+    "Number of devices of this machine. Without accelerators the processor "
+    "is divided.",
 )
 _MEETING_SECONDS = flags.DEFINE_float(
     "meeting_seconds",
     300.0,
-    "How long workers wait for one another at the start.",
+    "Seconds that workers wait for one another at the start.",
     lower_bound=0,
 )
 _SYNC_BATCH_NORM = flags.DEFINE_bool(
     "sync_batch_norm",
     False,
-    "Whether to normalize by the batch of all devices, not by each one's.",
+    "Normalize by the batch of all devices instead of the share of each.",
 )
 _DTYPE = flags.DEFINE_string(
     "dtype",
     "float32",
-    "float32, mixed_bfloat16, mixed_float16, or float64 for proofs.",
+    "float32, mixed_bfloat16, mixed_float16, or float64 for exact comparisons.",
 )
 _SEED = flags.DEFINE_integer(
     "seed",
@@ -81,7 +91,7 @@ _SEED = flags.DEFINE_integer(
     upper_bound=2**32 - 1,
 )
 _DETERMINISTIC = flags.DEFINE_bool(
-    "deterministic", False, "Whether equal runs are equal to the bit."
+    "deterministic", False, "Make equal runs equal to the bit."
 )
 _LOG_EVERY = flags.DEFINE_integer(
     "log_every", 100, "Steps between two rows of metrics.csv.", lower_bound=1
@@ -92,22 +102,24 @@ _EVAL_EVERY = flags.DEFINE_integer(
 _CHECKPOINT_SECONDS = flags.DEFINE_float(
     "checkpoint_seconds",
     None,
-    "Time between two checkpoints, which is what a kill can cost; default: 50 "
-    "times as long as a save takes, at least 10 and at most 1,800.",
+    "Seconds between two checkpoints. A killed run loses at most this time. "
+    "Default: 50 times the duration of a save, at least 10 and at most 1,800.",
     lower_bound=0,
 )
 _SET = flags.DEFINE_multi_string(
     "set",
     [],
-    "recipe.FIELD=VALUE or model.ARGUMENT=VALUE, e.g. "
-    "recipe.learning_rate=0.05 or model.shortcut=C; can be repeated.",
+    "recipe.FIELD=VALUE or model.ARGUMENT=VALUE, such as "
+    "recipe.learning_rate=0.05 or model.shortcut=C. Can be repeated.",
 )
 
 
-def _set_by_experiment():
-    """Gives the flags the values that a row of the experiments stands for."""
+def _row():
+    """Returns the row of --experiment, or None."""
     from keras_resnet.papers import experiments
 
+    if not _EXPERIMENT.value:
+        return None
     for flag in (_MODEL, _DATASET, _RECIPE):
         if flag.present:
             raise command_line.UsageError(
@@ -116,35 +128,29 @@ def _set_by_experiment():
                 f"it sets --{flag.name} itself: leave that out",
             )
     with command_line.usage("experiment", _EXPERIMENT.value):
-        row = experiments.get_experiment(_EXPERIMENT.value)
-    flags.FLAGS.model = row.model
-    flags.FLAGS.dataset = row.dataset
-    flags.FLAGS.recipe = row.recipe
-    flags.FLAGS.set = [
-        *(f"model.{name}={value}" for name, value in row.arguments.items()),
-        *_SET.value,
-    ]
+        return experiments.get_experiment(_EXPERIMENT.value)
 
 
-def _config():
-    """The configuration that the flags describe, and its data set."""
-    from keras_resnet import baselines
+def _config(row):
+    """Returns the configuration that the flags describe, and its data set."""
+    from keras_resnet import networks
     from keras_resnet.data import datasets
     from keras_resnet.training import configs
     from keras_resnet.training import recipes
 
-    with command_line.usage("model", _MODEL.value):
-        spec = baselines.get_network(_MODEL.value)
-    if _RECIPE.value:
-        with command_line.usage("recipe", _RECIPE.value):
-            recipe = recipes.get_recipe(_RECIPE.value)
-    with command_line.usage("dataset", _DATASET.value):
-        dataset = datasets.load(_DATASET.value, _DATA_DIR.value)
+    model = row.model if row else _MODEL.value
+    dataset_name = row.dataset if row else _DATASET.value
+    recipe_name = row.recipe if row else _RECIPE.value
+    with command_line.usage("model", model):
+        network = networks.get_network(model)
+    if recipe_name:
+        with command_line.usage("recipe", recipe_name):
+            recipe = recipes.get_recipe(recipe_name)
+    with command_line.usage("dataset", dataset_name):
+        dataset = datasets.load(dataset_name, _DATA_DIR.value)
     height = dataset.image_shape[0]
-    if not _RECIPE.value:
-        recipe = recipes.default_recipe(
-            _DATASET.value, height, spec.depth, spec.name
-        )
+    if not recipe_name:
+        recipe = recipes.default_recipe(dataset_name, height, network)
     if _BATCH_SIZE.value is not None:
         with command_line.usage("batch_size", _BATCH_SIZE.value):
             changed = dataclasses.replace(recipe, batch_size=_BATCH_SIZE.value)
@@ -159,17 +165,19 @@ def _config():
         recipe = recipe.with_steps(_STEPS.value)
     given = command_line.settings(_SET.value, "recipe", "model")
     recipe = command_line.with_fields(recipe, "recipe", given["recipe"])
-    arguments = command_line.model_arguments(spec, given["model"])
+    arguments = command_line.model_arguments(
+        network, given["model"], row.arguments if row else {}
+    )
     if recipe.image_size not in (None, height):
         size = f"recipe.image_size={recipe.image_size}"
         with command_line.usage("set", size):
             dataset = datasets.load(
-                _DATASET.value, _DATA_DIR.value, image_size=recipe.image_size
+                dataset_name, _DATA_DIR.value, image_size=recipe.image_size
             )
     with command_line.usage("dtype", _DTYPE.value):
         config = configs.Config(
-            spec.name,
-            _DATASET.value,
+            network.name,
+            dataset_name,
             recipe,
             arguments,
             _DTYPE.value,
@@ -181,11 +189,13 @@ def _config():
         config = dataclasses.replace(
             config, sync_batch_norm=_SYNC_BATCH_NORM.value
         )
+    if row and row.is_trained_by(config):
+        config = dataclasses.replace(config, experiment=row.name)
     return config, dataset
 
 
 def _leave_to_jax():
-    """Gives JAX the accelerator; refuses flags that it trains without."""
+    """Leaves the accelerator to JAX; rejects flags that JAX does not use."""
     import jax
     import tensorflow as tf
 
@@ -214,7 +224,10 @@ def _check_config_on_jax(config, dataset):
 
 
 def _check_batch(recipe, images):
-    """Refuses a batch of more images than there are, and notes a recipe's."""
+    """Rejects a flag with a batch larger than the data set.
+
+    For a recipe with such a batch, prints the largest batch without repeats.
+    """
     if recipe.batch_size <= images:
         return
     rule = f"must be at most {images}, the number of training images"
@@ -229,7 +242,7 @@ def _check_batch(recipe, images):
 
 
 def _usage_error(recipe, field, reason):
-    """An error about a field of the recipe, by the flag that sets it."""
+    """Returns an error about the flag that sets a field of the recipe."""
     value = getattr(recipe, field)
     if field == "batch_size" and _BATCH_SIZE.value is not None:
         return command_line.UsageError(field, value, reason)
@@ -237,7 +250,7 @@ def _usage_error(recipe, field, reason):
 
 
 def main(argv):
-    """Trains as the flags say."""
+    """Trains the network that the flags describe."""
     import keras
 
     from keras_resnet.training import checkpoints
@@ -251,16 +264,15 @@ def main(argv):
     if is_on_jax:
         _leave_to_jax()
     else:
-        # First of all: TensorFlow divides its devices once.
+        # This comes first: TensorFlow divides its devices only once.
         strategy = command_line.strategy(
             _STRATEGY.value,
             _NUM_DEVICES.value,
             meeting_seconds=_MEETING_SECONDS.value,
         )
         devices = strategy.num_replicas_in_sync
-    if _EXPERIMENT.value:
-        _set_by_experiment()
-    config, dataset = _config()
+    row = _row()
+    config, dataset = _config(row)
     with command_line.usage("batch_size", config.recipe.batch_size):
         configs.check_devices(config.recipe, devices)
     _check_batch(config.recipe, dataset.train_size)
@@ -268,8 +280,8 @@ def main(argv):
         _check_config_on_jax(config, dataset)
     name = config.dataset.replace(":", "_").replace("/", "_")
     workdir = _WORKDIR.value or f"runs/{config.model}_{name}"
-    if _EXPERIMENT.value and not _WORKDIR.value:
-        workdir = f"runs/{_EXPERIMENT.value}_{config.seed}"
+    if row and not _WORKDIR.value:
+        workdir = f"runs/{row.name}_{config.seed}"
     command_line.show(
         f"{config.model} on {config.dataset} by the recipe {config.recipe.name}"
         f" ({config.recipe.source}): {config.recipe.steps:,} steps of "

@@ -50,6 +50,7 @@ _SET = flags.DEFINE_multi_string(
 
 def _search():
     """The search that the flags describe."""
+    from keras_resnet import networks
     from keras_resnet.data import datasets
     from keras_resnet.training import configs
     from keras_resnet.training import recipes
@@ -64,7 +65,9 @@ def _search():
             recipes.get_recipe(_RECIPE.value)
             if _RECIPE.value
             else recipes.default_recipe(
-                _DATASET.value, height, max(space.depth)
+                _DATASET.value,
+                height,
+                networks.get_network(f"resnet{max(space.depth)}"),
             )
         )
     if _BATCH_SIZE.value is not None:

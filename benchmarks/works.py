@@ -7,7 +7,7 @@ descent with momentum, without weight decay.
 
 import dataclasses
 
-from keras_resnet import models
+from keras_resnet import specs
 
 _US = "keras_resnet"
 _KINDS = ("train", "infer", "program", "input")
@@ -53,15 +53,15 @@ class Work:
         """Keras' name for the dtype."""
         return "float32" if self.dtype == "float32" else f"mixed_{self.dtype}"
 
-    def spec(self) -> models.Spec:
+    def spec(self) -> specs.Spec:
         """The network; a depth of 6n + 2 need not be in the table."""
-        if self.network in models.MODELS:
-            return models.get_spec(self.network)
+        if self.network in specs.MODELS:
+            return specs.get_spec(self.network)
         depth = int(self.network.removeprefix("resnet"))
         return dataclasses.replace(
-            models.get_spec("resnet20"),
+            specs.get_spec("resnet20"),
             name=self.network,
-            units=models.cifar_units(depth),
+            units=specs.cifar_units(depth),
         )
 
 

@@ -7,7 +7,8 @@
 from keras_resnet import layers
 from keras_resnet import models
 from keras_resnet import weights
-from keras_resnet.models import MODELS
+from keras_resnet.features import feature_extractor
+from keras_resnet.features import freeze
 from keras_resnet.models import PlainNet18
 from keras_resnet.models import PlainNet20
 from keras_resnet.models import PlainNet32
@@ -43,12 +44,11 @@ from keras_resnet.models import ResNet1001
 from keras_resnet.models import ResNet1001V2
 from keras_resnet.models import ResNet1202
 from keras_resnet.models import ResNet1202V2
-from keras_resnet.models import Spec
-from keras_resnet.models import decode_predictions
-from keras_resnet.models import feature_extractor
-from keras_resnet.models import freeze
-from keras_resnet.models import preprocess_input
 from keras_resnet.models import resnet
+from keras_resnet.preprocessing import decode_predictions
+from keras_resnet.preprocessing import preprocess_input
+from keras_resnet.specs import MODELS
+from keras_resnet.specs import Spec
 
 __version__ = "0.1.0"
 

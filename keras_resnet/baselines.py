@@ -328,6 +328,8 @@ class Baseline:
         logits: Gives the logits of an image: `(x, classes) -> logits`.
         printed_parameters: Parameters that [1, Table 6] or the source prints.
         source: The publication that describes the layout.
+        recipe: Name of the recipe that trains it on small images. None is the
+            recipe of a residual network.
     """
 
     name: str
@@ -335,13 +337,27 @@ class Baseline:
     logits: Callable
     printed_parameters: float
     source: str
+    recipe: str | None = None
 
-    def check_arguments(self, arguments: dict) -> None:
-        """Raises ValueError if there are arguments of `keras_resnet.resnet`."""
-        if arguments:
-            raise ValueError(
-                f"{self.name} takes no arguments, received {arguments}"
-            )
+    def build(
+        self,
+        input_shape: tuple[int, int, int] = (32, 32, 3),
+        classes: int = 10,
+        classifier_activation="softmax",
+    ) -> keras.Model:
+        """Builds the network, as `keras_resnet.resnet` builds others."""
+        image = keras.Input(input_shape, name="image")
+        x = self.logits(image, classes)
+        x = layers.Activation(
+            classifier_activation,
+            dtype=models.classifier_dtype(),
+            name="predictions",
+        )(x)
+        return keras.Model(image, x, name=self.name)
+
+
+# Without batch normalization a network diverges at the rate of [1, Sec. 4.2].
+_UNNORMALIZED = "cifar10_unnormalized"
 
 
 BASELINES: dict[str, Baseline] = {
@@ -351,89 +367,35 @@ BASELINES: dict[str, Baseline] = {
             *("highway19", 19, _highway19, 2.3e6),
             source="Srivastava et al. 2015, Training Very Deep Networks, "
             "Table 2: FitNet-19 of highway layers",
+            recipe=_UNNORMALIZED,
         ),
         Baseline(
             *("highway32", 32, _highway32, 1.25e6),
             source="Srivastava et al. 2015, Training Very Deep Networks, "
             "Table 2: 32 layers, all of them convolutions",
+            recipe=_UNNORMALIZED,
         ),
         Baseline(
             *("fitnet19", 19, _fitnet19, 2.5e6),
             source="Romero et al. 2015, FitNets, FitNet 4",
+            recipe=_UNNORMALIZED,
         ),
         Baseline(
             *("nin", 9, _network_in_network, 1.0e6),
             source="Lin et al. 2014, Network in Network, Sec. 4.2",
+            recipe=_UNNORMALIZED,
         ),
         Baseline(
             *("dsn", 9, _deeply_supervised, 1.0e6),
             source="Lee et al. 2015, Deeply-Supervised Nets, Sec. 4: NIN with "
             "companions",
+            recipe=_UNNORMALIZED,
         ),
         Baseline(
             *("maxout", 5, _maxout, 6.0e6),  # "> 6M"
             source="Goodfellow et al. 2013, Maxout Networks, Sec. 5.2, and its "
             "published configuration",
+            recipe="cifar10_maxout",
         ),
     )
 }
-
-
-def get_network(name: str) -> models.Spec | Baseline:
-    """Returns the network of `keras_resnet.MODELS` or `BASELINES`.
-
-    Raises:
-        ValueError: If the name is unknown. The message suggests near names.
-
-    >>> get_network("resnet20").depth, get_network("highway19").depth
-    (20, 19)
-    """
-    return BASELINES.get(name.lower()) or models.get_spec(name)
-
-
-def build(
-    name: str,
-    input_shape: tuple[int, int, int] = (32, 32, 3),
-    classes: int = 10,
-    classifier_activation="softmax",
-    **arguments,
-) -> keras.Model:
-    """Builds a baseline or a network of `keras_resnet.MODELS`.
-
-    Args:
-        name: A key of `BASELINES` or `keras_resnet.MODELS`.
-        input_shape: `(height, width, channels)`.
-        classes: Number of classes.
-        classifier_activation: Activation of the top; None gives logits.
-        **arguments: Further arguments of `keras_resnet.resnet`. Baselines take
-            no further arguments.
-
-    Returns:
-        A `keras.Model` from `[batch, height, width, channels]` to
-        `[batch, classes]`.
-
-    Raises:
-        ValueError: If a baseline receives further arguments, or if
-            `keras_resnet.resnet` raises it.
-
-    >>> build("nin").count_params()
-    966986
-    """
-    network = get_network(name)
-    if isinstance(network, models.Spec):
-        return models.resnet(
-            network,
-            input_shape=input_shape,
-            classes=classes,
-            classifier_activation=classifier_activation,
-            **arguments,
-        )
-    network.check_arguments(arguments)
-    image = keras.Input(input_shape, name="image")
-    x = network.logits(image, classes)
-    x = layers.Activation(
-        classifier_activation,
-        dtype=models.classifier_dtype(),
-        name="predictions",
-    )(x)
-    return keras.Model(image, x, name=network.name)

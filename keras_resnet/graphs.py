@@ -21,8 +21,8 @@ def graph(model: keras.Model) -> Any:
     """Returns the functional model behind a functional or sequential model.
 
     Raises:
-        ValueError: If `model` has no graph: it is a subclassed model, or a
-            sequential model that is not built.
+        ValueError: If `model` is a subclassed model, or a sequential model
+            before it is built.
     """
     if not has_graph(model):
         name = getattr(model, "name", model)

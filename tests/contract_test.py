@@ -15,8 +15,8 @@ from absl.testing import parameterized
 from keras.src import testing
 
 import keras_resnet
-from keras_resnet import baselines
 from keras_resnet import layers
+from keras_resnet import networks
 
 X = (2, 6, 6, 4)
 RESIDUAL = (2, 3, 3, 8)
@@ -196,7 +196,7 @@ class CheckpointTest(parameterized.TestCase):
     @parameterized.parameters("highway19", "dsn")
     def test_baselines(self, name):
         def build():
-            return baselines.build(name, (32, 32, 1), 2)
+            return networks.build(name, input_shape=(32, 32, 1), classes=2)
 
         one, two = build(), build()
         folder = self.enter_context(tempfile.TemporaryDirectory())

@@ -7,8 +7,9 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from keras_resnet import baselines
+from keras_resnet import networks
 from keras_resnet.data import datasets
+from keras_resnet.layers import identifiers
 from keras_resnet.layers import shortcuts
 from keras_resnet.papers import experiments
 from keras_resnet.training import configs
@@ -153,7 +154,7 @@ class ExperimentsTest(parameterized.TestCase):
         """[1, Sec. 4.2] from 110 layers on."""
         for row in experiments.EXPERIMENTS.values():
             if row.dataset == "cifar10":
-                is_deep = baselines.get_network(row.model).depth >= 110
+                is_deep = networks.get_network(row.model).depth >= 110
                 self.assertEqual(row.recipe == "cifar10_warmup", is_deep)
 
     def test_unknown_name_is_refused_with_near_ones(self):
@@ -190,10 +191,40 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual(config.seed, 3)
         self.assertEqual(
             config.model_arguments,
-            {"shortcut": "exclusive_gating(gate_bias=-6.0)"},
+            {
+                "shortcut": identifiers.NamedShortcut(
+                    "exclusive_gating", (("gate_bias", -6.0),)
+                )
+            },
         )
+        self.assertEqual(config.experiment, "resnet110_exclusive_gating_6")
         self.assertEqual(workdir, "runs/resnet110_exclusive_gating_6_3")
         json.loads(outcome.out[-1])
+
+    @parameterized.parameters(
+        ([], "resnet20"),
+        (["--steps=1000", "--dtype=mixed_bfloat16"], "resnet20"),
+        (["--set=model.looped=true"], "resnet20"),
+        (["--set=model.remat=true"], "resnet20"),
+        (["--set=recipe.learning_rate=0.1"], "resnet20"),
+        (["--set=recipe.learning_rate=0.05"], None),
+        (["--batch_size=64"], None),
+        (["--set=model.shortcut=B"], None),
+        (["--set=model.survival_probability=0.5"], None),
+    )
+    def test_a_row_is_recorded_unless_a_flag_changes_its_result(
+        self, arguments, experiment
+    ):
+        outcome, trainer = self.train("--experiment=resnet20", *arguments)
+        self.assertEqual(outcome.code, 0, outcome.err)
+        config, *_ = trainer.call_args.args
+        self.assertEqual(config.experiment, experiment)
+        self.assertEqual(configs.Config.from_json(config.to_json()), config)
+
+    def test_a_training_without_a_row_records_none(self):
+        _, trainer = self.train("--model=resnet20", "--dataset=cifar10")
+        config, *_ = trainer.call_args.args
+        self.assertIsNone(config.experiment)
 
     @parameterized.parameters(
         (["--experiment=resnet21"], "--experiment=resnet21: unknown exp"),

@@ -8,8 +8,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
-from keras_resnet import baselines
 from keras_resnet import graphs
+from keras_resnet import networks
 from keras_resnet.analysis import complexity
 from keras_resnet.analysis import propagation
 
@@ -205,7 +205,7 @@ class CostsTest(parameterized.TestCase):
 
     @parameterized.parameters("highway32", "dsn")
     def test_baselines_have_the_parameters_of_their_weights(self, name):
-        model = baselines.build(name)
+        model = networks.build(name)
         report = complexity.complexity(model)
         self.assertEqual(
             report["parameters"],

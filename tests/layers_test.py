@@ -13,6 +13,7 @@ from absl.testing import parameterized
 
 from keras_resnet import layers
 from keras_resnet.layers import convolutions
+from keras_resnet.layers import identifiers
 from keras_resnet.layers import shortcuts
 from keras_resnet.layers import units
 from tests import reference
@@ -224,7 +225,7 @@ class ShortcutTest(parameterized.TestCase):
         stride, out = stride_and_out
         x = normal((2, 6, 6, 4))
         residual = normal((2, 6 // stride, 6 // stride, out), 1)
-        layer = shortcuts.get(name, stride=stride)
+        layer = identifiers.get(name, stride=stride)
         layer(x, residual)
         if "bias" not in name:
             randomize(layer)
@@ -249,15 +250,15 @@ class ShortcutTest(parameterized.TestCase):
     @parameterized.parameters("A", "dropout", "constant_scaling")
     def test_identity_cannot_drop_channels(self, name):
         with self.assertRaisesRegex(ValueError, "8 channels.*residual of 4"):
-            shortcuts.get(name)(normal((1, 4, 4, 8)), normal((1, 4, 4, 4)))
+            identifiers.get(name)(normal((1, 4, 4, 8)), normal((1, 4, 4, 4)))
 
     def test_unknown_names_are_refused_with_a_near_one(self):
         with self.assertRaisesRegex(ValueError, "did you mean 'dropout'"):
-            shortcuts.get("drop_out")
+            identifiers.get("drop_out")
         with self.assertRaisesRegex(ValueError, "takes gate_bias"):
-            shortcuts.get("exclusive_gating(bias=-7)")
+            identifiers.get("exclusive_gating(bias=-7)")
         with self.assertRaisesRegex(ValueError, "shortcut A takes zeros"):
-            shortcuts.get("A(zeros='left')")
+            identifiers.get("A(zeros='left')")
 
     @parameterized.parameters(
         "exclusive_gating(-7)",
@@ -271,24 +272,24 @@ class ShortcutTest(parameterized.TestCase):
     )
     def test_what_is_not_one_call_with_names_is_refused(self, text):
         with self.assertRaisesRegex(ValueError, "takes gate_bias, as in"):
-            shortcuts.get(text)
+            identifiers.get(text)
 
     def test_what_the_unit_sets_is_refused(self):
         for text in ("B(batch_norm=False)", "A(stride=2)"):
             with self.assertRaisesRegex(ValueError, "takes .*received"):
-                shortcuts.get(text)
+                identifiers.get(text)
 
     def test_identifiers_of_one_function_are_the_same(self):
         configured = layers.ExclusiveGating(2, gate_bias=-7.0, name="mine")
         self.assertTrue(
-            shortcuts.is_same(configured, "exclusive_gating(gate_bias=-7)")
+            identifiers.is_same(configured, "exclusive_gating(gate_bias=-7)")
         )
-        self.assertFalse(shortcuts.is_same(configured, "exclusive_gating"))
-        self.assertFalse(shortcuts.is_same("B", "C"))
+        self.assertFalse(identifiers.is_same(configured, "exclusive_gating"))
+        self.assertFalse(identifiers.is_same("B", "C"))
 
     def test_configured_instance_is_copied_with_the_stride_of_the_unit(self):
         given = layers.ExclusiveGating(gate_bias=-7.0)
-        got = shortcuts.get(given, stride=2)
+        got = identifiers.get(given, stride=2)
         self.assertIsNot(got, given)
         self.assertEqual((got.gate_bias, got.stride), (-7.0, 2))
         self.assertEqual(given.stride, 1)

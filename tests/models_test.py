@@ -1,6 +1,9 @@
 """The networks: counts, arguments, layers, and the laws of [2]."""
 
 import inspect
+import pickle
+import pydoc
+import re
 import tempfile
 import warnings
 from unittest import mock
@@ -14,6 +17,7 @@ from absl.testing import parameterized
 import keras_resnet
 from keras_resnet import layers
 from keras_resnet import models
+from keras_resnet import specs
 from keras_resnet.weights import shipped
 from tests import reference
 
@@ -208,6 +212,31 @@ class ArgumentsTest(parameterized.TestCase):
         general = inspect.signature(keras_resnet.resnet).parameters
         self.assertEqual(list(general), ["spec", *parameters])
 
+    def test_an_argument_is_written_down_once(self):
+        """`--set`, JSON and the documentation derive from the signature."""
+        parameters = inspect.signature(keras_resnet.resnet).parameters
+        by_name = {
+            parameter.name: parameter.default
+            for parameter in parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        found = {a.name: a.default for a in models.ARGUMENTS.values()}
+        self.assertEqual(found, by_name)
+        for argument in models.ARGUMENTS.values():
+            self.assertRegex(argument.description, r"^[\w`].*\.$")
+            self.assertNotIn("  ", argument.description)
+
+    @parameterized.parameters("ResNet50", "ResNet1001V2", "PlainNet20")
+    def test_help_of_a_builder_describes_each_argument_once(self, title):
+        builder = getattr(keras_resnet, title)
+        text = pydoc.render_doc(builder, renderer=pydoc.plaintext)
+        self.assertStartsWith(builder.__doc__, f"Builds {title} [")
+        for name in inspect.signature(builder).parameters:
+            described = re.findall(rf"(?m)^ +{name}: \S", text)
+            self.assertLen(described, 1, name)
+        self.assertNotIn("spec:", text)
+        self.assertIs(pickle.loads(pickle.dumps(builder)), builder)
+
     @parameterized.parameters(
         ({"weights": "foo"}, "Received: weights=foo"),
         ({"weights": ["foo"]}, r"Received: weights=\['foo'\]"),
@@ -395,9 +424,9 @@ class ArgumentsTest(parameterized.TestCase):
 
     def test_depth_that_fits_no_rule_is_refused(self):
         with self.assertRaisesRegex(ValueError, r"6n \+ 2 .* received 21"):
-            models.cifar_units(21)
+            specs.cifar_units(21)
         with self.assertRaisesRegex(ValueError, r"9n \+ 2 .* received 165"):
-            models.cifar_units(165, bottleneck=True)
+            specs.cifar_units(165, bottleneck=True)
 
 
 class PreprocessingTest(parameterized.TestCase):

@@ -17,8 +17,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 BUILD = (ROOT / "BUILD").read_text()
 
 # What `import keras_resnet` may load of ours.
-LIGHT = {"atomic", "graphs", "keras_resnet", "layers", "models", "names"} | {
-    "weights"
+LIGHT = {
+    *("arguments", "atomic", "features", "graphs", "keras_resnet", "layers"),
+    *("models", "names", "preprocessing", "specs", "weights"),
 }
 
 # Which parts a part may import from, beside itself: only those below it.
@@ -28,16 +29,22 @@ MAY_IMPORT = {
     "graphs": set(),
     "layers": {"names"},
     "weights": {"atomic", "graphs", "layers", "names"},
-    "models": {"graphs", "layers", "names", "weights"},
+    "specs": {"names"},
+    "arguments": {"layers", "specs", "weights"},
+    "models": {"arguments", "layers", "specs", "weights"},
+    "features": {"graphs", "layers"},
+    "preprocessing": {"weights"},
     "keras_resnet": LIGHT,
     "data": {"atomic", "names"},
     "baselines": {"models"},
+    "networks": {"arguments", "baselines", "layers", "models"}
+    | {"names", "specs"},
     "analysis": LIGHT,
-    "training": LIGHT | {"analysis", "baselines", "data"},
-    "papers": LIGHT | {"analysis", "baselines", "data", "training"},
-    "serving": LIGHT | {"analysis", "data", "training"},
+    "training": LIGHT | {"analysis", "baselines", "data", "networks"},
+    "papers": LIGHT | {"analysis", "data", "networks", "training"},
+    "serving": LIGHT | {"analysis", "data", "networks", "training"},
     "apps": LIGHT
-    | {"analysis", "baselines", "data", "training", "serving", "papers"},
+    | {"analysis", "data", "networks", "training", "serving", "papers"},
 }
 MAY_IMPORT["benchmarks"] = set(MAY_IMPORT)
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from keras_resnet import baselines
+from keras_resnet import networks
 from keras_resnet.data import augmentation
 from keras_resnet.training import recipes
 
@@ -51,7 +52,7 @@ class RecipesTest(parameterized.TestCase):
         self.assertIn(recipe.augmentation, augmentation.AUGMENTATIONS)
         self.assertTrue(recipe.expected_errors)
         for network in recipe.expected_errors:
-            baselines.get_network(network)
+            networks.get_network(network)
         points = (recipe.warmup_steps, *recipe.decay_at_steps, recipe.steps)
         self.assertEqual(points, tuple(sorted(set(points))))
 
@@ -144,20 +145,33 @@ class RecipesTest(parameterized.TestCase):
             self.assertEqual(recipes.Recipe.from_json(fields), recipe)
 
     @parameterized.parameters(
-        ("digits", 8, 20, "digits"),
-        ("cifar10", 32, 56, "cifar10"),
-        ("cifar10", 32, 110, "cifar10_warmup"),
-        ("cifar100", 32, 20, "cifar100"),
-        ("mnist", 28, 20, "cifar10"),
-        ("imagenet2012", 224, 50, "imagenet"),
-        ("cifar10", 32, 19, "cifar10_unnormalized", "highway19"),
-        ("cifar10", 32, 3, "cifar10_maxout", "maxout"),
+        ("digits", 8, "resnet20", "digits"),
+        ("digits", 8, "nin", "digits"),
+        ("cifar10", 32, "resnet56", "cifar10"),
+        ("cifar10", 32, "resnet110", "cifar10_warmup"),
+        ("cifar100", 32, "resnet20", "cifar100"),
+        ("mnist", 28, "resnet20", "cifar10"),
+        ("imagenet2012", 224, "resnet50", "imagenet"),
+        ("cifar10", 32, "highway19", "cifar10_unnormalized"),
+        ("cifar10", 32, "maxout", "cifar10_maxout"),
     )
     def test_data_sets_have_a_default_recipe(
-        self, dataset, size, depth, name, network="resnet"
+        self, dataset, size, network, name
     ):
-        recipe = recipes.default_recipe(dataset, size, depth, network)
+        network = networks.get_network(network)
+        recipe = recipes.default_recipe(dataset, size, network)
         self.assertEqual(recipe.name, name)
+
+    def test_the_default_recipe_does_not_depend_on_published_errors(self):
+        for recipe in recipes.RECIPES.values():
+            recipe = dataclasses.replace(recipe, expected_errors={})
+            self.enter_context(
+                mock.patch.dict(recipes.RECIPES, {recipe.name: recipe})
+            )
+        found = recipes.default_recipe(
+            "cifar10", 32, networks.get_network("highway19")
+        )
+        self.assertEqual(found.name, "cifar10_unnormalized")
 
     def test_unknown_recipe_is_refused_with_a_near_one(self):
         with self.assertRaisesRegex(ValueError, "did you mean 'cifar10'"):

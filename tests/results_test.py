@@ -46,6 +46,9 @@ def a_run(name, error, model="resnet20", seed=0, step=1_000, **fields):
         {"step": step, "train_top1_error": 1.0, "test_top1_error": error},
     ]
     config = configs.Config(model, seed=seed, **fields)
+    for row in experiments.EXPERIMENTS.values():
+        if row.is_trained_by(config):
+            config = dataclasses.replace(config, experiment=row.name)
     return runs.Run(name, config, tuple(rows))
 
 
@@ -61,30 +64,18 @@ def save(run, directory):
     return workdir
 
 
-class ExperimentOfConfigTest(parameterized.TestCase):
+class ExperimentOfRunTest(parameterized.TestCase):
     @parameterized.parameters(*experiments.EXPERIMENTS)
     def test_every_row_is_known_again(self, name):
         row = experiments.EXPERIMENTS[name]
         recipe = recipes.get_recipe(row.recipe).with_steps(1_600)
         config = configs.Config(
-            row.model, row.dataset, recipe, row.arguments, "mixed_bfloat16", 7
+            row.model, row.dataset, recipe, row.arguments, experiment=name
         )
-        self.assertEqual(experiments.of_config(config), row)
-
-    @parameterized.parameters(
-        ("resnet56v2", {"looped": True}, "resnet56v2"),
-        ("resnet56", {"unit": "pre_activation"}, "resnet56v2"),
-        ("resnet20", {"shortcut": "A", "remat": True}, "resnet20"),
-        ("resnet20", {"shortcut": "none"}, "plainnet20"),
-        (
-            "resnet20",
-            {"shortcut": "exclusive_gating"},  # -6 is its own default
-            "resnet20_exclusive_gating_6",
-        ),
-    )
-    def test_one_network_has_several_names(self, model, arguments, name):
-        config = configs.Config(model, "cifar10", RECIPE, arguments)
-        self.assertEqual(experiments.of_config(config).name, name)
+        self.assertTrue(row.is_trained_by(config))
+        directory = self.enter_context(tempfile.TemporaryDirectory())
+        run = runs.load(save(runs.Run(name, config, ()), directory))
+        self.assertEqual(run.experiment, row)
 
     @parameterized.parameters(
         {"recipe": dataclasses.replace(RECIPE, learning_rate=0.05)},
@@ -97,7 +88,19 @@ class ExperimentOfConfigTest(parameterized.TestCase):
     def test_other_trainings_are_no_row(self, **fields):
         fields = {"recipe": RECIPE, "dataset": "cifar10", **fields}
         config = configs.Config("resnet20", **fields)
-        self.assertIsNone(experiments.of_config(config))
+        for row in experiments.EXPERIMENTS.values():
+            self.assertFalse(row.is_trained_by(config), row.name)
+        self.assertIsNone(runs.Run("a", config, ()).experiment)
+
+    def test_every_kept_run_trains_the_row_that_it_names(self):
+        found, damaged = runs.find([ROOT / "docs/results/runs"])
+        self.assertEmpty(damaged)
+        for run in found:
+            self.assertTrue(run.experiment.is_trained_by(run.config), run.name)
+            text = (
+                ROOT / "docs/results/runs" / run.name / "config.json"
+            ).read_text()
+            self.assertEqual(run.config.to_json(), json.loads(text))
 
 
 class TablesTest(parameterized.TestCase):
@@ -473,6 +476,8 @@ class PageTest(parameterized.TestCase):
                 json.dumps({**config, "recipe": "x"}),
                 json.dumps({**config, "model_arguments": [1]}),
                 json.dumps({**config, "backend": 5}),
+                json.dumps({**config, "experiment": "resnet21"}),
+                json.dumps({**config, "experiment": 5}),
                 json.dumps(
                     {**config, "recipe": {**config["recipe"], "steps": "x"}}
                 ),

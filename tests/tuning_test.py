@@ -18,6 +18,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet import models
+from keras_resnet import specs
 from keras_resnet.data import datasets
 from keras_resnet.data import splits
 from keras_resnet.training import configs
@@ -40,7 +41,7 @@ def quality(config, workdir, **_):
     """In place of a training: an error that its choices decide."""
     recipe = config.recipe
     error = 10 * abs(math.log(recipe.learning_rate / 0.03))
-    error += 10.0 * (config.model_arguments["shortcut"] != "A")
+    error += 10.0 * (str(config.model_arguments["shortcut"]) != "A")
     os.makedirs(workdir)
     return {"test_top1_error": error + 5 / recipe.steps}
 
@@ -289,10 +290,10 @@ class CommandTest(TuningTestCase):
 
 class WidthTest(parameterized.TestCase):
     def test_a_width_multiplies_all_filters(self):
-        spec = models.get_spec("ResNet20x2")
+        spec = specs.get_spec("ResNet20x2")
         self.assertEqual(spec.filters, (32, 64, 128))
         self.assertEqual(spec.name, "resnet20x2")
-        self.assertEqual(spec.units, models.MODELS["resnet20"].units)
+        self.assertEqual(spec.units, specs.MODELS["resnet20"].units)
         model = models.resnet("resnet20x0.5", input_shape=(8, 8, 3))
         self.assertEqual(model.get_layer("stage3_unit3").output.shape[-1], 32)
 
@@ -301,7 +302,7 @@ class WidthTest(parameterized.TestCase):
     )
     def test_a_width_without_a_network_is_refused(self, name, message):
         with self.assertRaisesRegex(ValueError, message):
-            models.get_spec(name)
+            specs.get_spec(name)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,9 @@ A shortcut is a layer with the contract `(x, residual) -> sum`: it owns the
 addition, because the exclusive gate of [2] scales the residual too.
 """
 
-import ast
-
 import keras
 from keras import ops
 
-from keras_resnet import names
 from keras_resnet.layers.convolutions import Convolution
 from keras_resnet.layers.convolutions import papers_initializer
 from keras_resnet.layers.convolutions import subsampled
@@ -43,8 +40,8 @@ class Shortcut(keras.layers.Layer):
     """`sum = h(x) + F`: the base of every shortcut.
 
     Subclasses add their weights in `build` and the sum in `call`. A unit makes
-    its shortcut by `get`, which sets `stride` and, for shortcuts that
-    normalize, the settings of the normalization.
+    its shortcut by `identifiers.get`, which sets `stride` and, for shortcuts
+    that normalize, the settings of the normalization.
 
     Args:
         stride: Stride of the unit, in pixels.
@@ -68,6 +65,13 @@ class Shortcut(keras.layers.Layer):
     def __init__(self, stride: int = 1, **kwargs):
         super().__init__(**kwargs)
         self.stride = stride
+
+    @classmethod
+    def check(cls, **arguments) -> None:
+        """Raises ValueError if an argument has a value that is not allowed.
+
+        `identifiers.NamedShortcut` checks its arguments by it without a layer.
+        """
 
     def build(self, x_shape, residual_shape):
         if not self.projects_always and x_shape[-1] > residual_shape[-1]:
@@ -114,11 +118,16 @@ class OptionA(Shortcut):
 
     def __init__(self, stride: int = 1, zeros: str = "end", **kwargs):
         super().__init__(stride, **kwargs)
+        self.check(zeros=zeros)
+        self.zeros = zeros
+
+    @classmethod
+    def check(cls, **arguments) -> None:
+        zeros = arguments.get("zeros", "end")
         if zeros not in ("end", "both"):
             raise ValueError(
                 f"zeros must be 'end' or 'both', received {zeros!r}"
             )
-        self.zeros = zeros
 
     def call(self, x, residual, training=None):
         return match(x, residual.shape[-1], self.stride, self.zeros) + residual
@@ -421,6 +430,7 @@ class DropoutShortcut(Shortcut):
 
     def __init__(self, stride: int = 1, rate: float = 0.5, **kwargs):
         super().__init__(stride, **kwargs)
+        self.check(rate=rate)
         self.rate = rate
         self.dropout = keras.layers.Dropout(
             rate, dtype=self.dtype_policy, name="dropout"
@@ -428,6 +438,12 @@ class DropoutShortcut(Shortcut):
         if rate > 0 and keras.backend.backend() == "tensorflow":
             # Checkpoints of TensorFlow do not look into the generator.
             self.seed = self.dropout.seed_generator.state.value
+
+    @classmethod
+    def check(cls, **arguments) -> None:
+        rate = arguments.get("rate", 0.5)
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rate must be in [0, 1], received {rate}")
 
     def call(self, x, residual, training=None):
         x = self.dropout(self.matched(x, residual), training=training)
@@ -469,92 +485,3 @@ TABLE_1: dict[str, str] = {
     "1x1 convolution": "convolution",
     "dropout 0.5": "dropout(rate=0.5)",
 }
-
-_SET_BY_UNIT = {
-    "name",
-    "trainable",
-    "dtype",
-    "stride",
-    "batch_norm",
-    "batch_norm_momentum",
-    "batch_norm_epsilon",
-}
-
-
-def get(identifier, **settings) -> Shortcut:
-    """Returns a new shortcut from a name, class, config or instance.
-
-    Args:
-        identifier: A key of `SHORTCUTS`, with or without arguments
-            (`"exclusive_gating(gate_bias=-7)"`), a subclass of `Shortcut`, the
-            dict of a serialized shortcut, or an instance. The configuration of
-            an instance is copied, because units do not share shortcuts.
-        **settings: Arguments that the unit sets (`stride`, `name`, `dtype`,
-            `batch_norm`, ...). Arguments that the shortcut does not have are
-            ignored.
-
-    Returns:
-        A shortcut that is not built yet.
-
-    Raises:
-        ValueError: If the identifier is unknown.
-
-    >>> get(ExclusiveGating(gate_bias=-7.0), stride=2).gate_bias
-    -7.0
-    """
-    if isinstance(identifier, dict):
-        identifier = keras.saving.deserialize_keras_object(identifier)
-    if isinstance(identifier, str):
-        identifier = _parse(identifier)
-    if isinstance(identifier, type) and issubclass(identifier, Shortcut):
-        identifier = identifier()
-    if not isinstance(identifier, Shortcut):
-        raise ValueError(
-            f"shortcut must be one of {', '.join(SHORTCUTS)} or an instance of "
-            f"keras_resnet.layers.Shortcut, received {identifier!r}"
-            + names.hint(str(identifier), SHORTCUTS)
-        )
-    config = identifier.get_config()
-    config.update({k: v for k, v in settings.items() if k in config})
-    return type(identifier).from_config(config)
-
-
-def is_same(identifier, other) -> bool:
-    """Whether two identifiers, as `get` takes them, are one function.
-
-    >>> is_same(OptionA(), "A"), is_same("A(zeros='both')", "A")
-    (True, False)
-    """
-    one, two = get(identifier), get(other)
-    return type(one) is type(two) and all(
-        value == two.get_config()[name]
-        for name, value in one.get_config().items()
-        if name not in _SET_BY_UNIT
-    )
-
-
-def _parse(identifier: str):
-    """Returns the class or instance that a text names, else the text."""
-    name, parenthesis, arguments = identifier.partition("(")
-    if name not in SHORTCUTS:
-        return identifier
-    if not parenthesis:
-        return SHORTCUTS[name]
-    try:
-        call = ast.parse(f"f({arguments}", mode="eval").body
-        if not (
-            isinstance(call, ast.Call)
-            and isinstance(call.func, ast.Name)  # one call, and no f(...)(...)
-            and not call.args
-        ):
-            raise SyntaxError(identifier)
-        pairs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-        if pairs.keys() & _SET_BY_UNIT:
-            raise ValueError(identifier)
-        return SHORTCUTS[name](**pairs)
-    except (SyntaxError, TypeError, ValueError) as error:
-        allowed = SHORTCUTS[name]().get_config().keys() - _SET_BY_UNIT
-        raise ValueError(
-            f"shortcut {name} takes {', '.join(sorted(allowed)) or 'nothing'}, "
-            f"as in {name}(argument=value), received {identifier!r}"
-        ) from error

@@ -9,9 +9,9 @@ import keras
 from keras import ops
 
 from keras_resnet import names
+from keras_resnet.layers import identifiers
 from keras_resnet.layers import normalization
 from keras_resnet.layers import remat
-from keras_resnet.layers import shortcuts
 from keras_resnet.layers.convolutions import Convolution
 from keras_resnet.layers.convolutions import strided
 from keras_resnet.layers.normalization import EPSILON
@@ -44,8 +44,8 @@ class Unit(keras.layers.Layer):
         filters: Number of filters of the 3x3 convolutions.
         stride: Stride of the unit, in pixels.
         bottleneck: Whether the unit is a bottleneck.
-        shortcut: Name, class or configured instance (`shortcuts.get`). The unit
-            sets its stride and the settings of its normalization.
+        shortcut: Name, class or configured instance (`identifiers.get`). The
+            unit sets its stride and the settings of its normalization.
         bottleneck_stride: Which convolution of a bottleneck strides: `"1x1"`,
             the first one [1], or `"3x3"` (torchvision's v1.5).
         padding: Padding of the convolutions (see `Convolution`).
@@ -108,7 +108,7 @@ class Unit(keras.layers.Layer):
         self.batch_norm_epsilon = batch_norm_epsilon
         self._batch_norm_trainable = batch_norm_trainable
 
-        self.shortcut = shortcuts.get(
+        self.shortcut = identifiers.get(
             shortcut,
             stride=stride,
             batch_norm=self.normalizes_projection,
@@ -234,7 +234,7 @@ class Unit(keras.layers.Layer):
     def get_config(self):
         # A copy does not record the shapes that this unit's shortcut was built
         # with.
-        shortcut = shortcuts.get(self.shortcut)
+        shortcut = identifiers.get(self.shortcut)
         return {
             **super().get_config(),
             "filters": self.filters,

@@ -13,8 +13,8 @@ import dataclasses
 import math
 from typing import Any
 
-from keras_resnet import baselines
 from keras_resnet import names
+from keras_resnet import networks
 from keras_resnet.layers import shortcuts
 from keras_resnet.training import recipes
 from keras_resnet.training.configs import Config
@@ -50,8 +50,8 @@ class Experiment:
 
     Attributes:
         name: The key in `EXPERIMENTS`.
-        model: A name in `keras_resnet.MODELS` or `baselines.BASELINES`.
-        dataset: A name that `training.data.load` knows.
+        model: Name of a network (`keras_resnet.networks.get_network`).
+        dataset: Name of a data set (`keras_resnet.data.datasets.load`).
         recipe: A name in `RECIPES`.
         printed: Test error in percent, by the table that prints it (a key of
             `TABLES`). `FAIL` is "fail", None an error that is only drawn.
@@ -79,6 +79,28 @@ class Experiment:
         """Arguments of the network's builder."""
         named = {"unit": self.unit, "shortcut": self.shortcut}
         return {name: value for name, value in named.items() if value}
+
+    def is_trained_by(self, config: Config) -> bool:
+        """Whether a configuration trains this row, at any length and dtype.
+
+        >>> recipe = recipes.RECIPES["cifar10"].with_steps(16_000)
+        >>> config = Config("resnet56", "cifar10", recipe, {"remat": True})
+        >>> EXPERIMENTS["resnet56"].is_trained_by(config)
+        True
+        """
+        network = networks.get_network(self.model)
+        arguments = {
+            name: value
+            for name, value in config.model_arguments.items()
+            if name not in ("looped", "remat")  # they do not change the result
+        }
+        recipe = recipes.get_recipe(self.recipe)
+        return (config.model, config.dataset, config.recipe, arguments) == (
+            network.name,
+            self.dataset,
+            recipe.with_steps(config.recipe.steps),
+            network.arguments(self.arguments),
+        )
 
 
 # Tables of which several rows are made.
@@ -108,13 +130,17 @@ _UNITS: dict[str, tuple[float, float]] = {  # [2, Table 2]: 110, 164
 }
 
 
-def _rows():
-    def cifar10(name, printed, model=None, recipe="cifar10", **fields):
-        model = model or name
-        return Experiment(name, model, "cifar10", recipe, printed, **fields)
+def _cifar10(name, printed, model=None, recipe="cifar10", **fields):
+    model = model or name
+    return Experiment(name, model, "cifar10", recipe, printed, **fields)
 
-    deep = {"recipe": "cifar10_warmup", "seeds": 5}
-    yield cifar10("maxout", {"[1, Table 6]": 9.38}, recipe="cifar10_maxout")
+
+_DEEP: dict[str, Any] = {"recipe": "cifar10_warmup", "seeds": 5}
+
+
+def _networks_by_depth():
+    """[1, Fig. 6 and Table 6]."""
+    yield _cifar10("maxout", {"[1, Table 6]": 9.38}, recipe="cifar10_maxout")
     for name, error in (
         ("nin", 8.81),
         ("dsn", 8.22),
@@ -123,9 +149,9 @@ def _rows():
         ("highway32", 8.80),
     ):
         printed = {"[1, Table 6]": error}
-        yield cifar10(name, printed, recipe="cifar10_unnormalized")
-    yield cifar10("plainnet20", {"[1, Fig. 6]": None, _AT_20_LAYERS: FAIL})
-    yield cifar10(
+        yield _cifar10(name, printed, recipe="cifar10_unnormalized")
+    yield _cifar10("plainnet20", {"[1, Fig. 6]": None, _AT_20_LAYERS: FAIL})
+    yield _cifar10(
         "resnet20",
         {
             "[1, Fig. 6]": None,
@@ -135,14 +161,14 @@ def _rows():
         },
         seeds=3,
     )
-    yield cifar10("resnet32", {"[1, Table 6]": 7.51})
-    yield cifar10("resnet44", {"[1, Table 6]": 7.17})
-    yield cifar10("plainnet56", {"[1, Fig. 6]": None})
-    yield cifar10(
+    yield _cifar10("resnet32", {"[1, Table 6]": 7.51})
+    yield _cifar10("resnet44", {"[1, Table 6]": 7.17})
+    yield _cifar10("plainnet56", {"[1, Fig. 6]": None})
+    yield _cifar10(
         "resnet56",
         {"[1, Fig. 6]": None, "[1, Table 6]": 6.97, _AT_56_LAYERS: 6.61},
     )
-    yield cifar10(
+    yield _cifar10(
         "resnet110",
         {
             "[1, Table 6]": 6.43,  # the best of 5, whose mean is 6.61
@@ -150,28 +176,31 @@ def _rows():
             "[2, Table 2]": 6.61,
             "[2, Table 3]": 6.61,
         },
-        **deep,
+        **_DEEP,
     )
-    yield cifar10("resnet1202", {"[1, Table 6]": 7.93}, recipe=deep["recipe"])
+    yield _cifar10("resnet1202", {"[1, Table 6]": 7.93}, recipe=_DEEP["recipe"])
 
+
+def _networks_by_shortcut():
+    """[1, Table 3] at 20 layers, and [2, Table 1]."""
     for option, error in (("B", 24.52), ("C", 24.19)):
-        yield cifar10(
+        yield _cifar10(
             f"resnet20_option_{option.lower()}",
             {"[1, Table 3] at 20 layers": error},
             "resnet20",
             shortcut=option,
         )
     # A shortcut scaled by 0, and the residual by 1.
-    yield cifar10("plainnet110", {"[2, Table 1]": FAIL}, **deep)
+    yield _cifar10("plainnet110", {"[2, Table 1]": FAIL}, **_DEEP)
     for name, key, error in _SHORTCUTS:
-        yield cifar10(
+        yield _cifar10(
             f"resnet110_{name}",
             {"[2, Table 1]": error},
             "resnet110",
             shortcut=shortcuts.TABLE_1[key],
-            **deep,
+            **_DEEP,
         )
-        yield cifar10(
+        yield _cifar10(
             f"resnet20_{name}",
             {_AT_20_LAYERS: error},
             "resnet20",
@@ -179,29 +208,32 @@ def _rows():
             seeds=3,
         )
 
+
+def _networks_by_unit():
+    """[2, Tables 2 and 3]."""
     for unit, (error, error_of_164) in _UNITS.items():
         for depth, table, printed in (
             (110, "[2, Table 2]", error),
             (164, "[2, Table 2]", error_of_164),
             (56, _AT_56_LAYERS, error),
         ):
-            yield cifar10(
+            yield _cifar10(
                 f"resnet{depth}_{unit}",
                 {table: printed},
                 f"resnet{depth}",
                 unit=unit,
-                **(deep if depth > 56 else {}),
+                **(_DEEP if depth > 56 else {}),
             )
-    yield cifar10("resnet56v2", {_AT_56_LAYERS: 6.37})
+    yield _cifar10("resnet56v2", {_AT_56_LAYERS: 6.37})
     for name, error in (
         ("resnet110v2", 6.37),
         ("resnet164", 5.93),
         ("resnet164v2", 5.46),
     ):
         printed = {"[2, Table 2]": error, "[2, Table 3]": error}
-        yield cifar10(name, printed, **deep)
-    yield cifar10("resnet1001", {"[2, Table 3]": 7.61}, **deep)
-    yield cifar10("resnet1001v2", {"[2, Table 3]": 4.92}, **deep)
+        yield _cifar10(name, printed, **_DEEP)
+    yield _cifar10("resnet1001", {"[2, Table 3]": 7.61}, **_DEEP)
+    yield _cifar10("resnet1001v2", {"[2, Table 3]": 4.92}, **_DEEP)
     for model, error in (
         ("resnet164", 25.16),
         ("resnet164v2", 24.33),
@@ -216,6 +248,10 @@ def _rows():
             {"[2, Table 3]": error},
             seeds=5,
         )
+
+
+def _imagenet_networks():
+    """[1, Tables 2 and 3] and [2, Table 5]."""
 
     def imagenet(name, table, error, model=None, shortcut=None):
         return Experiment(
@@ -249,7 +285,16 @@ def _rows():
     )
 
 
-EXPERIMENTS: dict[str, Experiment] = {row.name: row for row in _rows()}
+EXPERIMENTS: dict[str, Experiment] = {
+    row.name: row
+    for rows in (
+        _networks_by_depth(),
+        _networks_by_shortcut(),
+        _networks_by_unit(),
+        _imagenet_networks(),
+    )
+    for row in rows
+}
 
 
 def get_experiment(name: str) -> Experiment:
@@ -261,56 +306,3 @@ def get_experiment(name: str) -> Experiment:
     if name in EXPERIMENTS:
         return EXPERIMENTS[name]
     raise ValueError(names.unknown("experiment", name, EXPERIMENTS, count=3))
-
-
-def of_config(config: Config) -> Experiment | None:
-    """Returns the row that a configuration trains, at any length and dtype.
-
-    >>> recipe = recipes.RECIPES["cifar10"].with_steps(16_000)
-    >>> arguments = {"unit": "pre_activation"}
-    >>> of_config(Config("resnet56", "cifar10", recipe, arguments)).name
-    'resnet56v2'
-    """
-    recipe = _trained(config.recipe)
-    for row in EXPERIMENTS.values():
-        theirs = recipes.get_recipe(row.recipe).with_steps(recipe["steps"])
-        if (
-            config.dataset == row.dataset
-            and recipe == _trained(theirs)
-            and _network(config.model, config.model_arguments)
-            == _network(row.model, row.arguments)
-        ):
-            return row
-    return None
-
-
-def _trained(recipe: recipes.Recipe) -> dict[str, Any]:
-    """Returns the fields of a recipe that decide the result."""
-    told = ("name", "source", "expected_errors")
-    fields = dataclasses.asdict(recipe)
-    return {name: fields[name] for name in fields if name not in told}
-
-
-def _network(model: str, arguments: dict[str, Any]) -> tuple:
-    """Returns a key that is equal for equal networks."""
-    spec = baselines.get_network(model)
-    if isinstance(spec, baselines.Baseline):
-        return (spec.name, arguments)
-    others = {
-        name: value
-        for name, value in arguments.items()
-        # The way of computing does not change the result.
-        if name not in ("unit", "shortcut", "looped", "remat")
-    }
-    shortcut = shortcuts.get(arguments.get("shortcut", spec.shortcut), name="h")
-    return (
-        dataclasses.replace(
-            spec,
-            name="",
-            source="",
-            unit=arguments.get("unit", spec.unit),
-            shortcut=type(shortcut).__name__,
-        ),
-        shortcut.get_config(),
-        others,
-    )

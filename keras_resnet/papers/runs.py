@@ -23,7 +23,7 @@ class Run:
 
     Attributes:
         name: Name of the work directory.
-        config: What was trained (`config.json`).
+        config: The configuration (`config.json`).
         metrics: The rows of `metrics.csv`: numbers by column, without those
             that a row has not.
     """
@@ -53,11 +53,12 @@ class Run:
     @functools.cached_property
     def experiment(self) -> experiments.Experiment | None:
         """The row that was trained, at its own length or another."""
-        return experiments.of_config(self.config)
+        name = self.config.experiment
+        return None if name is None else experiments.get_experiment(name)
 
     @property
     def label(self) -> str:
-        """What pictures call it: its experiment, where it has one."""
+        """Name in pictures: the experiment, or else the work directory."""
         return self.experiment.name if self.experiment else self.name
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
@@ -83,7 +84,8 @@ def load(workdir: str | os.PathLike) -> Run:
         steps = config.recipe.steps
         if type(steps) is not int or steps < 1:
             raise ValueError(f"steps must be at least 1, received {steps!r}")
-        experiments.of_config(config)  # raises if no such network exists
+        if config.experiment is not None:
+            experiments.get_experiment(config.experiment)  # raises if unknown
         path = workdir / "metrics.csv"
         metrics = _metrics(_text(path))
     # A file that was changed by hand raises nearly everything.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from keras_resnet import atomic
+from keras_resnet import networks
 from keras_resnet.analysis import complexity
 from keras_resnet.data import datasets
 from keras_resnet.training import evaluation
@@ -49,7 +50,7 @@ def ship(
         raise ValueError(
             f"{workdir} must be a run of a network of MODELS as it is on "
             f"{dataset.name}, received {config.model} with "
-            f"{config.model_arguments} on {config.dataset}"
+            f"{networks.texts(config.model_arguments)} on {config.dataset}"
         )
     if (
         preprocessing.mean.ndim != 3

@@ -20,8 +20,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet import models
+from keras_resnet import networks
+from keras_resnet import specs
 from keras_resnet.data import datasets
 from keras_resnet.data import views
+from keras_resnet.preprocessing import PREPROCESSING_MODES
 from keras_resnet.serving import export
 from keras_resnet.serving import folding
 from keras_resnet.training import workdirs
@@ -33,7 +36,7 @@ from keras_resnet.weights import shipped
 #: `keras_resnet.preprocess_input`; pixels of 0 to 255 as they are, which is
 #: right where layers of the network prepare them; or what `datasets.load` does
 #: for the data set.
-PREPROCESSING = (*models.PREPROCESSING_MODES, "none", "dataset")
+PREPROCESSING = (*PREPROCESSING_MODES, "none", "dataset")
 
 #: The preprocessing of weights that have a name.
 PUBLISHED = {"cifar10": "cifar10", "imagenet": "caffe"}
@@ -147,7 +150,10 @@ def of_workdir(
         trained.labels,
         f"{config.model} after {trained.step:,} steps",
         {
-            "network": {"name": config.model, **config.model_arguments},
+            "network": {
+                "name": config.model,
+                **networks.to_json(config.model_arguments),
+            },
             "recipe": {
                 **dataclasses.asdict(config.recipe),
                 "steps_done": trained.step,
@@ -243,7 +249,7 @@ def of_model(
         title = os.path.basename(model)
     else:
         with _blames("model"):
-            spec = models.get_spec(model)
+            spec = specs.get_spec(model)
         found = load_dataset()
         with _blames("weights" if weights else "model"):
             network = models.resnet(
@@ -286,7 +292,7 @@ def of_model(
         list(labels),
         title,
         {
-            "network": {"name": network.name, **arguments},
+            "network": {"name": network.name, **networks.to_json(arguments)},
             "weights": os.path.basename(weights or "random"),
             "data": dataset,
         },
@@ -319,7 +325,7 @@ def _labels(network, dataset, model, weights) -> list[str]:
     if dataset:
         return dataset.labels
     if weights == "cifar10":
-        return shipped.card(models.get_spec(model).name)["labels"]
+        return shipped.card(specs.get_spec(model).name)["labels"]
     return [str(i) for i in range(network.outputs[0].shape[-1])]
 
 

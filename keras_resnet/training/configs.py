@@ -1,53 +1,64 @@
-"""What is trained: the configuration of a run, and the network it describes."""
+"""The configuration of a run, and the network that it describes."""
 
 import dataclasses
-import inspect
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 
-from keras_resnet import baselines
-from keras_resnet import layers
-from keras_resnet import models
-from keras_resnet import names
+from keras_resnet import networks
 from keras_resnet.training import recipes
 from keras_resnet.training.recipes import Recipe
 
-# float64 is for proofs: a difference that stays in it is no rounding.
+# float64 is for proofs: a difference that stays in it is not due to rounding.
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is trained: everything that the result depends on.
+    """Everything that the result of a training depends on.
 
     Attributes:
-        model: A name in `keras_resnet.MODELS` or `baselines.BASELINES`.
-        dataset: A name that `training.data.load` knows.
-        recipe: How.
-        model_arguments: Further arguments of `keras_resnet.resnet`, such as
-            `{"shortcut": "C"}`.
+        model: Name of a network (`keras_resnet.networks.get_network`).
+        dataset: Name of a data set (`keras_resnet.data.datasets.load`).
+        recipe: How the network is trained.
+        model_arguments: Arguments that choose a variant of the network, such as
+            `{"shortcut": "C"}`. They are checked, and become a
+            `networks.Arguments`.
         dtype: One of `DTYPES`.
         seed: Seed of the weights, the batches and the augmentation.
         deterministic: Whether equal runs are equal to the bit.
+        data_dir: Directory of the data set. It does not change the result.
         sync_batch_norm: Whether normalization is by the batch of all devices
-            together, not by each device's share as in the papers.
-        data_dir: Where the data set is; no part of the result.
+            together, not by the share of each device as in the papers.
+        backend: Backend of Keras: `"tensorflow"` or `"jax"`.
+        experiment: Name of the row of the papers' tables that is trained
+            (`papers.experiments`), or None.
+
+    >>> gate = {"shortcut": "exclusive_gating(gate_bias=-7)"}
+    >>> recipe = recipes.RECIPES["cifar10"]
+    >>> config = Config("resnet20", "cifar10", recipe, gate)
+    >>> config.to_json()["model_arguments"]
+    {'shortcut': {'name': 'exclusive_gating', 'gate_bias': -7.0}}
     """
 
     model: str
     dataset: str
     recipe: Recipe
-    model_arguments: dict = dataclasses.field(default_factory=dict)
+    model_arguments: Mapping[str, Any] = networks.Arguments()
     dtype: str = "float32"
     seed: int = 0
     deterministic: bool = False
     data_dir: str | None = None
     sync_batch_norm: bool = False
     backend: str = dataclasses.field(default_factory=keras.backend.backend)
+    experiment: str | None = None
 
     def __post_init__(self):
-        network = baselines.get_network(self.model)
+        network = networks.get_network(self.model)
+        arguments = network.arguments(self.model_arguments)
+        object.__setattr__(self, "model_arguments", arguments)
         if self.dtype not in DTYPES:
             raise ValueError(
                 f"dtype must be one of {DTYPES}, received {self.dtype!r}"
@@ -56,21 +67,26 @@ class Config:
             raise ValueError(
                 f"seed must be at least 0 and below 2**32, received {self.seed}"
             )
-        check_model_arguments(network, self.model_arguments)
-        if self.sync_batch_norm and self.model_arguments.get("looped"):
+        if self.sync_batch_norm and arguments.get("looped"):
             raise ValueError(
                 "sync_batch_norm needs model.looped=false, because TensorFlow "
                 "adds nothing up over devices inside of a loop; received "
                 "model.looped=true"
             )
 
-    def to_json(self) -> dict:
-        """The fields as JSON has them."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON has them."""
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+        }
+        fields["recipe"] = self.recipe.to_json()
+        fields["model_arguments"] = networks.to_json(self.model_arguments)
+        return json.loads(json.dumps(fields))
 
     @classmethod
-    def from_json(cls, fields: dict) -> "Config":
-        """The configuration from the dict of `to_json`.
+    def from_json(cls, fields: dict[str, Any]) -> "Config":
+        """Returns the configuration from the dict of `to_json`.
 
         Raises:
             TypeError: If a field is missing or unknown.
@@ -82,82 +98,12 @@ class Config:
                 "backend must be jax or tensorflow, received "
                 f"{fields['backend']!r}"
             )
-        for name, value in fields["model_arguments"].items():
-            _check_type(name, value)
         recipe = Recipe.from_json(fields["recipe"])
         return cls(**{**fields, "recipe": recipe})
 
 
-def check_model_arguments(
-    network: models.Spec | baselines.Baseline, arguments: dict
-) -> None:
-    """Refuses values that no network can have, before any data is read.
-
-    Raises:
-        ValueError: As the units and shortcuts raise it, or if a network that
-            is not residual is given arguments.
-    """
-    if isinstance(network, baselines.Baseline):
-        network.check_arguments(arguments)
-        return
-    arguments = {"unit": network.unit, **arguments}
-    for name in ("looped", "first_norm"):  # of the network, not of a unit
-        arguments.pop(name, None)
-    layers.units.get(arguments.pop("unit"))(1, **arguments)
-
-
-def _check_type(name, value):
-    """Raises ValueError for a value that `parse_model_argument` never gives."""
-    default = inspect.signature(models.resnet).parameters.get(name)
-    kinds: tuple[type, ...] = (str, type(None))
-    if name in ("looped", "remat"):
-        kinds = (bool, type(None))
-    elif default is not None and isinstance(default.default, float):
-        kinds = (int, float)
-    if type(value) not in kinds:
-        allowed = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(
-            f"model_arguments.{name} must be of type {allowed}, received "
-            f"{repr(value)[:100]}"
-        )
-
-
-def parse_model_argument(name: str, text: str) -> str | float | bool | None:
-    """The value of a keyword argument of `keras_resnet.resnet` from text.
-
-    Raises:
-        ValueError: If there is no such argument or its value is no number.
-
-    >>> parse_model_argument("survival_probability", "0.8")
-    0.8
-    """
-    allowed = {
-        parameter.name: parameter
-        for parameter in inspect.signature(models.resnet).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    if name not in allowed:
-        raise ValueError(names.unknown("model argument", name, allowed))
-    words = {"true": True, "false": False, "none": None}
-    if name in ("looped", "remat"):
-        if text.lower() in words:
-            return words[text.lower()]
-        raise ValueError(f"{name} must be true or false, received {text!r}")
-    if not isinstance(allowed[name].default, float):
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(
-            f"{name} must be a number, received {text!r}"
-        ) from None
-
-
 def check_devices(recipe: Recipe, devices: int) -> None:
-    """Refuses a number of devices that cannot share a batch equally.
-
-    Raises:
-        ValueError: With the rule.
+    """Raises ValueError unless the devices can share a batch equally.
 
     >>> from keras_resnet.training.recipes import RECIPES
     >>> check_devices(RECIPES["cifar10"], devices=3)
@@ -181,7 +127,7 @@ def build_model(
     classes: int,
     classifier_activation=None,
 ) -> keras.Model:
-    """The network of a configuration, in its dtype, with weights by its seed.
+    """Builds the network of a configuration, with its dtype and seed.
 
     Args:
         config: The configuration.
@@ -192,15 +138,15 @@ def build_model(
     Returns:
         A `keras.Model`.
     """
+    network = networks.get_network(config.model)
     arguments = dict(config.model_arguments)
-    if config.sync_batch_norm and config.model not in baselines.BASELINES:
-        arguments["looped"] = False  # as `Config` says
+    if config.sync_batch_norm and "looped" in network.takes:
+        arguments["looped"] = False  # as `Config` requires
     before = keras.config.dtype_policy()
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.dtype)
     try:
-        model = baselines.build(
-            config.model,
+        model = network.build(
             input_shape=image_shape,
             classes=classes,
             classifier_activation=classifier_activation,

@@ -1,4 +1,4 @@
-"""How networks are trained: every number with its section of the paper.
+"""Recipes of training, each number with its section of the paper.
 
 [1] He et al. 2016, "Deep Residual Learning for Image Recognition".
 [2] He et al. 2016, "Identity Mappings in Deep Residual Networks".
@@ -8,11 +8,14 @@ import dataclasses
 import json
 import math
 import typing
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_resnet import names
+from keras_resnet import networks
 from keras_resnet.data.augmentation import get_augmentation
 
 SCHEDULES = ("step", "cosine")
@@ -23,9 +26,10 @@ OPTIMIZERS = ("momentum", "nesterov", "adam")
 class Recipe:
     """How a network is trained: `v = momentum v - rate (g + decay w); w += v`.
 
-    Stochastic gradient descent with momentum, or what `optimizer` says; g is
-    the gradient of the mean cross entropy of a batch, and `weight_decay * w`
-    that of the L2 penalty `weight_decay / 2 * |w|^2`.
+    This is stochastic gradient descent with momentum. `optimizer` can name
+    another rule. g is the gradient of the mean cross entropy of a batch.
+    `weight_decay * w` is the gradient of the L2 penalty
+    `weight_decay / 2 * |w|^2`.
 
     Attributes:
         name: The key in `RECIPES`.
@@ -36,25 +40,25 @@ class Recipe:
         decay_at_steps: Steps at which the rate is divided by 10.
         schedule: `"step"` (by `decay_at_steps`) or `"cosine"` (to zero).
         warmup_steps: Length of the warm-up.
-        warmup_learning_rate: The constant rate of the warm-up, or None for a
-            linear one from 0.
+        warmup_learning_rate: The constant rate of the warm-up. None is a rate
+            that grows linearly from 0.
         momentum: Momentum of the gradient.
-        optimizer: `"momentum"` [1, Sec. 3.4]; `"nesterov"`, which looks one
-            step ahead (fb.resnet.torch); or `"adam"` (Kingma and Ba 2015), of
-            the same gradient `g + decay w`.
+        optimizer: `"momentum"` [1, Sec. 3.4], `"nesterov"` (fb.resnet.torch)
+            or `"adam"` (Kingma and Ba 2015). All have the gradient
+            `g + decay w`.
         weight_decay: Factor of the L2 penalty.
-        decay_norms: Whether the penalty is on the parameters of batch
-            normalization and on biases too, as in the authors' code.
+        decay_norms: Whether the penalty includes the parameters of batch
+            normalization and the biases, as in the authors' code.
         label_smoothing: Share of the label that is spread over all classes.
-        micro_batches: Into how many parts a device divides its share of a
-            batch, to need the memory of one: their gradients are added, each
-            is normalized by itself, as are the shares of several devices.
+        micro_batches: Number of parts of a device's share of a batch. A step
+            needs the memory of one part. The gradients of the parts are added.
+            Each part is normalized separately, as the share of each device is.
         average_momentum: Momentum of a moving average of the parameters, which
-            is what is tested and exported; 0 for none. As usual, it is
+            are tested and exported. 0 is no average. The momentum at a step is
             `min(average_momentum, (1 + step) / (10 + step))`.
-        augmentation: A name of `training.data.AUGMENTATIONS`.
-        image_size: Height and width, in pixels, of the network's input; None
-            for that of the data set.
+        augmentation: Name of an augmentation (`data.augmentation`).
+        image_size: Height and width of the network's input, in pixels. None is
+            the size of the data set's images.
         expected_errors: Test error in percent by network, as published.
 
     >>> RECIPES["cifar10"].with_steps(6400).decay_at_steps
@@ -128,7 +132,7 @@ class Recipe:
         get_augmentation(self.augmentation)
 
     def with_steps(self, steps: int) -> "Recipe":
-        """The recipe at another length: its decay points move in proportion."""
+        """Returns the recipe at another length, with its shape."""
         scale = steps / self.steps
         return dataclasses.replace(
             self,
@@ -140,12 +144,12 @@ class Recipe:
         )
 
     def scaled_to(self, batch_size: int) -> "Recipe":
-        """The recipe for another batch: the linear scaling rule.
+        """Returns the recipe for another batch, by the linear scaling rule.
 
-        Goyal et al. 2017, Sec. 2: a batch k times as large takes a rate k times
-        as high and 1 / k of the steps, so as many epochs; for k > 1 the rate
-        grows linearly over the first 5 of 90 epochs where there is no such
-        warm-up yet.
+        Goyal et al. 2017, Sec. 2: a batch that is k times as large has a rate
+        that is k times as high, and 1 / k of the steps. The number of epochs is
+        the same. For k > 1 the rate grows linearly over the first 5 of 90
+        epochs, unless the recipe has a linear warm-up.
 
         >>> recipe = RECIPES["imagenet_identity_mappings"].scaled_to(8192)
         >>> recipe.learning_rate, recipe.steps, recipe.warmup_steps
@@ -169,11 +173,11 @@ class Recipe:
         )
 
     def with_field(self, name: str, value: str) -> "Recipe":
-        """The recipe with one field set from text, as on a command line.
+        """Returns the recipe with one field set from text.
 
         Raises:
-            ValueError: If there is no such field or the text is no value of
-                its type.
+            ValueError: If the field is unknown, or the text does not have its
+                type.
 
         >>> RECIPES["cifar10"].with_field("learning_rate", "0.05").learning_rate
         0.05
@@ -185,7 +189,7 @@ class Recipe:
         return dataclasses.replace(self, **{name: _parse(types[name], value)})
 
     def learning_rates(self) -> "LearningRates":
-        """The learning rate as a function of the step."""
+        """Returns the learning rate as a function of the step."""
         return LearningRates(
             self.learning_rate,
             self.steps,
@@ -196,16 +200,16 @@ class Recipe:
         )
 
     def to_json(self) -> dict:
-        """The fields as JSON has them."""
+        """Returns the fields as JSON has them."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_json(cls, fields: dict) -> "Recipe":
-        """The recipe from the dict of `to_json`.
+        """Returns the recipe from the dict of `to_json`.
 
         Raises:
             TypeError: If a field is missing or unknown.
-            ValueError: If a value is not of its field's type.
+            ValueError: If a value does not have the type of its field.
         """
         check_fields(cls, fields)
         return cls(
@@ -214,11 +218,11 @@ class Recipe:
 
 
 def check_fields(kind: type, fields: dict) -> None:
-    """Compares fields that were read from JSON with those of a dataclass.
+    """Checks that fields from JSON are those of a dataclass.
 
     Raises:
         TypeError: If a field is missing or unknown.
-        ValueError: If a value is not of its field's type.
+        ValueError: If a value does not have the type of its field.
     """
     types = typing.get_type_hints(kind)
     missing = sorted(types.keys() - fields.keys())
@@ -238,8 +242,10 @@ def check_fields(kind: type, fields: dict) -> None:
 
 
 def _is_of(value, kind):
-    """Whether JSON's value can be one of a field's type."""
+    """Whether a value from JSON fits the type of a field."""
     arguments = typing.get_args(kind)
+    if kind == Mapping[str, Any]:
+        return isinstance(value, dict)
     if kind == tuple[int, ...]:
         return isinstance(value, list | tuple) and all(
             type(element) is int for element in value
@@ -248,7 +254,7 @@ def _is_of(value, kind):
         return isinstance(value, dict) and all(
             type(number) in (int, float) for number in value.values()
         )
-    if arguments:  # the type or None
+    if arguments:  # a type or None
         return any(_is_of(value, argument) for argument in arguments)
     if kind is float:
         return type(value) in (int, float)
@@ -258,7 +264,7 @@ def _is_of(value, kind):
 
 
 def _parse(kind, text: str):
-    """A value of a field's type from text."""
+    """Returns a value of a field's type from text."""
     try:
         if kind is str:
             return text
@@ -364,7 +370,7 @@ _ROWS = [
         learning_rate=0.1,
         decay_at_steps=(400, 600),
         augmentation="pad_crop",
-        # Of test images; the aim of this row, the papers have no such set.
+        # An aim, of the digits' test images: the papers do not use this set.
         expected_errors={"resnet20": 3.0},
     ),
     Recipe(
@@ -425,8 +431,8 @@ _ROWS = [
     ),
     Recipe(
         # python -m apps.train --experiment=maxout
-        # Goodfellow et al. 2013 have a rate of 0.0085 in front of maxouts at a
-        # momentum of 0.5: as long a way as 0.0017 at 0.9.
+        # Goodfellow et al. 2013 have a rate of 0.0085 before maxouts and a
+        # momentum of 0.5. The sum of steps equals that of 0.0017 at 0.9.
         "cifar10_maxout",
         source="[1, Sec. 4.2], for Maxout",
         batch_size=128,
@@ -506,8 +512,8 @@ _ROWS = [
         label_smoothing=0.1,
         augmentation="scale_aspect",
         image_size=224,
-        # Goyal et al. 2017, Table 1, single crop: 23.60 +- 0.12, with steps in
-        # place of the cosine and the stride on the 3x3.
+        # Goyal et al. 2017, Table 1, single crop: 23.60 +- 0.12. They divide
+        # the rate by 10 instead of the cosine; the stride is on the 3x3.
         expected_errors={"resnet50": 23.6},
     ),
 ]
@@ -516,10 +522,10 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ROWS}
 
 
 def get_recipe(name: str) -> Recipe:
-    """The row of `RECIPES` with this name.
+    """Returns the row of `RECIPES` with this name.
 
     Raises:
-        ValueError: If there is none; near names are suggested.
+        ValueError: If the name is unknown. The message suggests near names.
     """
     if name in RECIPES:
         return RECIPES[name]
@@ -527,30 +533,27 @@ def get_recipe(name: str) -> Recipe:
 
 
 def default_recipe(
-    dataset: str, image_size: int, depth: int, network: str = ""
+    dataset: str, image_size: int, network: networks.Network
 ) -> Recipe:
-    """The recipe for a data set when none is named.
+    """Returns the recipe of a data set when none is named.
 
     Args:
         dataset: Name of the data set.
         image_size: Height of its images, in pixels.
-        depth: Depth of the network.
-        network: Its name; what has no batch normalization is known by it.
+        network: The network. On small images one without batch normalization
+            has its own recipe, and one of 110 layers or more is warmed up
+            [1, Sec. 4.2].
 
-    >>> default_recipe("cifar10", 32, 110).name
+    >>> default_recipe("cifar10", 32, networks.get_network("resnet110")).name
     'cifar10_warmup'
     """
     if dataset in ("digits", "cifar100"):
         return RECIPES[dataset]
-    if image_size <= 64:
-        for recipe in (
-            RECIPES["cifar10_unnormalized"],
-            RECIPES["cifar10_maxout"],
-        ):
-            if network in recipe.expected_errors:
-                return recipe
-        # Departure: [2] warms up all networks on CIFAR-10; here pre-activation
-        # networks of fewer than 110 layers are trained as the original ones
-        # beside them, by [1] without a warm-up.
-        return RECIPES["cifar10_warmup" if depth >= 110 else "cifar10"]
-    return RECIPES["imagenet"]
+    if image_size > 64:
+        return RECIPES["imagenet"]
+    if network.recipe is not None:
+        return RECIPES[network.recipe]
+    # Departure: [2] warms up all networks on CIFAR-10; here pre-activation
+    # networks of fewer than 110 layers are trained as the original ones beside
+    # them, by [1] without a warm-up.
+    return RECIPES["cifar10_warmup" if network.depth >= 110 else "cifar10"]

@@ -30,8 +30,9 @@ import tensorflow as tf
 from keras_tuner.engine.base_tuner import BaseTuner
 
 from keras_resnet import atomic
-from keras_resnet import models
 from keras_resnet import names
+from keras_resnet import networks
+from keras_resnet import specs
 from keras_resnet.data import datasets
 from keras_resnet.training import configs
 from keras_resnet.training import loop
@@ -84,13 +85,13 @@ class Space:
                     + f", received {values}"
                 )
         for depth in self.depth:
-            spec = models.get_spec(f"resnet{depth}")
+            spec = specs.get_spec(f"resnet{depth}")
+            network = networks.get_network(spec.name)
             for width in self.width:
                 spec.widened(width)
             for unit in self.unit:
                 for shortcut in self.shortcut:
-                    arguments = {"unit": unit, "shortcut": shortcut}
-                    configs.check_model_arguments(spec, arguments)
+                    network.arguments({"unit": unit, "shortcut": shortcut})
         for field, values in (
             ("augmentation", self.augmentation),
             ("optimizer", self.optimizer),
@@ -231,7 +232,9 @@ class Search:
 
     def to_json(self) -> dict:
         """The fields as JSON has them."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        fields = {**vars(self), "config": self.config.to_json()}
+        fields["space"] = dataclasses.asdict(self.space)
+        return json.loads(json.dumps(fields))
 
     def load(self) -> datasets.DataSet:
         """The images of the trials: training, and validation as its test."""
@@ -288,7 +291,7 @@ class Trial:
         config, recipe = self.config, self.config.recipe
         return {
             "model": config.model,
-            **config.model_arguments,
+            **networks.texts(config.model_arguments),
             "optimizer": recipe.optimizer,
             "learning_rate": recipe.learning_rate,
             "weight_decay": recipe.weight_decay,
@@ -369,7 +372,7 @@ def train_command(config: configs.Config, workdir: str | os.PathLike) -> str:
     words = [f"--{name}={v}" for name, v in flags.items() if v is not None]
     words += [
         f"--set=model.{name}={value}"
-        for name, value in config.model_arguments.items()
+        for name, value in networks.texts(config.model_arguments).items()
     ]
     for field in dataclasses.fields(recipe):
         value = getattr(config.recipe, field.name)

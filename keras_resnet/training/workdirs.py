@@ -298,8 +298,7 @@ def check(config, workdir):
                 "config.json): choose another"
             )
         return
-    # Not a Config: to make one, Keras makes layers, which it numbers, and the
-    # bytes of a checkpoint would depend on how often a run was started.
+    # Compared as JSON, so that the error names fields of another version too.
     path = workdir / "config.json"
     old, new = _flat(read_json(path)), _flat(config.to_json())
     strangers = [

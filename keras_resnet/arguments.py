@@ -1,0 +1,320 @@
+"""The rules for the arguments of a network.
+
+`resnet` calls `check` before it makes a layer, and a configuration calls it
+when it is parsed, so that both reject the same values. No rule makes a layer.
+The rules of keras.applications have their messages too.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import math
+import operator
+import os
+import re
+import typing
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_resnet import specs
+from keras_resnet.layers import convolutions
+from keras_resnet.layers import identifiers
+from keras_resnet.layers import units
+from keras_resnet.layers.normalization import EPSILON
+from keras_resnet.weights import shipped
+
+FIRST_NORMS = ("stem", "unit", "both")
+
+_IMAGENET_WEIGHTS = ("resnet50", "resnet101", "resnet152")
+_PRETRAINED_CLASSES = {"imagenet": 1000, "cifar10": 10}
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """An argument that chooses a variant of a network.
+
+    Attributes:
+        name: Name in the signature.
+        types: Types of its values.
+        default: Default in the signature.
+        description: Description in the docstring, in one line.
+    """
+
+    name: str
+    types: tuple[type, ...]
+    default: Any
+    description: str
+
+    def parse(self, text: str) -> Any:
+        """Returns the value that a text stands for, as on a command line.
+
+        Raises:
+            ValueError: If the text is not a value of the argument's types.
+
+        >>> Argument("remat", (bool,), False, "").parse("true")
+        True
+        """
+        if float in self.types:
+            try:
+                return float(text)
+            except ValueError:
+                raise ValueError(
+                    f"{self.name} must be a number, received {text!r}"
+                ) from None
+        if bool in self.types:
+            words = {"true": True, "false": False}
+            if type(None) in self.types:
+                words["none"] = None  # type: ignore[assignment]
+            if text.lower() not in words:
+                raise ValueError(
+                    f"{self.name} must be true or false, received {text!r}"
+                )
+            return words[text.lower()]
+        return self.value(text)
+
+    def value(self, given: Any) -> Any:
+        """Returns the immutable value of one that JSON or a caller gives.
+
+        Raises:
+            ValueError: If it is not a value of the argument's types.
+        """
+        if given is None and type(None) in self.types:
+            return None
+        if identifiers.NamedShortcut in self.types:
+            if isinstance(given, identifiers.NamedShortcut):
+                return given
+            if isinstance(given, str):
+                return identifiers.NamedShortcut.from_text(given)
+            return identifiers.NamedShortcut.from_json(given)
+        if float in self.types and type(given) is int:
+            with contextlib.suppress(OverflowError):
+                given = float(given)
+        if type(given) not in self.types:
+            allowed = " or ".join(
+                kind.__name__
+                for kind in self.types
+                if kind in (str, bool, float)
+            )
+            raise ValueError(
+                f"{self.name} must be of type {allowed}, received "
+                f"{repr(given)[:100]}"
+            )
+        return given
+
+
+def of(function: Callable) -> dict[str, Argument]:
+    """Returns the keyword-only arguments of a function, as it describes them.
+
+    The names and defaults are those of the signature, the types those of the
+    annotations, the descriptions those of the docstring.
+    """
+    hints = typing.get_type_hints(function)
+    docstring = inspect.getdoc(function) or ""
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        description = re.search(
+            rf"(?s)\n    {name}: (.*?)\n(?!        )", docstring
+        )
+        found[name] = Argument(
+            name,
+            typing.get_args(hints[name]) or (hints[name],),
+            parameter.default,
+            " ".join(description[1].split()) if description else "",
+        )
+    return found
+
+
+def check(
+    spec: specs.Spec,
+    *,
+    shortcut,
+    unit,
+    bottleneck_stride: str,
+    padding: str,
+    first_norm: str,
+    survival_probability: float,
+    **others,
+) -> None:
+    """Raises ValueError unless a network can have these arguments.
+
+    The arguments are those of `keras_resnet.resnet`. For `others`, any value of
+    their types is allowed.
+    """
+    unit_class = units.get(unit)
+    units.check_survival_probability(survival_probability)
+    identifiers.parse(shortcut)
+    for name, value, allowed in (
+        ("bottleneck_stride", bottleneck_stride, units.STRIDES),
+        ("padding", padding, convolutions.PADDINGS),
+        ("first_norm", first_norm, FIRST_NORMS),
+    ):
+        if value not in allowed:
+            raise ValueError(
+                f"{name} must be one of {allowed}, received {value!r}"
+            )
+    if first_norm != "stem" and not unit_class.activates_first:
+        raise ValueError(
+            f"first_norm={first_norm!r} is for unit='pre_activation', whose "
+            f"units normalize first, received {unit_class.__name__}"
+        )
+    if first_norm == "unit" and spec.stem == "imagenet":
+        raise ValueError(
+            "first_norm='unit' is for the stem 'cifar', received 'imagenet': "
+            "its pooling needs an activated signal"
+        )
+
+
+def check_weights(
+    spec: specs.Spec, weights, include_top: bool, classes: int
+) -> None:
+    """Raises ValueError unless a network has these weights.
+
+    The arguments are those of `keras_resnet.resnet`.
+    """
+    if weights is None:
+        return
+    is_named = isinstance(weights, str | os.PathLike)
+    if is_named and weights in _PRETRAINED_CLASSES:
+        if weights == "cifar10":
+            shipped.card(spec.name)  # raises for a network without weights
+        elif spec.name not in _IMAGENET_WEIGHTS:
+            raise ValueError(
+                "`weights='imagenet'` exist for "
+                f"{', '.join(_IMAGENET_WEIGHTS)}. Received: {spec.name}"
+            )
+        of_file = _PRETRAINED_CLASSES[weights]
+        if include_top and classes != of_file:
+            raise ValueError(
+                f"If using `weights={weights!r}` with `include_top=True`, "
+                f"`classes` should be {of_file}.  Received classes={classes}"
+            )
+    elif not is_named or not os.path.exists(weights):
+        raise ValueError(
+            "The `weights` argument should be either `None` (random "
+            "initialization), 'imagenet' (pre-training on ImageNet), "
+            "'cifar10' (weights that ship with this package), or the path to "
+            "the weights file to be loaded.  Received: "
+            f"weights={weights}"
+        )
+
+
+def check_same_function(spec: specs.Spec, weights, **arguments) -> None:
+    """Raises ValueError if published weights would compute something else.
+
+    The arguments are those of `keras_resnet.resnet`. The rules for files are
+    those of `keras_resnet.weights.load`.
+    """
+    if weights not in _PRETRAINED_CLASSES:
+        return
+    row = specs.get_spec(spec.name)
+    same = {
+        "unit": lambda a, b: units.get(a) is units.get(b),
+        "shortcut": identifiers.is_same,
+        # keras.applications adds 1.001e-5.
+        "batch_norm_epsilon": lambda a, b: math.isclose(a, b, rel_tol=2e-3),
+    }
+    trained_with: dict[str, Any] = {
+        **{"unit": row.unit, "shortcut": row.shortcut},
+        **{"padding": "symmetric", "first_norm": "stem"},
+        "batch_norm_epsilon": EPSILON,
+    }
+    if row.bottleneck:
+        trained_with["bottleneck_stride"] = "1x1"
+    for name, trained in trained_with.items():
+        value = arguments[name]
+        if not same.get(name, operator.eq)(value, trained):
+            shown = repr(value)
+            if isinstance(value, identifiers.NamedShortcut):
+                shown = repr(str(value))
+            raise ValueError(
+                f"`weights={weights!r}` were trained with {name}={trained!r}. "
+                f"Received: {name}={shown}"
+            )
+
+
+def as_configured(shape: tuple) -> tuple:
+    """Returns `(height, width, channels)` in the order that Keras is set to."""
+    if keras.config.image_data_format() == "channels_first":
+        return (shape[2], *shape[:2])
+    return tuple(shape)
+
+
+def input_shape(
+    spec: specs.Spec, input_shape, weights, include_top: bool
+) -> tuple[int | None, int | None, int]:
+    """Returns `(height, width, channels)` by the rules of keras.applications.
+
+    The arguments are those of `keras_resnet.resnet`.
+
+    Raises:
+        ValueError: If the network cannot take images of the shape.
+    """
+    if not input_shape:
+        size = spec.image_size if include_top else None
+        return (size, size, 3)
+    if len(input_shape) != 3:
+        raise ValueError("`input_shape` must be a tuple of three integers.")
+    height, width, channels = input_shape
+    if keras.config.image_data_format() == "channels_first":
+        channels, height, width = input_shape
+    if weights in _PRETRAINED_CLASSES:
+        default_shape = as_configured((spec.image_size, spec.image_size, 3))
+        if include_top and tuple(input_shape) != default_shape:
+            raise ValueError(
+                f"When setting `include_top=True` and loading `{weights}` "
+                f"weights, `input_shape` should be {default_shape}.  "
+                f"Received: input_shape={input_shape}"
+            )
+        if channels != 3:
+            raise ValueError(
+                "The input must have 3 channels; Received "
+                f"`input_shape={input_shape}`"
+            )
+    elif channels not in (1, 3):
+        warnings.warn(
+            "This model usually expects 1 or 3 input channels. However, it "
+            f"was passed an input_shape with {channels} input channels.",
+            stacklevel=4,  # the caller of a builder
+        )
+    least = spec.stride
+    if any(size is not None and size < least for size in (height, width)):
+        raise ValueError(
+            f"Input size must be at least {least}x{least}; Received: "
+            f"input_shape={input_shape}"
+        )
+    if include_top and None in input_shape:
+        raise ValueError(
+            "If `include_top` is True, you should specify a static "
+            f"`input_shape`. Received: input_shape={input_shape}"
+        )
+    return (height, width, channels)
+
+
+def check_pooling(pooling) -> None:
+    """Raises ValueError for an unknown pooling.
+
+    keras.applications ignores it.
+    """
+    if pooling not in (None, "avg", "max"):
+        raise ValueError(
+            "The `pooling` argument should be one of None, 'avg' or 'max'. "
+            f"Received: pooling={pooling}"
+        )
+
+
+def check_activation(classifier_activation) -> None:
+    """Raises ValueError for an activation that trained weights do not fit."""
+    allowed = [keras.activations.get(a) for a in ("softmax", None)]
+    classifier_activation = keras.activations.get(classifier_activation)
+    if classifier_activation not in allowed:
+        raise ValueError(
+            "Only `None` and `softmax` activations are allowed for the "
+            "`classifier_activation` argument when using pretrained weights, "
+            "with `include_top=True`; Received: "
+            f"classifier_activation={classifier_activation}"
+        )
