@@ -154,10 +154,11 @@ def _check_labels(labels, dataset):
 
 
 def _of_workdir():
+    from keras_resnet.training import trained_networks
     from keras_resnet.training import workdirs
 
     with command_line.usage("workdir", _WORKDIR.value):
-        trained = workdirs.load_workdir(
+        trained = trained_networks.load_workdir(
             _WORKDIR.value,
             classifier_activation=None,
             checkpoint=_CHECKPOINT.value,

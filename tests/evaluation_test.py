@@ -16,7 +16,7 @@ import keras_resnet
 from keras_resnet.data import datasets
 from keras_resnet.data import views
 from keras_resnet.training import evaluation
-from keras_resnet.training import losses
+from keras_resnet.training import step
 from tests import records
 from tests import runs
 
@@ -73,8 +73,8 @@ class EvaluationTest(parameterized.TestCase):
         logits = rng.normal(size=(5, 3)).astype("float32")
         labels = np.array([0, 1, 2, 0, 1], "int32")
         counted = np.ones(5, "float32")
-        expected = losses.count_errors(logits, labels, counted)
-        found = losses.count_errors(
+        expected = step.count_errors(logits, labels, counted)
+        found = step.count_errors(
             np.concatenate([logits, np.full((2, 3), np.nan, "float32")]),
             np.r_[labels, 0, 0].astype("int32"),
             np.r_[counted, 0, 0].astype("float32"),

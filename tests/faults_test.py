@@ -19,6 +19,7 @@ from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
+from keras_resnet.training import trained_networks
 from keras_resnet.training import workdirs
 from tests import programs
 from tests import records
@@ -111,7 +112,7 @@ class FaultTest(parameterized.TestCase):
         self.assertEqual(checkpoints.steps(directory), [6, 7, 8])
         damage(directory)
         self.lines.clear()
-        trained = workdirs.load_workdir(
+        trained = trained_networks.load_workdir(
             self.root / "run", report=self.lines.append
         )
         self.assertEqual(trained.step, step)
@@ -120,7 +121,7 @@ class FaultTest(parameterized.TestCase):
         self.train()
         said = "\n".join(self.lines)
         self.assertRegex(said, "ckpt-8 is damaged .*going back to the one bef")
-        self.assertIn(f"goes on at step {step}", said)
+        self.assertIn(f"resuming at step {step}", said)
         self.assert_same("run", expected)
         self.assertNotEmpty(list(directory.glob("damaged-ckpt-8.*")))
 
@@ -134,7 +135,7 @@ class FaultTest(parameterized.TestCase):
         with self.assertRaisesRegex(checkpoints.StateError, message):
             self.train()
         with self.assertRaisesRegex(checkpoints.StateError, message):
-            workdirs.load_workdir(workdir, report=self.lines.append)
+            trained_networks.load_workdir(workdir, report=self.lines.append)
         after = {p: p.read_bytes() for p in workdir.glob("*/ckpt-*")}
         self.assertEqual(after, before)
         outcome = programs.run("train", f"--workdir={workdir}", *FLAGS)
@@ -148,7 +149,7 @@ class FaultTest(parameterized.TestCase):
             path.unlink()
         (self.root / "run" / "checkpoints" / "checkpoint").write_text("?")
         self.train()
-        self.assertIn("goes on at step 7 of 8", self.lines)
+        self.assertIn("resuming at step 7 of 8", self.lines)
         self.assert_same("run", expected)
 
     def test_disk_that_is_full_keeps_the_checkpoints_that_are_there(self):
@@ -173,7 +174,7 @@ class FaultTest(parameterized.TestCase):
         left = {p.name.partition(".")[0] for p in directory.iterdir()}
         self.assertEqual(left, {"checkpoint", "ckpt-2", "ckpt-3", "ckpt-4"})
         self.train()
-        self.assertIn("goes on at step 4 of 8", self.lines)
+        self.assertIn("resuming at step 4 of 8", self.lines)
         self.assert_same("run", self.final("whole"))
 
     def test_directory_that_cannot_be_written(self):
@@ -208,7 +209,7 @@ class FaultTest(parameterized.TestCase):
                 r"at step \d: the run diverged.*lower recipe.learning_rate",
             ):
                 self.train(recipe=recipe)
-        trained = workdirs.load_workdir(self.root / "run")
+        trained = trained_networks.load_workdir(self.root / "run")
         self.assertGreaterEqual(trained.step, 4)
         for weight in trained.model.weights:
             self.assertTrue(np.all(np.isfinite(weight)))

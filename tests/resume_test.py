@@ -162,7 +162,7 @@ class ResumeTest(RunsTest):
         )
         again = self.finish()
         self.assertRegex(
-            "\n".join(again.out), rf"goes on at step \d+ of {STEPS}"
+            "\n".join(again.out), rf"resuming at step \d+ of {STEPS}"
         )
         self.assertEqual(self.differences(), [])
 

@@ -23,6 +23,8 @@ from keras_resnet.data import datasets
 from keras_resnet.training import checkpoints
 from keras_resnet.training import evaluation
 from keras_resnet.training import loop
+from keras_resnet.training import metrics
+from keras_resnet.training import trained_networks
 from keras_resnet.training import workdirs
 from tests import runs
 from tests import tiny_runs
@@ -36,7 +38,7 @@ class WorkdirTest(tiny_runs.TestCase):
     def test_moving_average_is_what_is_tested_and_loaded(self):
         recipe = dataclasses.replace(tiny_runs.RECIPE, average_momentum=0.9)
         result = self.train(tiny_runs.config(recipe))
-        trained = workdirs.load_workdir(
+        trained = trained_networks.load_workdir(
             self.workdir, classifier_activation=None
         )
         dataset = datasets.load("digits")
@@ -52,7 +54,7 @@ class WorkdirTest(tiny_runs.TestCase):
         values = runs.values(self.workdir)
         is_float64 = [v.dtype == "float64" for v in values.values()]
         self.assertGreater(sum(is_float64), len(values) / 2)
-        trained = workdirs.load_workdir(
+        trained = trained_networks.load_workdir(
             self.workdir, classifier_activation=None
         )
         self.assertEqual(
@@ -72,18 +74,18 @@ class WorkdirTest(tiny_runs.TestCase):
 
         with mock.patch.object(evaluation.Evaluator, "__call__", evaluated):
             self.train(tiny_runs.config(), eval_every=2)
-        best = workdirs.load_workdir(self.workdir, checkpoint="best")
+        best = trained_networks.load_workdir(self.workdir, checkpoint="best")
         self.assertEqual(best.step, 4)
-        self.assertEqual(workdirs.load_workdir(self.workdir).step, 8)
+        self.assertEqual(trained_networks.load_workdir(self.workdir).step, 8)
         self.assertEqual(checkpoints.steps(self.workdir / "best"), [4])
         with self.assertRaisesRegex(ValueError, "must be one of last, best"):
-            workdirs.load_workdir(self.workdir, checkpoint="first")
+            trained_networks.load_workdir(self.workdir, checkpoint="first")
 
     def test_work_directory_holds_what_the_other_programs_need(self):
         result = self.train(
             tiny_runs.config(data_dir="elsewhere"), eval_every=4
         )
-        trained = workdirs.load_workdir(self.workdir)
+        trained = trained_networks.load_workdir(self.workdir)
         self.assertEqual(trained.step, 8)
         self.assertEqual(trained.config, tiny_runs.config(data_dir="elsewhere"))
         self.assertEqual(trained.labels, [str(i) for i in range(10)])
@@ -100,7 +102,7 @@ class WorkdirTest(tiny_runs.TestCase):
         )
         self.assertLen(list((self.workdir / "events").iterdir()), 1)
         rows = (self.workdir / "metrics.csv").read_text().splitlines()
-        self.assertEqual(rows[0], ",".join(workdirs.COLUMNS))
+        self.assertEqual(rows[0], ",".join(metrics.COLUMNS))
         is_tested = [not row.endswith(",,,") for row in rows[1:]]
         self.assertEqual(is_tested, [False, True, False, True])
 
@@ -134,7 +136,9 @@ class WorkdirTest(tiny_runs.TestCase):
                     keep=9,
                     checkpoint_seconds=0.0,
                 )
-            return workdirs.load_workdir(self.workdir, checkpoint="best").step
+            return trained_networks.load_workdir(
+                self.workdir, checkpoint="best"
+            ).step
 
         self.assertEqual(trained(9, 8, 7, 6), 8)
         for path in self.workdir.glob("checkpoints/ckpt-[5-8].index"):
@@ -167,7 +171,7 @@ class WorkdirTest(tiny_runs.TestCase):
         def evaluated(*_, **__):
             return evaluation.Evaluation(100, next(errors), 0, 1.0)
 
-        add = workdirs.Metrics.add
+        add = metrics.MetricsFile.add
 
         def killed(metrics, row):
             if row["step"] == 4:
@@ -177,7 +181,7 @@ class WorkdirTest(tiny_runs.TestCase):
         arguments = {"eval_every": 2, "checkpoint_seconds": 0.0}
         with (
             mock.patch.object(evaluation.Evaluator, "__call__", evaluated),
-            mock.patch.object(workdirs.Metrics, "add", killed),
+            mock.patch.object(metrics.MetricsFile, "add", killed),
             self.assertRaises(KeyboardInterrupt),
         ):
             self.train(tiny_runs.config(), **arguments)
@@ -185,7 +189,7 @@ class WorkdirTest(tiny_runs.TestCase):
         self.assertEqual(checkpoints.steps(best), [2, 4])
         (best / "ckpt-9_temp").mkdir()
         (self.workdir / ".keras_resnet-1-config.json").touch()
-        add, kept = workdirs.Metrics.__init__, []
+        add, kept = metrics.MetricsFile.__init__, []
 
         def noted(metrics, *arguments):
             kept.append(checkpoints.steps(best))
@@ -193,7 +197,7 @@ class WorkdirTest(tiny_runs.TestCase):
 
         with (
             mock.patch.object(evaluation.Evaluator, "__call__", evaluated),
-            mock.patch.object(workdirs.Metrics, "__init__", noted),
+            mock.patch.object(metrics.MetricsFile, "__init__", noted),
         ):
             self.train(tiny_runs.config(), **arguments)
         self.assertEqual(kept, [[2]])
@@ -208,7 +212,7 @@ class WorkdirTest(tiny_runs.TestCase):
         self.assertFalse((best / "ckpt-9_temp").exists())
 
     def test_directory_that_is_removed_ends_the_run(self):
-        add = workdirs.Metrics.add
+        add = metrics.MetricsFile.add
 
         def removing(metrics, row):
             add(metrics, row)
@@ -216,7 +220,7 @@ class WorkdirTest(tiny_runs.TestCase):
                 shutil.rmtree(self.workdir)
 
         with (
-            mock.patch.object(workdirs.Metrics, "add", removing),
+            mock.patch.object(metrics.MetricsFile, "add", removing),
             self.assertRaisesRegex(OSError, "removed or replaced"),
         ):
             self.train(tiny_runs.config())
@@ -227,7 +231,7 @@ class WorkdirTest(tiny_runs.TestCase):
         with self.assertRaisesRegex(workdirs.WorkdirError, _received(url)):
             self.train(tiny_runs.config(), workdir=url)
         with self.assertRaisesRegex(workdirs.WorkdirError, _received(url)):
-            workdirs.load_workdir(url)
+            trained_networks.load_workdir(url)
         self.assertFalse(os.path.exists(url.partition("/")[0]))
 
     def test_directory_of_something_else_is_refused(self):
@@ -237,18 +241,16 @@ class WorkdirTest(tiny_runs.TestCase):
             self.train(tiny_runs.config())
         self.assertEqual(os.listdir(self.workdir), ["thesis.txt"])
         with self.assertRaisesRegex(workdirs.WorkdirError, "no work directory"):
-            workdirs.load_workdir(self.workdir)
+            trained_networks.load_workdir(self.workdir)
 
     def test_directory_without_a_checkpoint_says_so(self):
         with (
-            mock.patch.object(
-                loop._Trainer, "train", side_effect=OSError("full")
-            ),
+            mock.patch.object(loop._Loop, "run", side_effect=OSError("full")),
             self.assertRaises(OSError),
         ):
             self.train(tiny_runs.config())
         with self.assertRaisesRegex(workdirs.WorkdirError, "no checkpoint yet"):
-            workdirs.load_workdir(self.workdir)
+            trained_networks.load_workdir(self.workdir)
 
 
 class ChangedFilesTest(parameterized.TestCase):
@@ -280,7 +282,7 @@ class ChangedFilesTest(parameterized.TestCase):
         """One line names the file, in training and in the other programs."""
         message = f"{self.workdir}/{name}.*{'.*'.join(messages)}"
         with self.assertRaisesRegex(workdirs.WorkdirError, message) as caught:
-            workdirs.load_workdir(self.workdir)
+            trained_networks.load_workdir(self.workdir)
         self.assertLess(len(str(caught.exception)), 700)
 
     @parameterized.product(
@@ -330,7 +332,7 @@ class ChangedFilesTest(parameterized.TestCase):
             path.touch()
             os.truncate(path, 2**40)
         with self.assertRaisesRegex(workdirs.WorkdirError, name):
-            workdirs.load_workdir(self.workdir)
+            trained_networks.load_workdir(self.workdir)
 
     @parameterized.parameters(
         ("config.json", "model", 5),
@@ -447,10 +449,9 @@ class ChangedFilesTest(parameterized.TestCase):
         elif content is not None:
             path.write_bytes(content.replace(b"%s", rows))
         lines = []
-        metrics = workdirs.Metrics(
+        metrics.MetricsFile(
             self.workdir, rows.decode(), True, lines.append
-        )
-        metrics.close()
+        ).close()
         self.assertEqual(path.read_bytes(), rows)
         (line,) = lines
         self.assertIn("metrics.csv is not as the run left it: its 4 row", line)
@@ -471,11 +472,11 @@ class ChangedFilesTest(parameterized.TestCase):
     def test_rows_after_the_checkpoint_are_counted(self):
         path = self.workdir / "metrics.csv"
         lines = path.read_text().splitlines(keepends=True)
-        metrics = workdirs.Metrics(
+        file = metrics.MetricsFile(
             self.workdir, "".join(lines[:3]), True, self.fail
         )
-        metrics.close()
-        self.assertEqual(metrics.logged, 8)
+        file.close()
+        self.assertEqual(file.logged, 8)
         self.assertEqual(path.read_text(), "".join(lines[:3]))
 
     def test_checkpoint_of_another_network_is_an_error(self):
@@ -484,7 +485,7 @@ class ChangedFilesTest(parameterized.TestCase):
             mock.patch.dict(keras_resnet.MODELS, {"tiny": other}),
             self.assertRaisesRegex(checkpoints.StateError, "another network"),
         ):
-            workdirs.load_workdir(self.workdir)
+            trained_networks.load_workdir(self.workdir)
 
     def test_checkpoint_without_a_weight_is_an_error(self):
         for path in self.workdir.glob("checkpoints/ckpt-8.*"):
@@ -499,7 +500,7 @@ class ChangedFilesTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             checkpoints.StateError, "ckpt-8 lacks .*train again"
         ):
-            workdirs.load_workdir(self.workdir)
+            trained_networks.load_workdir(self.workdir)
 
 
 # Locks a file as a run does, without the seconds that TensorFlow needs.

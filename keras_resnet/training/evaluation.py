@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet.data import datasets
-from keras_resnet.training import losses
+from keras_resnet.training import step
 from keras_resnet.training import strategies
 
 
@@ -145,7 +145,7 @@ class Evaluator:
         batch_size: int,
         protocol: str = "single",
         counts_classes: bool = False,
-        is_asked: Callable[[], bool] = lambda: False,
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> Evaluation | None:
         """Evaluates on the test images of a data set, each counted once.
 
@@ -157,7 +157,8 @@ class Evaluator:
             protocol: A name of `training.data.PROTOCOLS`; the softmax scores
                 of several views are averaged.
             counts_classes: Whether the result has a confusion matrix.
-            is_asked: Whether this worker was asked to stop.
+            stop_requested: Function that returns whether this worker was asked
+                to stop.
 
         Returns:
             An `Evaluation`, or None if a worker was asked to stop.
@@ -181,7 +182,7 @@ class Evaluator:
         classes = dataset.classes if counts_classes else 0
         total = _Total(classes)
         for _ in range(-(-dataset.test_size // batch_size)):
-            asked = tf.constant(float(is_asked()))
+            asked = tf.constant(float(stop_requested()))
             try:
                 parts = self._step(batches, asked, classes)
             except datasets.UNREADABLE:
@@ -196,7 +197,7 @@ class Evaluator:
     def _sums(self, batches, asked, classes):
         def replica(views, labels, counted):
             logits = average(self.predict, views)
-            sums = losses.count_errors(logits, labels, counted)
+            sums = step.count_errors(logits, labels, counted)
             parts = [tf.concat([sums, [asked]], 0)]
             if classes:
                 best = tf.argmax(logits, -1)
@@ -212,7 +213,7 @@ class Evaluator:
 
 
 class _Total:
-    """Sums of `losses.count_errors` over batches."""
+    """Sums of `step.count_errors` over batches."""
 
     def __init__(self, classes=0):
         self.sums = np.zeros(4)
@@ -251,11 +252,11 @@ def evaluate(predict: Callable, batches: Iterable) -> Evaluation:
     """
 
     @tf.function(reduce_retracing=True)
-    def step(images, labels):
+    def sums(images, labels):
         counted = tf.ones_like(labels, "float32")
-        return losses.count_errors(average(predict, images), labels, counted)
+        return step.count_errors(average(predict, images), labels, counted)
 
     total = _Total()
     for batch in batches:
-        total.add(step(*batch).numpy())
+        total.add(sums(*batch).numpy())
     return total.evaluation()

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from keras_resnet.training import meeting
+from keras_resnet.training import rendezvous
 
 # Time in which a cluster starts its machines and they read the program.
 MEETING_SECONDS = 300.0
@@ -261,7 +261,7 @@ def _multi_worker(num_devices, meeting_seconds):
             raise _too_late(error) from error
     if len(workers) == 1:  # TensorFlow would wait for nobody
         return get_strategy("auto", num_devices)
-    meeting.meet(workers, index, meeting_seconds)
+    rendezvous.meet(workers, index, meeting_seconds)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:

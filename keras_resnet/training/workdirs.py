@@ -5,11 +5,8 @@ events of TensorBoard.
 """
 
 import contextlib
-import csv
-import dataclasses
 import errno
 import fcntl
-import io
 import json
 import math
 import os
@@ -19,28 +16,13 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_resnet import atomic
-from keras_resnet import training
 from keras_resnet.data import datasets
 from keras_resnet.data import views
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
-from keras_resnet.training import optimizers
-
-COLUMNS = (
-    "step",
-    "learning_rate",
-    "train_loss",
-    "train_top1_error",
-    "train_top5_error",
-    "test_loss",
-    "test_top1_error",
-    "test_top5_error",
-)
 
 # The folders of a work directory that hold checkpoints.
 CHECKPOINTS = {"last": "checkpoints", "best": "best"}
@@ -52,111 +34,6 @@ _MOST_DIFFERENCES = 5  # that one line names
 
 class WorkdirError(ValueError):
     """A work directory that cannot be used as asked; one line says why."""
-
-
-@dataclasses.dataclass
-class Trained:
-    """What a work directory holds: see `load_workdir`."""
-
-    model: keras.Model
-    config: configs.Config
-    preprocessing: views.Preprocessing
-    labels: list[str]
-    step: int
-    record: dict | None = None  # of its images, see `datasets.DataSet.record`
-
-
-def load_workdir(
-    workdir: str | os.PathLike,
-    classifier_activation="softmax",
-    checkpoint: str = "last",
-    report: Callable[[str], None] = print,
-) -> Trained:
-    """The network of a work directory as a checkpoint of it has it.
-
-    Args:
-        workdir: A directory that `train_and_evaluate` wrote.
-        classifier_activation: None for logits.
-        checkpoint: `"last"`, or `"best"` for that of the lowest test error.
-        report: Is told of damaged checkpoints, which are passed over.
-
-    Returns:
-        A `Trained`; its model computes in float32.
-
-    Raises:
-        WorkdirError: If it is no work directory or has no checkpoint yet.
-        ImportError: If Keras does not run on TensorFlow; what trained may
-            have been either.
-    """
-    training.require_backend(__name__, "tensorflow")
-    workdir = local(workdir)
-    if checkpoint not in CHECKPOINTS:
-        raise ValueError(
-            f"checkpoint must be one of {', '.join(CHECKPOINTS)}, received "
-            f"{checkpoint!r}"
-        )
-    if not (workdir / "config.json").is_file():
-        raise WorkdirError(
-            f"{workdir} is no work directory: it has no config.json, which "
-            "apps.train writes"
-        )
-    config = _read_config(workdir)
-    directory = workdir / CHECKPOINTS[checkpoint]
-    if not checkpoints.steps(directory):
-        raise WorkdirError(
-            f"{workdir} has no checkpoint yet: train for some steps first"
-        )
-    preprocessing, labels, record = _read_dataset(workdir)
-
-    def build(dtype):
-        return configs.build_model(
-            dataclasses.replace(config, dtype=dtype),
-            preprocessing.image_shape,
-            len(labels),
-            classifier_activation,
-        )
-
-    model = build("float64" if config.dtype == "float64" else "float32")
-    step = _restore(model, config, directory, report)
-    if config.dtype == "float64":
-        weights = model.get_weights()
-        model = build("float32")
-        model.set_weights(weights)
-    return Trained(model, config, preprocessing, labels, step, record)
-
-
-def _restore(model, config, directory, report):
-    """Reads the newest checkpoint that is not damaged; returns its step."""
-    averages = optimizers.averages(config.recipe, model)
-    step_inside = tf.Variable(0, dtype="int64")
-    saved = tf.train.Checkpoint(
-        model=model,
-        averages=averages,
-        untracked=[v.value for v in checkpoints.untracked(model)],
-        step=step_inside,
-    )
-    if config.backend == "jax":
-        saved = tf.train.Checkpoint(
-            weights=[v.value for v in model.weights], step=step_inside
-        )
-
-    def read(path):
-        checkpoints.read(
-            saved,
-            path,
-            [*model.weights, *averages, step_inside],
-            is_partial=True,
-        )
-        return int(step_inside.numpy())
-
-    step = checkpoints.restore(read, directory, report)
-    if step is None:  # removed since they were listed
-        raise WorkdirError(f"{directory} has no checkpoint")
-    for variable, value in zip(
-        model.trainable_variables, averages, strict=False
-    ):
-        variable.assign(value)
-    return step
 
 
 def local(path: str | os.PathLike) -> Path:
@@ -324,7 +201,7 @@ def check(config, workdir):
 
 def _check_same_data(path, about):
     """Refuses data whose name is the old one's and whose images are not."""
-    _read_dataset(path.parent)
+    read_dataset(path.parent)
     old, new = read_json(path), dict(about)
     old.update(old.pop("preprocessing"))
     new.update(new.pop("preprocessing"))
@@ -425,114 +302,6 @@ def _is_close(a, b):
         return a == b
 
 
-class Metrics:
-    """`metrics.csv` and the events of TensorBoard, one row at a time.
-
-    The rows depend only on the configuration: a run that was stopped and
-    resumed writes the same file as one that was not. Each checkpoint holds the
-    rows up to its step, so that no row is lost with the file.
-
-    Args:
-        workdir: The work directory.
-        rows: The `text()` in the checkpoint, empty without a checkpoint.
-        writes: Whether this process writes them.
-        report: Receives a line if the file is not what the run left.
-
-    Attributes:
-        logged: The last step of the file, which the run may not have saved.
-    """
-
-    def __init__(self, workdir, rows, writes, report):
-        self.path = workdir / "metrics.csv"
-        self.workdir = workdir
-        self.rows = list(csv.DictReader(io.StringIO(rows)))
-        self.logged = 0
-        self.events = None
-        if not writes:
-            return
-        self._compare(report)
-        atomic.write(self.path, self.text())
-        events = workdir / "events"
-        events.mkdir(exist_ok=True)
-        self._open = contextlib.ExitStack()
-        place = self._open.enter_context(checkpoints.literal(events))
-        self.events = tf.summary.create_file_writer(place)
-
-    def _compare(self, report):
-        """Sets aside a file that lacks rows of the checkpoint."""
-        expected, found = self.text().encode(), b""
-        with contextlib.suppress(FileNotFoundError):
-            if self.path.is_file():
-                with self.path.open("rb") as file:
-                    found = file.read(len(expected) + _LARGEST_FILE)
-        if found.startswith(expected):
-            later = found[len(expected) :]
-            steps = re.findall(rb"^([0-9]{1,18}),", later, re.MULTILINE)
-            self.logged = max(map(int, steps), default=0)
-            return
-        aside = ""
-        if os.path.lexists(self.path):
-            place = self.path.with_name("changed-metrics.csv")
-            os.replace(self.path, place)
-            aside = f", and the file is {place.name} now"
-        if self.rows or aside:
-            report(
-                f"{self.path} is not as the run left it: its {len(self.rows)} "
-                f"rows are restored from the checkpoint{aside}"
-            )
-
-    def close(self):
-        """Closes the events of TensorBoard."""
-        if self.events is not None:
-            self.events.close()
-            self._open.close()
-
-    def text(self):
-        """The rows as they are in the file."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return text.getvalue()
-
-    def error_at(self, step):
-        """The test error in the row of a step; infinite without one."""
-        for row in self.rows:
-            if int(row["step"]) == step and row["test_top1_error"]:
-                return float(row["test_top1_error"])
-        return math.inf
-
-    def best(self):
-        """The step and the test error of the best row; None without one."""
-        tested = [row for row in self.rows if row["test_top1_error"]]
-        if not tested:
-            return None
-        row = min(tested, key=lambda row: float(row["test_top1_error"]))
-        return int(row["step"]), float(row["test_top1_error"])
-
-    def add(self, row):
-        text = {
-            name: value if name == "step" else f"{value:.8g}"
-            for name, value in row.items()
-        }
-        text = {name: text.get(name, "") for name in COLUMNS}
-        self.rows.append(text)
-        if self.events is None:
-            return
-        if not self.path.is_file():  # removed while the run used it
-            atomic.write(self.path, self.text())
-        else:
-            with self.path.open("a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                writer.writerow(text)
-                file.flush()
-                os.fsync(file.fileno())
-        with self.events.as_default(step=row["step"]):
-            for name, value in row.items():
-                tf.summary.scalar(name, value)
-        self.events.flush()
-
-
 def _flat(fields, prefix=""):
     flat = {}
     for name, value in fields.items():
@@ -543,7 +312,12 @@ def _flat(fields, prefix=""):
     return flat
 
 
-def _read_config(workdir):
+def read_config(workdir: Path) -> configs.Config:
+    """Returns the configuration in `config.json`.
+
+    Raises:
+        WorkdirError: If it cannot be read.
+    """
     path = workdir / "config.json"
     fields = read_json(path)
     try:
@@ -554,8 +328,14 @@ def _read_config(workdir):
         raise WorkdirError(f"{path}: {error}") from error
 
 
-def _read_dataset(workdir):
-    """The preprocessing, labels and record of the images in `dataset.json`."""
+def read_dataset(
+    workdir: Path,
+) -> tuple[views.Preprocessing, list[str], dict | None]:
+    """Returns preprocessing, labels and record of images of `dataset.json`.
+
+    Raises:
+        WorkdirError: If the file cannot be read or has other values.
+    """
     path = workdir / "dataset.json"
     about = read_json(path)
     labels = about.get("labels")

@@ -21,9 +21,9 @@ from keras_resnet import baselines
 from keras_resnet.data import augmentation
 from keras_resnet.data import datasets
 from keras_resnet.training import configs
-from keras_resnet.training import jax_steps
+from keras_resnet.training import jax_trainer
 from keras_resnet.training import loop
-from keras_resnet.training import losses
+from keras_resnet.training import step
 from keras_resnet.training import workdirs
 from tests import programs
 from tests import runs
@@ -44,7 +44,7 @@ class TestCase(tiny_runs.TestCase):
         self.digits = datasets.load("digits")
 
     def run_of(self, *arguments, **fields):
-        return jax_steps.Run(config(*arguments, **fields), self.digits)
+        return jax_trainer.JaxTrainer(config(*arguments, **fields), self.digits)
 
 
 class StepTest(TestCase):
@@ -72,8 +72,8 @@ class StepTest(TestCase):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         expected.compile(kept, loss)
         images, labels = self.digits.sample(10**6, training=True)
-        for step in range(3):
-            indices, *places = run.draw(step)
+        for index in range(3):
+            indices, *places = run.draw(index)
             x = run.augmented(images[indices], *places)
             result = expected.train_on_batch(np.array(x), labels[indices])
             run.clear_sums()
@@ -95,7 +95,7 @@ class StepTest(TestCase):
         one, several = self.run_of(), self.run_of()
         for _ in range(5):
             one.take(1, False, 0.0)
-        with mock.patch.object(jax_steps, "_piece", lambda: 2):
+        with mock.patch.object(jax_trainer, "_program_steps", lambda: 2):
             several.take(5, False, 0.0)
         self.assertEqual(set(one.programs), {1})
         self.assertEqual(set(several.programs), {1, 2})
@@ -131,13 +131,13 @@ class StepTest(TestCase):
             mock.patch.dict(baselines.BASELINES, {"companion": runs.COMPANION})
         )
         described = configs.Config("companion", "digits", RECIPE)
-        run = jax_steps.Run(described, self.digits)
+        run = jax_trainer.JaxTrainer(described, self.digits)
         images, labels = np.zeros((4, 8, 8, 1), "float32"), np.arange(4)
         logits = run.model(images, training=True)
         alone = keras.ops.sparse_categorical_crossentropy(
             labels, logits, from_logits=True
         )
-        total = losses.of_network(RECIPE, run.model, labels, logits)
+        total = step.network_losses(RECIPE, run.model, labels, logits)
         np.testing.assert_allclose(total - alone, 0.3 * np.log(10), rtol=1e-2)
         before = [np.array(w) for w in run.state[0]]
         run.take(1, False, 0.0)
@@ -206,7 +206,7 @@ class RunTest(TestCase):
         self.assertBetween(stopped_at, 2, 7)
         lines = []
         self.train(described, report=lines.append)
-        self.assertEqual(lines[0], f"goes on at step {stopped_at} of 8")
+        self.assertEqual(lines[0], f"resuming at step {stopped_at} of 8")
         self.assert_same_run(self.workdir, whole)
 
     def test_damaged_checkpoint_is_passed_over(self):
