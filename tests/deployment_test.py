@@ -104,7 +104,7 @@ class DeploymentTest(parameterized.TestCase):
         with (
             mock.patch.dict(os.environ, {"TF_CONFIG": config}),
             mock.patch.object(
-                rendezvous, "meet", side_effect=TimeoutError
+                rendezvous, "wait_for_workers", side_effect=TimeoutError
             ) as met,
             self.assertRaises(TimeoutError),
         ):

@@ -82,7 +82,7 @@ class EvaluationTest(parameterized.TestCase):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
     def test_no_images_are_refused(self):
-        with self.assertRaisesRegex(ValueError, "no test images"):
+        with self.assertRaisesRegex(ValueError, "at least one test image"):
             evaluation.evaluate(lambda x: x, [])
 
 

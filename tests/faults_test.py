@@ -120,7 +120,7 @@ class FaultTest(parameterized.TestCase):
         self.lines.clear()
         self.train()
         said = "\n".join(self.lines)
-        self.assertRegex(said, "ckpt-8 is damaged .*going back to the one bef")
+        self.assertRegex(said, "ckpt-8 is damaged .*resuming from the prev")
         self.assertIn(f"resuming at step {step}", said)
         self.assert_same("run", expected)
         self.assertNotEmpty(list(directory.glob("damaged-ckpt-8.*")))
@@ -165,7 +165,7 @@ class FaultTest(parameterized.TestCase):
             mock.patch.object(checkpoints, "save", full_at_five),
             self.assertRaisesRegex(
                 checkpoints.CheckpointError,
-                "checkpoint of step 5 cannot be written.*goes on from step 4",
+                "checkpoint of step 5 cannot be written.*to resume from step 4",
             ),
         ):
             self.train()

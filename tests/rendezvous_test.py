@@ -84,7 +84,9 @@ class MeetingTest(absltest.TestCase):
         self.pool = self.enter_context(futures.ThreadPoolExecutor())
 
     def start(self, workers, index, seconds):
-        return self.pool.submit(rendezvous.meet, workers, index, seconds)
+        return self.pool.submit(
+            rendezvous.wait_for_workers, workers, index, seconds
+        )
 
     def test_all_go_when_the_last_has_come(self):
         workers = addresses(3)
@@ -105,19 +107,19 @@ class MeetingTest(absltest.TestCase):
             rf"the 3 workers .* within 1 seconds: .* 1 \({workers[1]}\);",
         ):
             started[0].result()
-        with self.assertRaisesRegex(TimeoutError, "nothing was heard of numb"):
+        with self.assertRaisesRegex(TimeoutError, "no message came from numb"):
             started[1].result()
 
     def test_other_says_that_the_first_did_not_come(self):
         workers = addresses(2)
         with self.assertRaisesRegex(TimeoutError, r"number 0 \(127.0.0.1"):
-            rendezvous.meet(workers, 1, 0.3)
+            rendezvous.wait_for_workers(workers, 1, 0.3)
 
     def test_one_who_left_is_missing_until_it_comes_again(self):
         workers = addresses(3)
         first = self.start(workers, 0, 30)
         with self.assertRaises(TimeoutError):
-            rendezvous.meet(workers, 1, 0.5)
+            rendezvous.wait_for_workers(workers, 1, 0.5)
         second = self.start(workers, 2, 30)
         done, _ = futures.wait([first, second], timeout=0.5)
         self.assertEmpty(done)
@@ -185,11 +187,11 @@ class MeetingTest(absltest.TestCase):
             with self.assertRaisesRegex(
                 OSError, f"port {port} of this worker.*another program has it"
             ):
-                rendezvous.meet(workers, 1, 1)
+                rendezvous.wait_for_workers(workers, 1, 1)
 
     def test_address_without_a_port(self):
         with self.assertRaisesRegex(ValueError, "HOST:PORT, received 'host'"):
-            rendezvous.meet(["host", "host:1"], 0, 1)
+            rendezvous.wait_for_workers(["host", "host:1"], 0, 1)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class RefusalTest(parameterized.TestCase):
 
     def test_processor_is_divided_before_tensorflow_runs_only(self):
         tf.zeros([])
-        with self.assertRaisesRegex(ValueError, "ask for a strategy first"):
+        with self.assertRaisesRegex(ValueError, "choose a strategy first"):
             strategies.get_strategy("mirrored", 64)
 
     def test_kernels_of_a_device_for_each_core_have_one_thread(self):

@@ -240,7 +240,9 @@ class WorkdirTest(tiny_runs.TestCase):
         with self.assertRaisesRegex(workdirs.WorkdirError, "neither empty nor"):
             self.train(tiny_runs.config())
         self.assertEqual(os.listdir(self.workdir), ["thesis.txt"])
-        with self.assertRaisesRegex(workdirs.WorkdirError, "no work directory"):
+        with self.assertRaisesRegex(
+            workdirs.WorkdirError, "must be a work directory"
+        ):
             trained_networks.load_workdir(self.workdir)
 
     def test_directory_without_a_checkpoint_says_so(self):
@@ -454,7 +456,9 @@ class ChangedFilesTest(parameterized.TestCase):
         ).close()
         self.assertEqual(path.read_bytes(), rows)
         (line,) = lines
-        self.assertIn("metrics.csv is not as the run left it: its 4 row", line)
+        self.assertIn(
+            "metrics.csv was changed since the run wrote it: its 4 row", line
+        )
         is_aside = (self.workdir / "changed-metrics.csv").is_symlink() or (
             self.workdir / "changed-metrics.csv"
         ).exists()

@@ -1,4 +1,4 @@
-"""The file `metrics.csv` of a run: its writer, its reader."""
+"""The rows of a run in `metrics.csv`: their reader and their writer."""
 
 import contextlib
 import csv
@@ -31,7 +31,7 @@ _MAX_LATER_BYTES = 2**26  # read after the rows of the checkpoint
 def read_rows(text: str) -> tuple[dict[str, float], ...]:
     r"""Returns the rows of `metrics.csv`: numbers by column.
 
-    An empty cell has no entry, and a last row that a kill cut off is left out.
+    An empty cell is left out, and so is a last row that a kill cut off.
 
     Raises:
         ValueError: If a column is missing or a number is outside its range.
@@ -66,18 +66,18 @@ def read_rows(text: str) -> tuple[dict[str, float], ...]:
 class MetricsFile:
     """`metrics.csv` and the events of TensorBoard, one row at a time.
 
-    The rows depend only on the configuration: a run that was stopped and
-    resumed writes the same file as one that was not. Each checkpoint holds the
-    rows up to its step, so that no row is lost with the file.
+    The rows depend only on the configuration: a resumed run writes the same
+    file as one that never stopped. Each checkpoint holds the rows up to its
+    step, so that no row is lost with the file.
 
     Args:
         workdir: The work directory.
-        rows: The `text()` in the checkpoint, empty without a checkpoint.
+        rows: The `text()` of the checkpoint; empty without a checkpoint.
         writes: Whether this process writes them.
-        report: Receives a line if the file is not what the run left.
+        report: Receives a line if the file was changed.
 
     Attributes:
-        logged: The last step of the file, which the run may not have saved.
+        logged: The last step in the file, maybe after the checkpoint.
     """
 
     def __init__(self, workdir, rows, writes, report):
@@ -115,8 +115,8 @@ class MetricsFile:
             aside = f", and the file is {place.name} now"
         if self.rows or aside:
             report(
-                f"{self.path} is not as the run left it: its {len(self.rows)} "
-                f"rows are restored from the checkpoint{aside}"
+                f"{self.path} was changed since the run wrote it: its "
+                f"{len(self.rows)} rows are restored from the checkpoint{aside}"
             )
 
     def close(self):
@@ -126,7 +126,7 @@ class MetricsFile:
             self._open.close()
 
     def text(self):
-        """The rows as they are in the file."""
+        """Returns the rows as text of the file."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -134,14 +134,14 @@ class MetricsFile:
         return text.getvalue()
 
     def error_at(self, step):
-        """The test error in the row of a step; infinite without one."""
+        """Returns the test error of a step; infinite without a row."""
         for row in self.rows:
             if int(row["step"]) == step and row["test_top1_error"]:
                 return float(row["test_top1_error"])
         return math.inf
 
     def best(self):
-        """The step and the test error of the best row; None without one."""
+        """Returns step and test error of the best row; None without a test."""
         tested = [row for row in self.rows if row["test_top1_error"]]
         if not tested:
             return None
@@ -149,6 +149,7 @@ class MetricsFile:
         return int(row["step"]), float(row["test_top1_error"])
 
     def add(self, row):
+        """Appends a row: numbers by column."""
         text = {
             name: value if name == "step" else f"{value:.8g}"
             for name, value in row.items()

@@ -6,9 +6,9 @@ A step of [1, Sec. 3.4] with momentum m and rate r is
     g = d loss / d w + weight_decay * w
     v = m v - r g;  w = w + v
 
-All functions here are pure: they take tensors and return tensors. What a
-backend adds is how it differentiates, how devices exchange sums, and where the
-results are stored: see `tensorflow_trainer` and `jax_trainer`.
+All functions here are pure: they take tensors and return tensors. A backend
+differentiates them, exchanges sums between devices and stores the results: see
+`tensorflow_trainer` and `jax_trainer`.
 """
 
 from collections.abc import Callable
@@ -36,13 +36,13 @@ class Step:
             program.
     """
 
-    # Two features of Keras' optimizers are not used:
-    # `gradient_accumulation_steps` counts each micro-batch as an iteration,
-    # so that schedules and the exact resume would depend on the number of
-    # parts, and it fails inside `strategy.run` ("merge_call").
-    # `use_ema` has one momentum for all steps; the moving average of Szegedy
-    # et al. needs one that grows, or the start weighs on short runs.
-    # The third one, the loss scale, is used: `optimizer.scale_loss`.
+    # Keras' optimizers have three related features:
+    # `scale_loss` is used. It is the identity without a loss scale.
+    # `gradient_accumulation_steps` is not used. It fails inside `strategy.run`
+    # ("merge_call"), and it would need one batch of data per micro-batch.
+    # `use_ema` is not used. Its momentum is constant, and the average here
+    # follows `(1 + step) / (10 + step)` at first. Its only way to use the
+    # averages, `finalize_variable_values`, overwrites the parameters.
 
     def __init__(
         self,

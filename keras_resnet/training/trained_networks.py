@@ -17,15 +17,24 @@ from keras_resnet.training.workdirs import WorkdirError
 
 
 @dataclasses.dataclass
-class Trained:
-    """What a work directory holds: see `load_workdir`."""
+class TrainedNetwork:
+    """A network with its configuration, from `load_workdir`.
+
+    Attributes:
+        model: The network, in float32.
+        config: The configuration of its run.
+        preprocessing: The preprocessing of its images.
+        labels: Name of each class.
+        step: Number of steps of the checkpoint.
+        record: Record of the training images, see `datasets.DataSet.record`.
+    """
 
     model: keras.Model
     config: configs.Config
     preprocessing: views.Preprocessing
     labels: list[str]
     step: int
-    record: dict | None = None  # of its images, see `datasets.DataSet.record`
+    record: dict | None = None
 
 
 def load_workdir(
@@ -33,22 +42,23 @@ def load_workdir(
     classifier_activation="softmax",
     checkpoint: str = "last",
     report: Callable[[str], None] = print,
-) -> Trained:
-    """The network of a work directory as a checkpoint of it has it.
+) -> TrainedNetwork:
+    """Returns the network of a work directory, from one of its checkpoints.
 
     Args:
         workdir: A directory that `train_and_evaluate` wrote.
         classifier_activation: None for logits.
-        checkpoint: `"last"`, or `"best"` for that of the lowest test error.
-        report: Is told of damaged checkpoints, which are passed over.
+        checkpoint: `"last"`, or `"best"` for the lowest test error.
+        report: Receives a line for each damaged checkpoint, which is skipped.
 
     Returns:
-        A `Trained`; its model computes in float32.
+        A `TrainedNetwork`; its model computes in float32.
 
     Raises:
-        WorkdirError: If it is no work directory or has no checkpoint yet.
-        ImportError: If Keras does not run on TensorFlow; what trained may
-            have been either.
+        WorkdirError: If the directory is not a work directory, or lacks a
+            checkpoint.
+        ImportError: If Keras does not run on TensorFlow. The backend of the
+            training may have been JAX.
     """
     training.require_backend(__name__, "tensorflow")
     workdir = workdirs.local(workdir)
@@ -59,8 +69,8 @@ def load_workdir(
         )
     if not (workdir / "config.json").is_file():
         raise WorkdirError(
-            f"{workdir} is no work directory: it has no config.json, which "
-            "apps.train writes"
+            f"{workdir} must be a work directory of apps.train, received a "
+            "directory without config.json"
         )
     config = workdirs.read_config(workdir)
     directory = workdir / workdirs.CHECKPOINTS[checkpoint]
@@ -84,7 +94,7 @@ def load_workdir(
         weights = model.get_weights()
         model = build("float32")
         model.set_weights(weights)
-    return Trained(model, config, preprocessing, labels, step, record)
+    return TrainedNetwork(model, config, preprocessing, labels, step, record)
 
 
 def _restore(model, config, directory, report):

@@ -1,7 +1,7 @@
-"""Work directories: what a run leaves, and what others read of it.
+"""The work directory of a run: its files, its lock, its data set.
 
-`config.json`, `dataset.json`, `checkpoints/`, `best/`, `metrics.csv` and the
-events of TensorBoard.
+A run writes `config.json`, `dataset.json`, `checkpoints/`, `best/`,
+`metrics.csv` and the events of TensorBoard.
 """
 
 import contextlib
@@ -29,18 +29,18 @@ CHECKPOINTS = {"last": "checkpoints", "best": "best"}
 
 _LOCK = ".lock"
 _LARGEST_FILE = 2**26  # bytes; dataset.json of ImageNet has less than a MB
-_MOST_DIFFERENCES = 5  # that one line names
+_MOST_DIFFERENCES = 5  # named in one line
 
 
 class WorkdirError(ValueError):
-    """A work directory that cannot be used as asked; one line says why."""
+    """A work directory that cannot be used; the message says why."""
 
 
 def local(path: str | os.PathLike) -> Path:
-    """The path of a local directory.
+    """Returns the path of a local directory.
 
     Raises:
-        WorkdirError: If it is the URL of a bucket or a server.
+        WorkdirError: If the path is the URL of a bucket or a server.
     """
     text = os.fspath(path)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
@@ -52,7 +52,7 @@ def local(path: str | os.PathLike) -> Path:
 
 
 def is_empty(directory: Path) -> bool:
-    """Whether a directory is missing or holds only what a kill left there."""
+    """Returns whether a directory is missing, empty or left by a kill."""
     if not directory.is_dir():
         return True
     left = {directory / _LOCK, *checkpoints.remains(directory)}
@@ -62,8 +62,8 @@ def is_empty(directory: Path) -> bool:
 class Lock:
     """Keeps other processes out of a directory until this one ends.
 
-    The kernel releases the lock, however the process ends. The directory is
-    made if there is none.
+    The kernel releases the lock when the process ends, after a kill also. A
+    missing directory is created.
 
     Args:
         directory: The work directory of a run or a search.
@@ -112,7 +112,7 @@ class Lock:
             os.pwrite(self.descriptor, text.encode(), 0)
 
     def check(self):
-        """Raises OSError if the directory is no longer the one it was."""
+        """Raises OSError if the directory was removed or replaced."""
         try:
             found = os.stat(self.directory / _LOCK)
             is_same = os.path.samestat(found, os.fstat(self.descriptor))
@@ -121,7 +121,7 @@ class Lock:
         if not is_same:
             raise OSError(
                 f"{self.directory} was removed or replaced while the run used "
-                "it: run the same command again to resume from what is left"
+                "it: run the same command again to resume from the files there"
             )
 
     def __exit__(self, *_):
@@ -142,7 +142,7 @@ def _writing(workdir):
 
 
 def prepare(config, dataset, workdir):
-    """Makes the work directory; the configuration is the first thing in it."""
+    """Creates the work directory; `config.json` is its first file."""
     about = {
         "image_shape": list(dataset.image_shape),
         "labels": list(dataset.labels),
@@ -160,14 +160,14 @@ def prepare(config, dataset, workdir):
 
 
 def is_described(workdir: Path) -> bool:
-    """Whether what `prepare` writes is there."""
+    """Returns whether the files that `prepare` writes exist."""
     return all(
         (workdir / name).is_file() for name in ("config.json", "dataset.json")
     )
 
 
 def check(config, workdir):
-    """Refuses a directory of another configuration, and says what differs."""
+    """Raises WorkdirError for a directory of another configuration."""
     if not os.path.lexists(workdir / "config.json"):
         if not is_empty(workdir):
             raise WorkdirError(
@@ -175,8 +175,9 @@ def check(config, workdir):
                 "config.json): choose another"
             )
         return
-    # Not a Config: to make one, Keras makes layers, which it numbers, and the
-    # bytes of a checkpoint would depend on how often a run was started.
+    # Compares JSON values, not `Config`s. A new Config may create layers, which
+    # Keras numbers: the bytes of a checkpoint would depend on the number of
+    # starts of the run.
     path = workdir / "config.json"
     old, new = _flat(read_json(path)), _flat(config.to_json())
     strangers = [
@@ -200,7 +201,7 @@ def check(config, workdir):
 
 
 def _check_same_data(path, about):
-    """Refuses data whose name is the old one's and whose images are not."""
+    """Raises WorkdirError for a changed data set of the same name."""
     read_dataset(path.parent)
     old, new = read_json(path), dict(about)
     old.update(old.pop("preprocessing"))
@@ -219,26 +220,27 @@ def _check_same_data(path, about):
 
 
 def check_same_images(record: dict | None, dataset: datasets.DataSet) -> None:
-    """Raises if the images of a data set are not those of the training.
+    """Raises if images changed since the training.
 
     Args:
-        record: That of a `Trained`; None if an earlier version trained it.
-        dataset: The data set of its name, as it is now.
+        record: The record of a `TrainedNetwork`; None if an earlier version
+            trained it.
+        dataset: The data set of the same name, as it is now.
 
     Raises:
-        WorkdirError: Says what differs.
+        WorkdirError: Names the differences.
     """
     differing = _differing_images(record, dataset.record)
     if differing:
         raise WorkdirError(
             f"the images of {dataset.name} must be those of the training: "
-            f"{'; '.join(differing)}. Restore them; apps.evaluate takes what "
-            f"is there now with --dataset={dataset.name}"
+            f"{'; '.join(differing)}. Restore them; apps.evaluate uses the "
+            f"images of today with --dataset={dataset.name}"
         )
 
 
 def _differing_images(old, new):
-    """What differs between two records of images, in a few words each."""
+    """Returns the differences between two records of images."""
     if old is None:  # an earlier version wrote none
         return []
     if not isinstance(old, dict):
@@ -268,11 +270,11 @@ def _leaves(record, prefix=""):
 def recorded_data_dir(
     config: configs.Config, workdir: str | os.PathLike
 ) -> str | None:
-    """Returns the `data_dir` of a configuration that was found in a directory.
+    """Returns the `data_dir` of the configuration of a work directory.
 
     Raises:
-        WorkdirError: If it is inside the work directory. Whoever wrote the
-            directory wrote the data too, and only the user can trust both.
+        WorkdirError: If it is inside the work directory. The author of the
+            directory also wrote that data, and only the user can trust both.
     """
     if config.data_dir is None:
         return None
@@ -289,13 +291,13 @@ def recorded_data_dir(
 
 
 def _shown(value):
-    """The beginning of a value: there may be a thousand labels."""
+    """Returns the start of a value: there may be a thousand labels."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _is_close(a, b):
-    """Equal, or numbers that differ by the rounding of another machine."""
+    """Returns whether values are equal, except the rounding of a machine."""
     try:
         return np.allclose(a, b, rtol=1e-5)
     except (TypeError, ValueError):
@@ -382,7 +384,7 @@ def _other_version(path, what):
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file.
+    """Returns the object in a JSON file.
 
     Raises:
         WorkdirError: If the file cannot be read or is not a JSON object of
@@ -390,9 +392,9 @@ def read_json(path: Path) -> dict:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is not a file")
+            raise ValueError("it must be a regular file")
         if path.stat().st_size > _LARGEST_FILE:
-            raise ValueError(f"it has more than {_LARGEST_FILE:,} bytes")
+            raise ValueError(f"it must have at most {_LARGEST_FILE:,} bytes")
         value = json.loads(
             path.read_bytes().decode(),
             parse_float=_finite,
@@ -400,7 +402,7 @@ def read_json(path: Path) -> dict:
             object_pairs_hook=_unique,
         )
         if not isinstance(value, dict):
-            raise ValueError("it is not a JSON object")
+            raise ValueError("it must be a JSON object")
     except (OSError, ValueError) as error:
         raise WorkdirError(f"{path} cannot be read: {error}") from error
     except RecursionError:
