@@ -1,4 +1,4 @@
-"""Errors are counted once for every image, whatever it is shown as."""
+"""Errors are counted once for every image, with any protocol."""
 
 import json
 import os
@@ -246,7 +246,7 @@ class KerasTest(parameterized.TestCase):
         np.testing.assert_allclose(predicted, self.predicted, atol=1e-6)
 
     def test_validation_data_of_fit(self):
-        # Frozen but for the classifier, whose rate is 0: nothing changes.
+        # Frozen except the classifier, whose rate is 0: nothing changes.
         keras_resnet.freeze(self.model, but=("predictions",))
         history = self.model.fit(
             self.dataset.train_batches(8, seed=0),
@@ -265,7 +265,7 @@ class KerasTest(parameterized.TestCase):
 class DevicesTest(parameterized.TestCase):
     def evaluate(self, *arguments):
         root = self.enter_context(tempfile.TemporaryDirectory())
-        run = runs.Run(
+        run = runs.Process(
             root,
             "evaluate",
             arguments,

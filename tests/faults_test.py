@@ -1,4 +1,4 @@
-"""What can happen to a run: each ends in one line, and the next start works."""
+"""Faults of a run: each ends in one line, and the next start works."""
 
 import contextlib
 import dataclasses
@@ -297,7 +297,7 @@ class WorkersTest(absltest.TestCase):
             other = started[1 - killed]
             self.assertEqual(other.wait(), 1, other.err)
             self.assertLen(other.err, 1, other.err)
-            self.assertIn("another worker does not answer", other.err[0])
+            self.assertIn("another worker stopped responding", other.err[0])
 
     def test_worker_that_never_comes(self):
         address = runs.free_ports(1)[0]
@@ -318,7 +318,7 @@ class WorkersTest(absltest.TestCase):
         self.assertFalse((self.root / "run").exists())
 
     def test_worker_that_ends_before_the_first_step(self):
-        """Its machine has no data, or other flags."""
+        """Its machine lacks the data, or has other flags."""
         first, second = runs.workers(
             self.root,
             2,
@@ -329,7 +329,7 @@ class WorkersTest(absltest.TestCase):
         self.assertEqual([second.wait(), first.wait()], [1, 1])
         self.assertIn(f"{self.root}/none", second.err[-1])
         self.assertLen(first.err, 1, first.err)
-        self.assertIn("another worker does not answer", first.err[0])
+        self.assertIn("another worker stopped responding", first.err[0])
 
     def test_worker_that_is_asked_to_stop_stops_all(self):
         started = self.start("run", "--steps=100000")
@@ -342,7 +342,7 @@ class WorkersTest(absltest.TestCase):
         self.assertEqual(str(newest), step.partition(";")[0])
 
     def test_workers_with_directories_of_their_own(self):
-        """A directory that is not shared would lose the run when it goes on."""
+        """A directory that is not shared would lose the run."""
         first = runs.train(
             self.root,
             f"--workdir={self.root}/0",

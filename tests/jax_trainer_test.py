@@ -1,4 +1,4 @@
-"""Training on JAX: the step, the draws, resume, what it leaves and refuses.
+"""Training on JAX: the step, the draws, resume, files, rejected settings.
 
 `make test-jax` runs it with KERAS_BACKEND=jax.
 """

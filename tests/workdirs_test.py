@@ -1,4 +1,4 @@
-"""Work directories: what is left, what is loaded, what is refused."""
+"""Work directories: their files, loading them, rejected ones."""
 
 import dataclasses
 import errno
@@ -117,7 +117,7 @@ class WorkdirTest(tiny_runs.TestCase):
             self.train(tiny_runs.config(recipe, seed=1))
         after = {p: p.stat().st_mtime_ns for p in self.workdir.rglob("*")}
         self.assertEqual(after, before)
-        # Where the data lies is no part of the configuration.
+        # The place of the data may change.
         self.train(tiny_runs.config(data_dir="elsewhere"))
 
     def test_best_checkpoint_of_a_lost_way_is_dropped(self):
@@ -149,7 +149,7 @@ class WorkdirTest(tiny_runs.TestCase):
         self.train(tiny_runs.config())
         path = self.workdir / "dataset.json"
         about = json.loads(path.read_text())
-        # The rounding of another machine is no other data.
+        # The rounding of another machine is accepted.
         about["preprocessing"]["mean"][3][3][0] *= 1 + 1e-7
         path.write_text(json.dumps(about))
         self.train(tiny_runs.config())
@@ -237,7 +237,9 @@ class WorkdirTest(tiny_runs.TestCase):
     def test_directory_of_something_else_is_refused(self):
         self.workdir.mkdir()
         (self.workdir / "thesis.txt").write_text("mine")
-        with self.assertRaisesRegex(workdirs.WorkdirError, "neither empty nor"):
+        with self.assertRaisesRegex(
+            workdirs.WorkdirError, "must be empty or a work"
+        ):
             self.train(tiny_runs.config())
         self.assertEqual(os.listdir(self.workdir), ["thesis.txt"])
         with self.assertRaisesRegex(

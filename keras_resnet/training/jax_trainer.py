@@ -174,7 +174,7 @@ class JaxTrainer:
         return checkpoints.restore(self.read, directory, report)
 
     def synchronize(self):
-        """Does nothing: there are no other workers."""
+        """Returns at once: a JAX run has one worker."""
 
     def is_finite(self) -> bool:
         """Returns whether every weight is a finite number."""

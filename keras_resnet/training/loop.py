@@ -302,7 +302,7 @@ class _Loop:
         chunk, busy, seconds = 1, 0.0, 0.0
         with self.progress_bar(step) as bar:
             while True:
-                # A row, an evaluation, a checkpoint: whichever is due.
+                # Write the row, evaluate and save, if due.
                 is_last = step == recipe.steps
                 is_tested = is_last or step % eval_every == 0
                 is_due = is_tested or step % log_every == 0
@@ -312,7 +312,7 @@ class _Loop:
                 if is_last:
                     return
 
-                # As many steps as fit in a second, in one program.
+                # Take the steps that fit in a second, in one program.
                 until = min(
                     (step // log_every + 1) * log_every,
                     (step // eval_every + 1) * eval_every,
@@ -323,8 +323,8 @@ class _Loop:
                 is_stopped, seconds = self.advance(until - step, seconds)
                 before, step = step, trainer.completed_steps
 
-                # The clock. All workers choose the same chunk, by the mean of
-                # their times.
+                # Measure. All workers choose the same chunk, by their mean
+                # time.
                 if seconds:
                     chunk = max(1, round(chunk_seconds / seconds))
                 if before > first:  # the first chunk includes the tracing
@@ -506,8 +506,8 @@ class _Signals:
     """Notes SIGTERM and SIGINT, so that a run can save before it stops.
 
     Args:
-        can_raise: Whether to raise at once while there is nothing to save, as
-            in the first minutes of a large network.
+        can_raise: Whether to raise at once if everything is saved, as in the
+            first minutes of a large network.
 
     Attributes:
         received: The first signal, or None.

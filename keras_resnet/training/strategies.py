@@ -52,8 +52,8 @@ def get_strategy(
             - `"multi_worker"`: all devices of the machines in the environment
               variable TF_CONFIG
             - `"tpu"`
-            - `"auto"`: several workers if TF_CONFIG lists them, a TPU, several
-              GPUs, several devices if `num_devices` is above 1, or one device
+            - `"auto"`: the first of these that the machine has: workers in
+              TF_CONFIG, a TPU, several GPUs or `num_devices`, one device
         num_devices: Number of devices of this machine; None for all. Without
             accelerators, the processor is divided into logical devices. With
             a device for each core, a kernel has one thread.

@@ -35,9 +35,12 @@ def run(
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     lines = context.SimpleQueue()
-    listener = threading.Thread(
-        target=lambda: [report(line) for line in iter(lines.get, None)]
-    )
+
+    def forward():
+        for line in iter(lines.get, None):
+            report(line)
+
+    listener = threading.Thread(target=forward)
     listener.start()
     running = {}
     try:

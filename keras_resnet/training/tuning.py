@@ -160,7 +160,7 @@ class HyperModel(keras_tuner.HyperModel):
         """Returns the configuration of a trial."""
 
         def choice(name):
-            # keras-tuner compares what it wrote with what it reads.
+            # A list, because keras-tuner compares the values with its JSON.
             return hp.Choice(name, list(getattr(self.space, name)))
 
         def number(name):
@@ -509,12 +509,12 @@ def _check_directory(search, directory):
             )
     elif not workdirs.is_empty(directory):
         raise workdirs.WorkdirError(
-            f"{directory} is neither empty nor of a search (it has no "
-            "search.json): choose another"
+            f"{directory} must be empty or of a search, received one without "
+            "search.json: choose another directory"
         )
 
 
 def _search(search, directory, report):
-    """Searches in one of several processes, until it is asked to stop."""
+    """Runs a search in one of several processes; a signal stops it."""
     with contextlib.suppress(loop.Interrupted, KeyboardInterrupt):
         _Tuner(search, directory, report).search()

@@ -171,8 +171,8 @@ def check(config, workdir):
     if not os.path.lexists(workdir / "config.json"):
         if not is_empty(workdir):
             raise WorkdirError(
-                f"{workdir} is neither empty nor a work directory (it has no "
-                "config.json): choose another"
+                f"{workdir} must be empty or a work directory, received one "
+                "without config.json: choose another directory"
             )
         return
     # Compares JSON values, not `Config`s. A new Config may create layers, which
