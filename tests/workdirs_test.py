@@ -15,12 +15,14 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
 from keras_resnet.data import datasets
 from keras_resnet.training import checkpoints
+from keras_resnet.training import configs
 from keras_resnet.training import evaluation
 from keras_resnet.training import loop
 from keras_resnet.training import metrics
@@ -496,11 +498,11 @@ class ChangedFilesTest(parameterized.TestCase):
     def test_checkpoint_without_a_weight_is_an_error(self):
         for path in self.workdir.glob("checkpoints/ckpt-8.*"):
             path.unlink()
-        model = workdirs.configs.build_model(tiny_runs.config(), (8, 8, 1), 10)
-        step = workdirs.tf.Variable(8, dtype="int64")
+        model = configs.build_model(tiny_runs.config(), (8, 8, 1), 10)
+        step = tf.Variable(8, dtype="int64")
         layers = {layer.name: layer for layer in model.layers[:-1]}
-        saved = workdirs.tf.train.Checkpoint(
-            model=workdirs.tf.train.Checkpoint(**layers), step=step
+        saved = tf.train.Checkpoint(
+            model=tf.train.Checkpoint(**layers), step=step
         )
         saved.write(str(self.workdir / "checkpoints" / "ckpt-8"))
         with self.assertRaisesRegex(
