@@ -20,7 +20,7 @@ SECOND_CLIENT := ovmsclient==2023.1
 
 # What runs on every backend of Keras.
 ANY_BACKEND := $(addprefix tests/,$(addsuffix _test.py,backends contract \
-	jax_steps layers models complexity propagation weights))
+	jax_trainer layers models complexity propagation weights))
 
 .PHONY: train test serving-check test-jax lint clean
 

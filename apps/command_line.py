@@ -298,7 +298,7 @@ def _outcome(main, argv, backends) -> int:
         return 2
     except loop.Interrupted as error:
         signals.ignore()
-        _fail(f"{error}; the same command goes on from there")
+        _fail(f"{error}; run the same command again to resume")
         return 128 + error.signal_number
     except SystemExit:
         if signals.exit_code() is None:

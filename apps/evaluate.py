@@ -13,26 +13,26 @@ from absl import flags
 
 from . import command_line
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "What apps.train left.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of apps.train.")
 _SAVED_MODEL = flags.DEFINE_string("saved_model", None, "An exported model.")
 _MODEL = flags.DEFINE_string("model", None, "Name of the network.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "With --model: its weights.")
 _DATASET = flags.DEFINE_string(
-    "dataset", None, "As for apps.train; default: what --workdir trained on."
+    "dataset", None, "As for apps.train; default: that of --workdir."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets.")
 _CHECKPOINT = flags.DEFINE_enum(
     "checkpoint",
     "last",
     ["last", "best"],
-    "With --workdir: the last, or that of the lowest test error.",
+    "With --workdir: the last checkpoint, or that of the lowest test error.",
 )
 _PROTOCOL = flags.DEFINE_enum(
     "protocol",
     "single",
     ["single", "ten_crop", "multi_scale"],
-    "single: one central view; ten_crop and multi_scale: the softmax scores "
-    "of several views, averaged, as in the papers.",
+    "single: one central view; ten_crop and multi_scale: the mean softmax "
+    "scores of several views, as in the papers.",
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 100, "Images in a batch of all devices.", lower_bound=1
@@ -43,18 +43,18 @@ _NUM_DEVICES = flags.DEFINE_integer(
     "Devices of this machine; without accelerators the processor is divided.",
 )
 _PER_CLASS = flags.DEFINE_bool(
-    "per_class", False, "Whether to give the errors of each class too."
+    "per_class", False, "Whether to print the errors of each class."
 )
 _CONFUSION_MATRIX = flags.DEFINE_string(
     "confusion_matrix",
     None,
-    "A CSV file to write: a row a label, a column a class it was taken for.",
+    "CSV file to write: a row for each label, a column for each prediction.",
 )
 _MEAN = flags.DEFINE_list(
-    "mean", None, "With --model: of each channel, in units of 0 to 1."
+    "mean", None, "With --model: mean of each channel, in units of 0 to 1."
 )
 _STANDARD_DEVIATION = flags.DEFINE_list(
-    "standard_deviation", None, "With --model: of each channel, likewise."
+    "standard_deviation", None, "With --model: deviation of each channel."
 )
 _SET = flags.DEFINE_multi_string(
     "set", [], "With --model: model.ARGUMENT=VALUE; can be repeated."
@@ -62,7 +62,7 @@ _SET = flags.DEFINE_multi_string(
 
 
 def main(argv):
-    """Evaluates the one network that the flags name."""
+    """Evaluates the network that the flags name."""
     given = [flag for flag in (_WORKDIR, _SAVED_MODEL, _MODEL) if flag.value]
     if len(given) != 1:
         raise command_line.UsageError(
@@ -70,7 +70,7 @@ def main(argv):
             given[1].value if given else "",
             "give one of --workdir, --saved_model, and --model with --weights",
         )
-    # First of all: TensorFlow divides its devices once.
+    # This comes first: TensorFlow divides its devices once.
     strategy = command_line.strategy("auto", _NUM_DEVICES.value)
     import keras
 
@@ -137,7 +137,7 @@ def _no_dataset():
 
 
 def _check_labels(labels, dataset):
-    """Refuses images of other classes than the network's."""
+    """Raises UsageError unless network and images have the same classes."""
     if len(labels) != dataset.classes:
         raise command_line.UsageError(
             "dataset",
@@ -154,10 +154,11 @@ def _check_labels(labels, dataset):
 
 
 def _of_workdir():
+    from keras_resnet.training import trained_networks
     from keras_resnet.training import workdirs
 
     with command_line.usage("workdir", _WORKDIR.value):
-        trained = workdirs.load_workdir(
+        trained = trained_networks.load_workdir(
             _WORKDIR.value,
             classifier_activation=None,
             checkpoint=_CHECKPOINT.value,
@@ -189,14 +190,14 @@ def _of_saved_model():
         raise command_line.UsageError(
             "protocol",
             _PROTOCOL.value,
-            "an exported model is shown single views only; name its --workdir",
+            "an exported model has single views only: use --workdir",
         )
     with command_line.usage("saved_model", _SAVED_MODEL.value):
         network = client.SavedModel(_SAVED_MODEL.value)
     size = network.image_shape[0]
     dataset = _load(_DATASET.value, image_size=size)
-    # The preprocessing is inside the exported graph, so the batches carry the
-    # pixels as they are, in units of 0 to 1.
+    # The exported graph has the preprocessing, so the batches are pixels in
+    # units of 0 to 1.
     bare = dataclasses.replace(
         dataset.preprocessing,
         mean=np.zeros(network.image_shape[-1], "float32"),

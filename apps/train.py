@@ -212,11 +212,11 @@ def _leave_to_jax():
 
 
 def _check_config_on_jax(config, dataset):
-    from keras_resnet.training import jax_steps
+    from keras_resnet.training import jax_trainer
 
     try:
-        jax_steps.check(config, dataset)
-    except jax_steps.UnsupportedError as error:
+        jax_trainer.check(config, dataset)
+    except jax_trainer.UnsupportedError as error:
         flag, value = error.name, error.received
         if flag.startswith("recipe."):
             flag, value = "set", f"{flag}={value}"

@@ -1,12 +1,12 @@
-r"""Searches for a network and its recipe, and says how to train the best.
+r"""Searches for a network and its recipe, and prints how to train the best.
 
     python -m apps.tune --trials=20 --steps=200
     python -m apps.tune --dataset=cifar10 --workers=4 --algorithm=hyperband \
         --set=space.depth=20,32 --set=space.shortcut=A,B
 
-Trials are compared on images that they do not train on; the test images are
-for the best one. The same command goes on where an earlier one stopped, with
-more --trials too.
+Trials are compared on training images that no trial trains on. The test images
+are only for the best network. Run the same command again to resume, also with
+more --trials.
 """
 
 import dataclasses
@@ -24,15 +24,22 @@ _ALGORITHM = flags.DEFINE_enum(
     "algorithm",
     "random",
     ["random", "hyperband", "bayesian"],
-    "hyperband tries many for a short time; bayesian learns from the trials.",
+    "hyperband starts many short trials; bayesian learns from earlier trials.",
 )
-_TRIALS = flags.DEFINE_integer("trials", 20, "At most.", lower_bound=1)
+_TRIALS = flags.DEFINE_integer(
+    "trials", 20, "Largest number of trials.", lower_bound=1
+)
 _WORKERS = flags.DEFINE_integer(
-    "workers", 1, "Processes that train at a time.", lower_bound=1
+    "workers", 1, "Processes that train at the same time.", lower_bound=1
 )
-_RECIPE = flags.DEFINE_string("recipe", None, "Default: the data set's.")
+_RECIPE = flags.DEFINE_string(
+    "recipe", None, "Default: the recipe of the data set."
+)
 _STEPS = flags.DEFINE_integer(
-    "steps", None, "Of a trial; default: the recipe's.", lower_bound=1
+    "steps",
+    None,
+    "Steps of a trial; default: those of the recipe.",
+    lower_bound=1,
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images in a batch.", lower_bound=1
@@ -44,12 +51,12 @@ _SET = flags.DEFINE_multi_string(
     [],
     "space.NAME=VALUE,VALUE (depth, unit, shortcut, width, optimizer, "
     "augmentation; learning_rate and weight_decay: lowest,highest), or "
-    "recipe.FIELD=VALUE, which is not searched; can be repeated.",
+    "recipe.FIELD=VALUE for a fixed field; can be repeated.",
 )
 
 
 def _search():
-    """The search that the flags describe."""
+    """Returns the search that the flags describe."""
     from keras_resnet import networks
     from keras_resnet.data import datasets
     from keras_resnet.training import configs
@@ -98,7 +105,7 @@ def _search():
 
 
 def main(argv):
-    """Searches as the flags say."""
+    """Searches according to the flags."""
     from keras_resnet.analysis import complexity
     from keras_resnet.training import checkpoints
     from keras_resnet.training import tuning
@@ -118,7 +125,7 @@ def main(argv):
         cells = ["none" if score is None else f"{score:.2f}%"]
         rows.append([trial.name, *cells, *map(str, trial.values().values())])
     command_line.show(*complexity.columns(rows).splitlines())
-    command_line.show(f"all of them: tensorboard --logdir={workdir}/trials")
+    command_line.show(f"all trials: tensorboard --logdir={workdir}/trials")
     command_line.show("the best, at the full length of its recipe:")
     command_line.show(tuning.train_command(trials[0].config, f"{workdir}/best"))
 

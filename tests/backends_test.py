@@ -145,7 +145,8 @@ class TensorFlowOnlyTest(parameterized.TestCase):
             training.require_backend("this", "tensorflow")
 
     @parameterized.parameters(
-        "keras_resnet.training.steps", "keras_resnet.serving.export"
+        "keras_resnet.training.tensorflow_trainer",
+        "keras_resnet.serving.export",
     )
     def test_modules_that_need_it_are_not_imported_without(self, name):
         if BACKEND == "tensorflow":

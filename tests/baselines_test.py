@@ -17,11 +17,11 @@ from keras_resnet.papers import experiments
 from keras_resnet.papers import runs
 from keras_resnet.training import configs
 from keras_resnet.training import loop
-from keras_resnet.training import losses
 from keras_resnet.training import optimizers
 from keras_resnet.training import recipes
-from keras_resnet.training import steps
-from keras_resnet.training import workdirs
+from keras_resnet.training import step
+from keras_resnet.training import tensorflow_trainer
+from keras_resnet.training import trained_networks
 from tests import programs
 
 NAMES = [(name,) for name in baselines.BASELINES]
@@ -135,7 +135,7 @@ class TrainingTest(parameterized.TestCase):
             "--recipe=cifar10_unnormalized",
         )
         self.assertEqual(outcome.code, 0, outcome.err)
-        again = workdirs.load_workdir(f"{directory}/run")
+        again = trained_networks.load_workdir(f"{directory}/run")
         self.assertEqual((again.step, again.model.name), (4, "dsn"))
 
     @parameterized.parameters(*NAMES)
@@ -193,13 +193,15 @@ class TrainingTest(parameterized.TestCase):
     def test_companions_are_trained_by_their_own_loss(self):
         config = configs.Config("dsn", "digits", recipes.RECIPES["digits"])
         dataset = datasets.load("digits")
-        run = steps.Run(config, dataset, tf.distribute.get_strategy())
+        run = tensorflow_trainer.TensorFlowTrainer(
+            config, dataset, tf.distribute.get_strategy()
+        )
         images, labels = np.zeros((4, 8, 8, 1), "float32"), np.arange(4)
         logits = run.model(images, training=True)
         alone = keras.ops.sparse_categorical_crossentropy(
             labels, logits, from_logits=True
         )
-        total = losses.of_network(config.recipe, run.model, labels, logits)
+        total = step.network_losses(config.recipe, run.model, labels, logits)
         # Two companions that know nothing yet: 0.3 log 10 nats each.
         np.testing.assert_allclose(total - alone, 0.6 * np.log(10), rtol=1e-2)
 
@@ -213,7 +215,7 @@ class TrainingTest(parameterized.TestCase):
 
 
 class LayersTest(parameterized.TestCase):
-    def test_maxout_is_the_largest_of_its_pieces(self):
+    def test_maxout_is_the_largest_of_its_program_stepss(self):
         x = np.random.default_rng(0).normal(size=(2, 4, 4, 12))
         expected = np.stack(
             [x[..., 3 * c : 3 * c + 3].max(-1) for c in range(4)], -1

@@ -13,7 +13,7 @@ from absl.testing import parameterized
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from keras_resnet.training import meeting
+from keras_resnet.training import rendezvous
 from keras_resnet.training import strategies
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -103,7 +103,9 @@ class DeploymentTest(parameterized.TestCase):
         command, _, config = outcome.stdout.partition("\n")
         with (
             mock.patch.dict(os.environ, {"TF_CONFIG": config}),
-            mock.patch.object(meeting, "meet", side_effect=TimeoutError) as met,
+            mock.patch.object(
+                rendezvous, "wait_for_workers", side_effect=TimeoutError
+            ) as met,
             self.assertRaises(TimeoutError),
         ):
             strategies.get_strategy("multi_worker")

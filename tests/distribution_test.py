@@ -34,7 +34,7 @@ class MirroredTest(absltest.TestCase):
         self.assertLess(self.differences["that of Keras"], 1e-5)
 
     def test_synchronized_variance_keeps_its_digits(self):
-        """mean(x^2) - mean(x)^2 would have none left."""
+        """mean(x^2) - mean(x)^2 would lose all of them."""
         self.assertLess(self.differences["far"], 1e-3)
 
     def test_looped_stack_equals_the_unrolled_one(self):

@@ -1,4 +1,4 @@
-"""Errors are counted once for every image, whatever it is shown as."""
+"""Errors are counted once for every image, with any protocol."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import keras_resnet
 from keras_resnet.data import datasets
 from keras_resnet.data import views
 from keras_resnet.training import evaluation
-from keras_resnet.training import losses
+from keras_resnet.training import step
 from tests import records
 from tests import runs
 
@@ -73,8 +73,8 @@ class EvaluationTest(parameterized.TestCase):
         logits = rng.normal(size=(5, 3)).astype("float32")
         labels = np.array([0, 1, 2, 0, 1], "int32")
         counted = np.ones(5, "float32")
-        expected = losses.count_errors(logits, labels, counted)
-        found = losses.count_errors(
+        expected = step.count_errors(logits, labels, counted)
+        found = step.count_errors(
             np.concatenate([logits, np.full((2, 3), np.nan, "float32")]),
             np.r_[labels, 0, 0].astype("int32"),
             np.r_[counted, 0, 0].astype("float32"),
@@ -82,7 +82,7 @@ class EvaluationTest(parameterized.TestCase):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
     def test_no_images_are_refused(self):
-        with self.assertRaisesRegex(ValueError, "no test images"):
+        with self.assertRaisesRegex(ValueError, "at least one test image"):
             evaluation.evaluate(lambda x: x, [])
 
 
@@ -246,7 +246,7 @@ class KerasTest(parameterized.TestCase):
         np.testing.assert_allclose(predicted, self.predicted, atol=1e-6)
 
     def test_validation_data_of_fit(self):
-        # Frozen but for the classifier, whose rate is 0: nothing changes.
+        # Frozen except the classifier, whose rate is 0: nothing changes.
         keras_resnet.freeze(self.model, but=("predictions",))
         history = self.model.fit(
             self.dataset.train_batches(8, seed=0),
@@ -265,7 +265,7 @@ class KerasTest(parameterized.TestCase):
 class DevicesTest(parameterized.TestCase):
     def evaluate(self, *arguments):
         root = self.enter_context(tempfile.TemporaryDirectory())
-        run = runs.Run(
+        run = runs.Process(
             root,
             "evaluate",
             arguments,

@@ -1,4 +1,4 @@
-"""What can happen to a run: each ends in one line, and the next start works."""
+"""Faults of a run: each ends in one line, and the next start works."""
 
 import contextlib
 import dataclasses
@@ -19,6 +19,7 @@ from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
+from keras_resnet.training import trained_networks
 from keras_resnet.training import workdirs
 from tests import programs
 from tests import records
@@ -111,7 +112,7 @@ class FaultTest(parameterized.TestCase):
         self.assertEqual(checkpoints.steps(directory), [6, 7, 8])
         damage(directory)
         self.lines.clear()
-        trained = workdirs.load_workdir(
+        trained = trained_networks.load_workdir(
             self.root / "run", report=self.lines.append
         )
         self.assertEqual(trained.step, step)
@@ -119,8 +120,8 @@ class FaultTest(parameterized.TestCase):
         self.lines.clear()
         self.train()
         said = "\n".join(self.lines)
-        self.assertRegex(said, "ckpt-8 is damaged .*going back to the one bef")
-        self.assertIn(f"goes on at step {step}", said)
+        self.assertRegex(said, "ckpt-8 is damaged .*resuming from the prev")
+        self.assertIn(f"resuming at step {step}", said)
         self.assert_same("run", expected)
         self.assertNotEmpty(list(directory.glob("damaged-ckpt-8.*")))
 
@@ -134,7 +135,7 @@ class FaultTest(parameterized.TestCase):
         with self.assertRaisesRegex(checkpoints.StateError, message):
             self.train()
         with self.assertRaisesRegex(checkpoints.StateError, message):
-            workdirs.load_workdir(workdir, report=self.lines.append)
+            trained_networks.load_workdir(workdir, report=self.lines.append)
         after = {p: p.read_bytes() for p in workdir.glob("*/ckpt-*")}
         self.assertEqual(after, before)
         outcome = programs.run("train", f"--workdir={workdir}", *FLAGS)
@@ -148,7 +149,7 @@ class FaultTest(parameterized.TestCase):
             path.unlink()
         (self.root / "run" / "checkpoints" / "checkpoint").write_text("?")
         self.train()
-        self.assertIn("goes on at step 7 of 8", self.lines)
+        self.assertIn("resuming at step 7 of 8", self.lines)
         self.assert_same("run", expected)
 
     def test_disk_that_is_full_keeps_the_checkpoints_that_are_there(self):
@@ -164,7 +165,7 @@ class FaultTest(parameterized.TestCase):
             mock.patch.object(checkpoints, "save", full_at_five),
             self.assertRaisesRegex(
                 checkpoints.CheckpointError,
-                "checkpoint of step 5 cannot be written.*goes on from step 4",
+                "checkpoint of step 5 cannot be written.*to resume from step 4",
             ),
         ):
             self.train()
@@ -173,7 +174,7 @@ class FaultTest(parameterized.TestCase):
         left = {p.name.partition(".")[0] for p in directory.iterdir()}
         self.assertEqual(left, {"checkpoint", "ckpt-2", "ckpt-3", "ckpt-4"})
         self.train()
-        self.assertIn("goes on at step 4 of 8", self.lines)
+        self.assertIn("resuming at step 4 of 8", self.lines)
         self.assert_same("run", self.final("whole"))
 
     def test_directory_that_cannot_be_written(self):
@@ -208,7 +209,7 @@ class FaultTest(parameterized.TestCase):
                 r"at step \d: the run diverged.*lower recipe.learning_rate",
             ):
                 self.train(recipe=recipe)
-        trained = workdirs.load_workdir(self.root / "run")
+        trained = trained_networks.load_workdir(self.root / "run")
         self.assertGreaterEqual(trained.step, 4)
         for weight in trained.model.weights:
             self.assertTrue(np.all(np.isfinite(weight)))
@@ -296,7 +297,7 @@ class WorkersTest(absltest.TestCase):
             other = started[1 - killed]
             self.assertEqual(other.wait(), 1, other.err)
             self.assertLen(other.err, 1, other.err)
-            self.assertIn("another worker does not answer", other.err[0])
+            self.assertIn("another worker stopped responding", other.err[0])
 
     def test_worker_that_never_comes(self):
         address = runs.free_ports(1)[0]
@@ -317,7 +318,7 @@ class WorkersTest(absltest.TestCase):
         self.assertFalse((self.root / "run").exists())
 
     def test_worker_that_ends_before_the_first_step(self):
-        """Its machine has no data, or other flags."""
+        """Its machine lacks the data, or has other flags."""
         first, second = runs.workers(
             self.root,
             2,
@@ -328,7 +329,7 @@ class WorkersTest(absltest.TestCase):
         self.assertEqual([second.wait(), first.wait()], [1, 1])
         self.assertIn(f"{self.root}/none", second.err[-1])
         self.assertLen(first.err, 1, first.err)
-        self.assertIn("another worker does not answer", first.err[0])
+        self.assertIn("another worker stopped responding", first.err[0])
 
     def test_worker_that_is_asked_to_stop_stops_all(self):
         started = self.start("run", "--steps=100000")
@@ -341,7 +342,7 @@ class WorkersTest(absltest.TestCase):
         self.assertEqual(str(newest), step.partition(";")[0])
 
     def test_workers_with_directories_of_their_own(self):
-        """A directory that is not shared would lose the run when it goes on."""
+        """A directory that is not shared would lose the run."""
         first = runs.train(
             self.root,
             f"--workdir={self.root}/0",

@@ -14,8 +14,9 @@ from absl.testing import parameterized
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import loop
-from keras_resnet.training import steps
-from keras_resnet.training import workdirs
+from keras_resnet.training import metrics
+from keras_resnet.training import tensorflow_trainer
+from keras_resnet.training import trained_networks
 from tests import runs
 from tests import tiny_runs
 
@@ -52,7 +53,7 @@ class TrainingTest(tiny_runs.TestCase):
         self.train(described)
         self.assert_same_run(self.workdir, whole)
         loaded, others = (
-            workdirs.load_workdir(directory).model.get_weights()
+            trained_networks.load_workdir(directory).model.get_weights()
             for directory in (self.workdir, whole)
         )
         for weight, other in zip(loaded, others, strict=True):
@@ -84,22 +85,22 @@ class TrainingTest(tiny_runs.TestCase):
         self, seconds, expected
     ):
         """Saving takes at most 2% of the time, within bounds."""
-        trainer = loop._Trainer(*[mock.MagicMock()] * 6, keep=3)
-        trainer.is_saved = False
+        taken = loop._Loop(*[mock.MagicMock()] * 6)
+        taken.is_saved = False
         clock = iter([0.0, seconds, seconds])
         with (
             mock.patch.object(checkpoints, "save"),
             mock.patch.object(checkpoints, "prune"),
             mock.patch.object(loop.time, "monotonic", lambda: next(clock)),
         ):
-            trainer.save(5)
-        self.assertEqual(trainer.apart, expected)
+            taken.save(5)
+        self.assertEqual(taken.pause, expected)
 
     def test_work_that_a_kill_costs_is_reported(self):
         lines = []
         with (
             mock.patch.object(
-                workdirs.Metrics, "best", side_effect=KeyboardInterrupt
+                metrics.MetricsFile, "best", side_effect=KeyboardInterrupt
             ),
             self.assertRaises(KeyboardInterrupt),
         ):
@@ -107,8 +108,8 @@ class TrainingTest(tiny_runs.TestCase):
         path = self.workdir / "metrics.csv"
         path.write_text(path.read_text() + "2,0.1,1,1,1,,,\n4,0.1,1,1,1,,,\n6")
         self.train(tiny_runs.config(), report=lines.append)
-        self.assertIn("repeats 4 of the steps in metrics.csv", lines[0])
-        self.assertRegex(lines[1], "a kill costs .*--checkpoint_seconds")
+        self.assertIn("repeating 4 steps of metrics.csv", lines[0])
+        self.assertRegex(lines[1], "a kill loses .*--checkpoint_seconds")
 
     def test_finished_run_is_not_trained_again(self):
         first = self.train(tiny_runs.config())
@@ -147,14 +148,16 @@ class TrainingTest(tiny_runs.TestCase):
 
     def test_signal_before_the_first_step_ends_the_run(self):
         """Not after it: the first step of a deep network takes minutes."""
-        build = steps.Run
+        build = tensorflow_trainer.TensorFlowTrainer
 
         def interrupted(*arguments):
             os.kill(os.getpid(), signal.SIGTERM)
             return build(*arguments)
 
         with (
-            mock.patch.object(steps, "Run", interrupted),
+            mock.patch.object(
+                tensorflow_trainer, "TensorFlowTrainer", interrupted
+            ),
             self.assertRaises(loop.Interrupted) as caught,
         ):
             self.train(tiny_runs.config())
@@ -165,7 +168,7 @@ class TrainingTest(tiny_runs.TestCase):
         recipe = tiny_runs.RECIPE.with_steps(100)
         result = self.train(tiny_runs.config(recipe, dtype=dtype), log_every=20)
         self.assertLess(result["train_loss"], 1.8)  # chance is ln 10 = 2.3
-        model = workdirs.load_workdir(self.workdir).model
+        model = trained_networks.load_workdir(self.workdir).model
         self.assertEqual(model.get_layer("stem_conv").compute_dtype, "float32")
         self.assertEqual(keras.config.dtype_policy().name, "float32")
 
@@ -192,15 +195,15 @@ class TrainingTest(tiny_runs.TestCase):
 @contextlib.contextmanager
 def stop_after(step, number=signal.SIGTERM):
     """Sends a signal to this process so that its run stops after a step."""
-    advance = loop._Trainer.advance
+    advance = loop._Loop.advance
 
-    def noticed(trainer, *arguments):
-        if trainer.run.completed_steps == step - 1:
+    def noticed(taken, *arguments):
+        if taken.trainer.completed_steps == step - 1:
             os.kill(os.getpid(), number)
-        return advance(trainer, *arguments)
+        return advance(taken, *arguments)
 
     with (
-        mock.patch.object(loop._Trainer, "advance", noticed),
+        mock.patch.object(loop._Loop, "advance", noticed),
         mock.patch.object(loop, "_CHUNK_SECONDS", 1e-9),
     ):
         yield

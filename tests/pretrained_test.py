@@ -25,7 +25,7 @@ from keras_resnet.serving import client
 from keras_resnet.training import configs
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
-from keras_resnet.training import workdirs
+from keras_resnet.training import trained_networks
 from keras_resnet.weights import shipped
 from tests import programs
 
@@ -292,7 +292,7 @@ class ShippingTest(parameterized.TestCase):
         self.train()
         dataset = datasets.load("digits")
         card = shipping.ship(self.root / "run", dataset, self.root)
-        trained = workdirs.load_workdir(self.root / "run")
+        trained = trained_networks.load_workdir(self.root / "run")
         with mock.patch.object(shipped, "_FOLDER", self.root):
             self.assertEqual(shipped.networks("digits"), ["tiny"])
             self.assertEqual(shipped.card("tiny", "digits"), card)

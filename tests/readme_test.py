@@ -31,10 +31,10 @@ from keras_resnet.data import limits
 from keras_resnet.layers.shortcuts import SHORTCUTS
 from keras_resnet.layers.units import UNITS
 from keras_resnet.training import loop
+from keras_resnet.training import metrics
 from keras_resnet.training import recipes
 from keras_resnet.training import strategies
 from keras_resnet.training import tuning
-from keras_resnet.training import workdirs
 from tests import programs
 from tests import reference
 
@@ -274,7 +274,7 @@ class TablesTest(parameterized.TestCase):
     def test_columns_of_the_metrics_are_those_of_the_code(self):
         rows = table("docs/training.md", "column")
         self.assertEqual(
-            [row[0].strip("`") for row in rows], list(workdirs.COLUMNS)
+            [row[0].strip("`") for row in rows], list(metrics.COLUMNS)
         )
 
     def test_the_space_of_a_search_is_that_of_the_code(self):

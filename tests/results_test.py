@@ -22,8 +22,8 @@ from keras_resnet.papers import pictures
 from keras_resnet.papers import runs
 from keras_resnet.papers import tables
 from keras_resnet.training import configs
+from keras_resnet.training import metrics
 from keras_resnet.training import recipes
-from keras_resnet.training import workdirs
 from tests import programs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -58,7 +58,7 @@ def save(run, directory):
     workdir.mkdir(parents=True)
     (workdir / "config.json").write_text(json.dumps(run.config.to_json()))
     with (workdir / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, workdirs.COLUMNS)
+        writer = csv.DictWriter(file, metrics.COLUMNS)
         writer.writeheader()
         writer.writerows(run.metrics)
     return workdir

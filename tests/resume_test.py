@@ -24,7 +24,7 @@ RUN = (
     "--eval_every=12",
     "--deterministic",
     "--checkpoint_seconds=0",
-    # Random layers, whose seeds have to go on too.
+    # Random layers, whose seeds must resume too.
     "--set=model.shortcut=dropout",
     "--set=model.survival_probability=0.8",
 )
@@ -149,7 +149,7 @@ class ResumeTest(RunsTest):
         self.assertEqual(equal, self.trials)
 
     @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
-    def test_signal_saves_and_the_run_goes_on(self, number):
+    def test_signal_saves_and_the_run_resumes(self, number):
         self.finish_whole()
         (run,) = self.start()
         metrics = self.root / "run" / "metrics.csv"
@@ -158,11 +158,11 @@ class ResumeTest(RunsTest):
         self.assertEqual(run.wait(), 128 + number)
         self.assertLen(run.err, 1)
         self.assertRegex(
-            run.err[0], r"stopped at step \d+; the state is saved; the same"
+            run.err[0], r"stopped at step \d+; the state is saved; run the same"
         )
         again = self.finish()
         self.assertRegex(
-            "\n".join(again.out), rf"goes on at step \d+ of {STEPS}"
+            "\n".join(again.out), rf"resuming at step \d+ of {STEPS}"
         )
         self.assertEqual(self.differences(), [])
 
@@ -195,7 +195,7 @@ class KillTest(RunsTest):
         torn = 0
         for trial in range(5):
             place = self.root / f"export{trial}"
-            run = runs.Run(self.root, "export", [*flags, str(place)])
+            run = runs.Process(self.root, "export", [*flags, str(place)])
             if trial:
                 run.wait_for(place.exists)
             time.sleep(rng.uniform(0, 1 if trial else 5))
@@ -209,7 +209,7 @@ class KillTest(RunsTest):
 
     def export(self, *flags):
         """The names of the files of a new version."""
-        run = runs.Run(self.root, "export", flags)
+        run = runs.Process(self.root, "export", flags)
         self.assertEqual(run.wait(), 0, run.err)
         versions = [p for p in Path(flags[-1]).iterdir() if p.name.isdigit()]
         return names(max(versions, key=lambda path: int(path.name)))

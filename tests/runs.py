@@ -1,7 +1,7 @@
-"""Programs as processes of their own, which a test can kill.
+"""Programs in their own processes, which a test can kill.
 
-They are forked from a server that has imported TensorFlow and not used it
-yet, so that a start costs a second and not seven.
+They are forked from a server that has imported TensorFlow without using it. A
+start takes one second instead of seven.
 """
 
 import contextlib
@@ -49,8 +49,8 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])
 
 
-class Run:
-    """A program that runs: `python -m apps.NAME ARGUMENTS`.
+class Process:
+    """A running program: `python -m apps.NAME ARGUMENTS`.
 
     Args:
         directory: Where its output goes.
@@ -86,33 +86,49 @@ class Run:
         os.kill(self.process.pid, number)
 
     def kill(self) -> None:
-        """Signal 9: the process has no chance to do anything."""
+        """Sends signal 9, which a process cannot handle."""
         self.process.kill()
         self.process.join()
 
     def wait(self) -> int:
-        """Its exit code."""
+        """Returns the exit code."""
         self.process.join()
         return self.process.exitcode
 
     def wait_for(self, is_so, pause=0.002) -> None:
-        """Until something is so or the program has ended."""
+        """Waits until a function returns True or the program has ended."""
         while self.process.is_alive() and not is_so():
             time.sleep(pause)
 
 
-def train(directory, *arguments, environment=None) -> Run:
-    return Run(directory, "train", arguments, environment)
+def call(function, *arguments):
+    """Returns the result of a function of a test module, in its own process."""
+    receiver, sender = _context.Pipe(duplex=False)
+    process = _context.Process(target=_call, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
+
+
+def _call(sender, function, arguments):
+    sender.send(function(*arguments))
+
+
+def train(directory, *arguments, environment=None) -> Process:
+    return Process(directory, "train", arguments, environment)
 
 
 def workers(
     directory, count, *arguments, each=None, environment=None
-) -> list[Run]:
-    """As many workers on the loopback address.
+) -> list[Process]:
+    """Starts workers on the loopback address.
 
     Args:
         directory: Where their output goes.
-        count: How many.
+        count: Number of workers.
         arguments: Flags of all.
         each: Further flags of each.
         environment: Further variables of all.
@@ -129,7 +145,7 @@ def workers(
 
 
 def values(workdir) -> dict[str, np.ndarray]:
-    """Every value of the newest checkpoint, by name."""
+    """Returns every value of the newest checkpoint, by name."""
     import tensorflow as tf
 
     path = tf.train.latest_checkpoint(pathlib.Path(workdir) / "checkpoints")
@@ -151,7 +167,7 @@ def free_ports(count):
 
 
 def _main(name, arguments, paths, environment):
-    """What a process does."""
+    """Runs a program in this process."""
     os.environ.update(environment)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)

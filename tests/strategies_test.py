@@ -1,9 +1,8 @@
-"""Strategies: what is refused; devices change nothing but the speed."""
+"""Strategies: rejected ones; devices only change the speed."""
 
 import json
 import os
-import subprocess
-import sys
+import shutil
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -33,6 +32,16 @@ def tf_config(**fields):
             **fields,
         }
     )
+
+
+def threads_of_a_kernel(cores, before, variables):
+    """Returns the threads that two devices on a number of cores have."""
+    os.environ.update(variables)
+    tf.config.threading.set_intra_op_parallelism_threads(before)
+    with mock.patch.object(strategies, "_cores", lambda: cores):
+        strategy = strategies.get_strategy("auto", 2)
+    assert strategy.num_replicas_in_sync == 2
+    return tf.config.threading.get_intra_op_parallelism_threads()
 
 
 class RefusalTest(parameterized.TestCase):
@@ -119,35 +128,21 @@ class RefusalTest(parameterized.TestCase):
 
     def test_processor_is_divided_before_tensorflow_runs_only(self):
         tf.zeros([])
-        with self.assertRaisesRegex(ValueError, "ask for a strategy first"):
+        with self.assertRaisesRegex(ValueError, "choose a strategy first"):
             strategies.get_strategy("mirrored", 64)
 
-    def test_kernels_of_a_device_for_each_core_have_one_thread(self):
-        """Unless the user has said how many threads a kernel has."""
-        script = (
-            "import tensorflow as tf\n"
-            "from keras_resnet.training import strategies\n"
-            "tf.config.threading.set_intra_op_parallelism_threads({before})\n"
-            "strategies._cores = lambda: {cores}\n"
-            "assert strategies.get_strategy('auto', 2)"
-            ".num_replicas_in_sync == 2\n"
-            "print(tf.config.threading.get_intra_op_parallelism_threads())"
-        )
-        for cores, before, variable, threads in (
-            (2, 0, {}, 1),
-            (3, 0, {}, 0),
-            (2, 3, {}, 3),
-            (2, 0, {"TF_NUM_INTRAOP_THREADS": "4"}, 0),
-        ):
-            text = script.format(before=before, cores=cores)
-            outcome = subprocess.run(
-                [sys.executable, "-c", text],
-                env=os.environ | variable,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            self.assertEqual(outcome.stdout, f"{threads}\n", msg=outcome.stderr)
+    @parameterized.parameters(
+        (2, 0, {}, 1),
+        (3, 0, {}, 0),
+        (2, 3, {}, 3),
+        (2, 0, {"TF_NUM_INTRAOP_THREADS": "4"}, 0),
+    )
+    def test_kernels_of_a_device_for_each_core_have_one_thread(
+        self, cores, before, variables, threads
+    ):
+        """Except if the user has set the number of threads of a kernel."""
+        found = runs.call(threads_of_a_kernel, cores, before, variables)
+        self.assertEqual(found, threads)
 
     def test_one_device_needs_no_strategy(self):
         for name in ("auto", "one_device"):
@@ -157,6 +152,13 @@ class RefusalTest(parameterized.TestCase):
 
 
 class DevicesTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.shared = Path(folder.name)
+
     def setUp(self):
         super().setUp()
         self.root = Path(self.enter_context(tempfile.TemporaryDirectory()))
@@ -165,6 +167,15 @@ class DevicesTest(parameterized.TestCase):
         return runs.train(
             self.root, f"--workdir={self.root}/{name}", *RUN, *arguments
         )
+
+    def two_devices(self):
+        """The run of two devices that several tests compare with."""
+        if not (self.shared / "two").exists():
+            run = self.start("two", "--num_devices=2")
+            self.assertEqual(run.wait(), 0, run.err)
+            shutil.copytree(self.root / "two", self.shared / "two")
+        else:
+            shutil.copytree(self.shared / "two", self.root / "two")
 
     def assert_close(self, name, other, tolerance=1e-4):
         """Sums in another order; the default is for float32 and 8 steps."""
@@ -185,8 +196,8 @@ class DevicesTest(parameterized.TestCase):
     def test_two_devices_and_two_workers_are_one_device(self):
         """Law 6 of the design, normalization synchronized.
 
-        In float64, what is left after 50 steps is no rounding, which a network
-        with ReLUs makes 100,000 times as large in as many.
+        The runs are in float64: in 50 steps a network with ReLUs makes the
+        rounding 100,000 times as large.
         """
         flags = (
             "--sync_batch_norm",
@@ -221,8 +232,7 @@ class DevicesTest(parameterized.TestCase):
 
     def test_each_device_normalizes_by_its_share(self):
         """As the papers did; then 2 devices are not 1, but 2 workers are."""
-        run = self.start("two", "--num_devices=2")
-        self.assertEqual(run.wait(), 0, run.err)
+        self.two_devices()
         both = runs.workers(
             self.root, 2, f"--workdir={self.root}/workers", *RUN
         )
@@ -235,8 +245,7 @@ class DevicesTest(parameterized.TestCase):
         self.assertNotIn("step 4 of 8", "\n".join(both[1].out))
 
     def test_micro_batches_are_devices_one_after_the_other(self):
-        run = self.start("two", "--num_devices=2")
-        self.assertEqual(run.wait(), 0, run.err)
+        self.two_devices()
         run = self.start("micro", "--set=recipe.micro_batches=2")
         self.assertEqual(run.wait(), 0, run.err)
         self.assert_close("micro", "two")

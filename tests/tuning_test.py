@@ -142,7 +142,9 @@ class SearchTest(TuningTestCase):
         folder = self.folder()
         with open(os.path.join(folder, "letter.txt"), "w") as file:
             file.write("Dear")
-        with self.assertRaisesRegex(workdirs.WorkdirError, "no search.json"):
+        with self.assertRaisesRegex(
+            workdirs.WorkdirError, "one without search.json"
+        ):
             self.tune(search(), folder)
 
     def test_a_hypermodel_builds_what_a_trial_trains(self):

@@ -1,6 +1,6 @@
-"""Trains on two logical processors and prints by how much results differ.
+"""Trains on two logical processors and prints the differences of results.
 
-A program of its own: devices can be made before TensorFlow is used only.
+This is a program, because devices can only be made before TensorFlow runs.
 """
 
 import functools
@@ -22,7 +22,7 @@ def train(make, start=None, devices=2, offset=0.0):
     Args:
         make: Gives the model, from float images [batch, 6, 6, 3] to [batch, 2].
         start: Is given the model before the first step.
-        devices: How many.
+        devices: Number of devices.
         offset: Of all images.
     """
     strategy = tf.distribute.MirroredStrategy(

@@ -1,4 +1,4 @@
-"""Work directories: what is left, what is loaded, what is refused."""
+"""Work directories: their files, loading them, rejected ones."""
 
 import dataclasses
 import errno
@@ -15,14 +15,18 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
 from keras_resnet.data import datasets
 from keras_resnet.training import checkpoints
+from keras_resnet.training import configs
 from keras_resnet.training import evaluation
 from keras_resnet.training import loop
+from keras_resnet.training import metrics
+from keras_resnet.training import trained_networks
 from keras_resnet.training import workdirs
 from tests import runs
 from tests import tiny_runs
@@ -36,7 +40,7 @@ class WorkdirTest(tiny_runs.TestCase):
     def test_moving_average_is_what_is_tested_and_loaded(self):
         recipe = dataclasses.replace(tiny_runs.RECIPE, average_momentum=0.9)
         result = self.train(tiny_runs.config(recipe))
-        trained = workdirs.load_workdir(
+        trained = trained_networks.load_workdir(
             self.workdir, classifier_activation=None
         )
         dataset = datasets.load("digits")
@@ -52,7 +56,7 @@ class WorkdirTest(tiny_runs.TestCase):
         values = runs.values(self.workdir)
         is_float64 = [v.dtype == "float64" for v in values.values()]
         self.assertGreater(sum(is_float64), len(values) / 2)
-        trained = workdirs.load_workdir(
+        trained = trained_networks.load_workdir(
             self.workdir, classifier_activation=None
         )
         self.assertEqual(
@@ -72,18 +76,18 @@ class WorkdirTest(tiny_runs.TestCase):
 
         with mock.patch.object(evaluation.Evaluator, "__call__", evaluated):
             self.train(tiny_runs.config(), eval_every=2)
-        best = workdirs.load_workdir(self.workdir, checkpoint="best")
+        best = trained_networks.load_workdir(self.workdir, checkpoint="best")
         self.assertEqual(best.step, 4)
-        self.assertEqual(workdirs.load_workdir(self.workdir).step, 8)
+        self.assertEqual(trained_networks.load_workdir(self.workdir).step, 8)
         self.assertEqual(checkpoints.steps(self.workdir / "best"), [4])
         with self.assertRaisesRegex(ValueError, "must be one of last, best"):
-            workdirs.load_workdir(self.workdir, checkpoint="first")
+            trained_networks.load_workdir(self.workdir, checkpoint="first")
 
     def test_work_directory_holds_what_the_other_programs_need(self):
         result = self.train(
             tiny_runs.config(data_dir="elsewhere"), eval_every=4
         )
-        trained = workdirs.load_workdir(self.workdir)
+        trained = trained_networks.load_workdir(self.workdir)
         self.assertEqual(trained.step, 8)
         self.assertEqual(trained.config, tiny_runs.config(data_dir="elsewhere"))
         self.assertEqual(trained.labels, [str(i) for i in range(10)])
@@ -100,7 +104,7 @@ class WorkdirTest(tiny_runs.TestCase):
         )
         self.assertLen(list((self.workdir / "events").iterdir()), 1)
         rows = (self.workdir / "metrics.csv").read_text().splitlines()
-        self.assertEqual(rows[0], ",".join(workdirs.COLUMNS))
+        self.assertEqual(rows[0], ",".join(metrics.COLUMNS))
         is_tested = [not row.endswith(",,,") for row in rows[1:]]
         self.assertEqual(is_tested, [False, True, False, True])
 
@@ -115,7 +119,7 @@ class WorkdirTest(tiny_runs.TestCase):
             self.train(tiny_runs.config(recipe, seed=1))
         after = {p: p.stat().st_mtime_ns for p in self.workdir.rglob("*")}
         self.assertEqual(after, before)
-        # Where the data lies is no part of the configuration.
+        # The place of the data may change.
         self.train(tiny_runs.config(data_dir="elsewhere"))
 
     def test_best_checkpoint_of_a_lost_way_is_dropped(self):
@@ -134,7 +138,9 @@ class WorkdirTest(tiny_runs.TestCase):
                     keep=9,
                     checkpoint_seconds=0.0,
                 )
-            return workdirs.load_workdir(self.workdir, checkpoint="best").step
+            return trained_networks.load_workdir(
+                self.workdir, checkpoint="best"
+            ).step
 
         self.assertEqual(trained(9, 8, 7, 6), 8)
         for path in self.workdir.glob("checkpoints/ckpt-[5-8].index"):
@@ -145,7 +151,7 @@ class WorkdirTest(tiny_runs.TestCase):
         self.train(tiny_runs.config())
         path = self.workdir / "dataset.json"
         about = json.loads(path.read_text())
-        # The rounding of another machine is no other data.
+        # The rounding of another machine is accepted.
         about["preprocessing"]["mean"][3][3][0] *= 1 + 1e-7
         path.write_text(json.dumps(about))
         self.train(tiny_runs.config())
@@ -167,7 +173,7 @@ class WorkdirTest(tiny_runs.TestCase):
         def evaluated(*_, **__):
             return evaluation.Evaluation(100, next(errors), 0, 1.0)
 
-        add = workdirs.Metrics.add
+        add = metrics.MetricsFile.add
 
         def killed(metrics, row):
             if row["step"] == 4:
@@ -177,7 +183,7 @@ class WorkdirTest(tiny_runs.TestCase):
         arguments = {"eval_every": 2, "checkpoint_seconds": 0.0}
         with (
             mock.patch.object(evaluation.Evaluator, "__call__", evaluated),
-            mock.patch.object(workdirs.Metrics, "add", killed),
+            mock.patch.object(metrics.MetricsFile, "add", killed),
             self.assertRaises(KeyboardInterrupt),
         ):
             self.train(tiny_runs.config(), **arguments)
@@ -185,7 +191,7 @@ class WorkdirTest(tiny_runs.TestCase):
         self.assertEqual(checkpoints.steps(best), [2, 4])
         (best / "ckpt-9_temp").mkdir()
         (self.workdir / ".keras_resnet-1-config.json").touch()
-        add, kept = workdirs.Metrics.__init__, []
+        add, kept = metrics.MetricsFile.__init__, []
 
         def noted(metrics, *arguments):
             kept.append(checkpoints.steps(best))
@@ -193,7 +199,7 @@ class WorkdirTest(tiny_runs.TestCase):
 
         with (
             mock.patch.object(evaluation.Evaluator, "__call__", evaluated),
-            mock.patch.object(workdirs.Metrics, "__init__", noted),
+            mock.patch.object(metrics.MetricsFile, "__init__", noted),
         ):
             self.train(tiny_runs.config(), **arguments)
         self.assertEqual(kept, [[2]])
@@ -208,7 +214,7 @@ class WorkdirTest(tiny_runs.TestCase):
         self.assertFalse((best / "ckpt-9_temp").exists())
 
     def test_directory_that_is_removed_ends_the_run(self):
-        add = workdirs.Metrics.add
+        add = metrics.MetricsFile.add
 
         def removing(metrics, row):
             add(metrics, row)
@@ -216,7 +222,7 @@ class WorkdirTest(tiny_runs.TestCase):
                 shutil.rmtree(self.workdir)
 
         with (
-            mock.patch.object(workdirs.Metrics, "add", removing),
+            mock.patch.object(metrics.MetricsFile, "add", removing),
             self.assertRaisesRegex(OSError, "removed or replaced"),
         ):
             self.train(tiny_runs.config())
@@ -227,28 +233,30 @@ class WorkdirTest(tiny_runs.TestCase):
         with self.assertRaisesRegex(workdirs.WorkdirError, _received(url)):
             self.train(tiny_runs.config(), workdir=url)
         with self.assertRaisesRegex(workdirs.WorkdirError, _received(url)):
-            workdirs.load_workdir(url)
+            trained_networks.load_workdir(url)
         self.assertFalse(os.path.exists(url.partition("/")[0]))
 
     def test_directory_of_something_else_is_refused(self):
         self.workdir.mkdir()
         (self.workdir / "thesis.txt").write_text("mine")
-        with self.assertRaisesRegex(workdirs.WorkdirError, "neither empty nor"):
+        with self.assertRaisesRegex(
+            workdirs.WorkdirError, "must be empty or a work"
+        ):
             self.train(tiny_runs.config())
         self.assertEqual(os.listdir(self.workdir), ["thesis.txt"])
-        with self.assertRaisesRegex(workdirs.WorkdirError, "no work directory"):
-            workdirs.load_workdir(self.workdir)
+        with self.assertRaisesRegex(
+            workdirs.WorkdirError, "must be a work directory"
+        ):
+            trained_networks.load_workdir(self.workdir)
 
     def test_directory_without_a_checkpoint_says_so(self):
         with (
-            mock.patch.object(
-                loop._Trainer, "train", side_effect=OSError("full")
-            ),
+            mock.patch.object(loop._Loop, "run", side_effect=OSError("full")),
             self.assertRaises(OSError),
         ):
             self.train(tiny_runs.config())
         with self.assertRaisesRegex(workdirs.WorkdirError, "no checkpoint yet"):
-            workdirs.load_workdir(self.workdir)
+            trained_networks.load_workdir(self.workdir)
 
 
 class ChangedFilesTest(parameterized.TestCase):
@@ -280,7 +288,7 @@ class ChangedFilesTest(parameterized.TestCase):
         """One line names the file, in training and in the other programs."""
         message = f"{self.workdir}/{name}.*{'.*'.join(messages)}"
         with self.assertRaisesRegex(workdirs.WorkdirError, message) as caught:
-            workdirs.load_workdir(self.workdir)
+            trained_networks.load_workdir(self.workdir)
         self.assertLess(len(str(caught.exception)), 700)
 
     @parameterized.product(
@@ -330,7 +338,7 @@ class ChangedFilesTest(parameterized.TestCase):
             path.touch()
             os.truncate(path, 2**40)
         with self.assertRaisesRegex(workdirs.WorkdirError, name):
-            workdirs.load_workdir(self.workdir)
+            trained_networks.load_workdir(self.workdir)
 
     @parameterized.parameters(
         ("config.json", "model", 5),
@@ -447,13 +455,14 @@ class ChangedFilesTest(parameterized.TestCase):
         elif content is not None:
             path.write_bytes(content.replace(b"%s", rows))
         lines = []
-        metrics = workdirs.Metrics(
+        metrics.MetricsFile(
             self.workdir, rows.decode(), True, lines.append
-        )
-        metrics.close()
+        ).close()
         self.assertEqual(path.read_bytes(), rows)
         (line,) = lines
-        self.assertIn("metrics.csv is not as the run left it: its 4 row", line)
+        self.assertIn(
+            "metrics.csv was changed since the run wrote it: its 4 row", line
+        )
         is_aside = (self.workdir / "changed-metrics.csv").is_symlink() or (
             self.workdir / "changed-metrics.csv"
         ).exists()
@@ -471,11 +480,11 @@ class ChangedFilesTest(parameterized.TestCase):
     def test_rows_after_the_checkpoint_are_counted(self):
         path = self.workdir / "metrics.csv"
         lines = path.read_text().splitlines(keepends=True)
-        metrics = workdirs.Metrics(
+        file = metrics.MetricsFile(
             self.workdir, "".join(lines[:3]), True, self.fail
         )
-        metrics.close()
-        self.assertEqual(metrics.logged, 8)
+        file.close()
+        self.assertEqual(file.logged, 8)
         self.assertEqual(path.read_text(), "".join(lines[:3]))
 
     def test_checkpoint_of_another_network_is_an_error(self):
@@ -484,22 +493,22 @@ class ChangedFilesTest(parameterized.TestCase):
             mock.patch.dict(keras_resnet.MODELS, {"tiny": other}),
             self.assertRaisesRegex(checkpoints.StateError, "another network"),
         ):
-            workdirs.load_workdir(self.workdir)
+            trained_networks.load_workdir(self.workdir)
 
     def test_checkpoint_without_a_weight_is_an_error(self):
         for path in self.workdir.glob("checkpoints/ckpt-8.*"):
             path.unlink()
-        model = workdirs.configs.build_model(tiny_runs.config(), (8, 8, 1), 10)
-        step = workdirs.tf.Variable(8, dtype="int64")
+        model = configs.build_model(tiny_runs.config(), (8, 8, 1), 10)
+        step = tf.Variable(8, dtype="int64")
         layers = {layer.name: layer for layer in model.layers[:-1]}
-        saved = workdirs.tf.train.Checkpoint(
-            model=workdirs.tf.train.Checkpoint(**layers), step=step
+        saved = tf.train.Checkpoint(
+            model=tf.train.Checkpoint(**layers), step=step
         )
         saved.write(str(self.workdir / "checkpoints" / "ckpt-8"))
         with self.assertRaisesRegex(
             checkpoints.StateError, "ckpt-8 lacks .*train again"
         ):
-            workdirs.load_workdir(self.workdir)
+            trained_networks.load_workdir(self.workdir)
 
 
 # Locks a file as a run does, without the seconds that TensorFlow needs.

@@ -1,8 +1,9 @@
 """A model of the time of a training step on several devices.
 
 Training is data-parallel with a ring all-reduce (Patarasuk and Yuan 2009), as
-in `training.steps`. Every device computes its share of the batch. Then
-gradients and moving statistics are added up over all devices in one message.
+in `training.tensorflow_trainer`. Every device computes its share of the batch.
+Then gradients and moving statistics are added up over all devices in one
+message.
 """
 
 import dataclasses

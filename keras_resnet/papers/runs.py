@@ -1,6 +1,5 @@
 """Work directories, as a report reads them: what was trained, and its rows."""
 
-import csv
 import dataclasses
 import functools
 import json
@@ -10,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from keras_resnet.papers import experiments
+from keras_resnet.training import metrics
 from keras_resnet.training.configs import Config
 
 _MOST_BYTES = 2**26
 _MOST_REASON = 200
-_ERRORS = ("train_top1_error", "test_top1_error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,7 @@ def load(workdir: str | os.PathLike) -> Run:
         if config.experiment is not None:
             experiments.get_experiment(config.experiment)  # raises if unknown
         path = workdir / "metrics.csv"
-        metrics = _metrics(_text(path))
+        rows = metrics.read_rows(_text(path))
     # A file that was changed by hand raises nearly everything.
     except Exception as error:
         reason = str(error)[:_MOST_REASON] or type(error).__name__
@@ -95,7 +94,7 @@ def load(workdir: str | os.PathLike) -> Run:
             f"{workdir} must hold config.json and metrics.csv, as apps.train "
             f"writes them: {path.name}: {reason}"
         ) from error
-    return Run(workdir.name, config, metrics)
+    return Run(workdir.name, config, rows)
 
 
 def _text(path: Path) -> str:
@@ -109,33 +108,6 @@ def _text(path: Path) -> str:
             f"{status.st_size:,}"
         )
     return path.read_text("utf-8-sig")
-
-
-def _metrics(text: str) -> tuple[dict[str, float], ...]:
-    """The rows of `metrics.csv`."""
-    # A row without an end is one that a kill cut short: its last number may
-    # lack digits.
-    lines = [line for line in text.splitlines(True) if line.endswith("\n")]
-    reader = csv.DictReader(lines, strict=True)
-    columns = reader.fieldnames or []
-    missing = [name for name in ("step", *_ERRORS) if name not in columns]
-    if lines and missing:
-        raise ValueError(f"its first line must name the column {missing[0]}")
-    rows = []
-    for cells in reader:
-        row = {name: float(text) for name, text in cells.items() if text}
-        if not row.get("step", -1.0).is_integer() or row["step"] < 0:
-            raise ValueError(
-                f"line {reader.line_num}: step must be a number of steps"
-            )
-        for name in _ERRORS:
-            if not 0 <= row.get(name, 0.0) <= 100:
-                raise ValueError(
-                    f"line {reader.line_num}: {name} must be in [0, 100], "
-                    f"received {row[name]}"
-                )
-        rows.append(row)
-    return tuple(rows)
 
 
 def find(

@@ -20,7 +20,7 @@ from keras_resnet import networks
 from keras_resnet.analysis import complexity
 from keras_resnet.data import datasets
 from keras_resnet.training import evaluation
-from keras_resnet.training import workdirs
+from keras_resnet.training import trained_networks
 from keras_resnet.weights import shipped
 
 
@@ -44,7 +44,7 @@ def ship(
             a preprocessing that `weights="DATASET"` could not know.
     """
     folder = Path(folder or Path(shipped.__file__).parent)
-    trained = workdirs.load_workdir(workdir, classifier_activation=None)
+    trained = trained_networks.load_workdir(workdir, classifier_activation=None)
     config, preprocessing = trained.config, trained.preprocessing
     if config.dataset != dataset.name or config.model_arguments:
         raise ValueError(

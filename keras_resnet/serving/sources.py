@@ -27,6 +27,7 @@ from keras_resnet.data import views
 from keras_resnet.preprocessing import PREPROCESSING_MODES
 from keras_resnet.serving import export
 from keras_resnet.serving import folding
+from keras_resnet.training import trained_networks
 from keras_resnet.training import workdirs
 from keras_resnet.weights import files
 from keras_resnet.weights import keras_files
@@ -142,7 +143,7 @@ def of_workdir(
     Raises:
         workdirs.WorkdirError: it is no work directory or has no checkpoint yet.
     """
-    trained = workdirs.load_workdir(workdir, report=report)
+    trained = trained_networks.load_workdir(workdir, report=report)
     config = trained.config
     return Source(
         trained.model,

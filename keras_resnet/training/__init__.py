@@ -1,4 +1,4 @@
-"""Data, recipes, the training loops and evaluation."""
+"""Recipes, the training loop, work directories, evaluation and search."""
 
 import keras
 
@@ -6,14 +6,14 @@ _BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX"}
 
 
 def require_backend(what: str, *allowed: str) -> None:
-    """Raises an ImportError where Keras runs on another backend.
+    """Raises an ImportError if Keras runs on another backend.
 
     Layers, networks, weights, analysis, recipes and data are for every
-    backend; `loop` and exports are written for TensorFlow, `jax_loop` for JAX.
+    backend. `loop` trains on TensorFlow and JAX, and exports need TensorFlow.
 
     Args:
-        what: What needs it, for the message.
-        allowed: "tensorflow", "jax".
+        what: The module or program that needs the backend, for the message.
+        allowed: The backends: "tensorflow", "jax".
 
     >>> require_backend("keras_resnet.serving.export", "tensorflow")
     """

@@ -1,10 +1,10 @@
-"""The state of a run on disk: written atomically, verified when it is read.
+"""Checkpoints of a run: written atomically, verified when they are read.
 
-A checkpoint of step 8 is `ckpt-8.index` and `ckpt-8.data-00000-of-00001`. The
-index is renamed to its place last, so a program that dies while it saves
-leaves no checkpoint that looks whole. TensorFlow keeps a checksum of every
-tensor; one that was damaged afterwards is noticed when it is read, and the one
-before it is taken.
+The checkpoint of step 8 is `ckpt-8.index` and `ckpt-8.data-00000-of-00001`. The
+index is renamed to its place last, so a program that is killed while it saves
+leaves an incomplete checkpoint, which is ignored. TensorFlow stores a checksum
+of every tensor. If a checkpoint was damaged, the run resumes from the previous
+one.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ import tensorflow as tf
 
 from keras_resnet import atomic
 
-# What TensorFlow raises for damaged bytes, by the kind of damage, except
-# errors that leave the file as it is.
+# Errors that TensorFlow raises for damaged bytes. Those of _NO_DAMAGE have
+# another reason, and the file may be good.
 _DAMAGE = (tf.errors.OpError, IndexError)
 _NO_DAMAGE = (
     tf.errors.AbortedError,
@@ -47,15 +47,15 @@ _REMAINS = re.compile(
 
 
 class CheckpointError(OSError):
-    """A checkpoint that could not be written; the earlier ones are there."""
+    """A checkpoint that could not be written; the earlier ones stay."""
 
 
 class StateError(ValueError):
-    """A checkpoint that does not hold the state it is read for."""
+    """A checkpoint that holds another state than the run needs."""
 
 
 def steps(directory: str | os.PathLike) -> list[int]:
-    """The steps of the checkpoints in a directory, the oldest first."""
+    """Returns the steps of the checkpoints in a directory, in order."""
     return sorted(
         int(match[1])
         for match, _ in _matches(directory, _PART)
@@ -78,8 +78,8 @@ def save(
         keep: Number of checkpoints to keep; None keeps all of them.
 
     Raises:
-        CheckpointError: If it cannot be written. What was written of it is
-            removed, and what was there before is untouched.
+        CheckpointError: If it cannot be written. Its parts are removed, and the
+            earlier checkpoints stay.
     """
     directory = Path(directory)
     before = steps(directory)
@@ -99,8 +99,8 @@ def save(
         last = f"step {before[-1]}" if before else "the start"
         raise CheckpointError(
             f"the checkpoint of step {step} cannot be written to {directory} "
-            f"({reason(error)}); mend that and give the same command: it goes "
-            f"on from {last}"
+            f"({reason(error)}); solve that, then run the same command again "
+            f"to resume from {last}"
         ) from error
 
 
@@ -112,7 +112,7 @@ def prune(directory: str | os.PathLike, keep: int | None) -> None:
         for old in kept[:-keep]:
             _remove(directory, old)
         kept = kept[-keep:]
-    # What tf.train.latest_checkpoint and TensorBoard look for.
+    # The file is for tf.train.latest_checkpoint and TensorBoard.
     if kept:
         atomic.write(
             directory / "checkpoint",
@@ -165,7 +165,7 @@ def restore(
                         str(place), str(directory)
                     )
                 )
-                report(f"{damaged[-1]}; going back to the one before")
+                report(f"{damaged[-1]}; resuming from the previous one")
             continue
         except StateError as error:
             raise StateError(f"{path} {error}") from error
@@ -237,7 +237,7 @@ def read(
 
 
 def _unread(dtype):
-    """A value that no variable of a run has in all its elements."""
+    """Returns a value that no variable of a run has in all its elements."""
     return tf.constant("\0" if dtype == tf.string else dtype.min, dtype)
 
 
@@ -248,7 +248,7 @@ def _is_read(variable):
 
 
 def untracked(model: keras.Model) -> list[keras.Variable]:
-    """The variables of a model that `tf.train.Checkpoint` does not find.
+    """Returns the variables that `tf.train.Checkpoint` does not find.
 
     They are the seeds of random layers, and the weights of a layer that keeps
     them where TensorFlow does not look. A checkpoint must list them.
@@ -260,8 +260,8 @@ def untracked(model: keras.Model) -> list[keras.Variable]:
 def set_aside(directory: str | os.PathLike, after: int) -> None:
     """Renames the checkpoints after a step, all of them damaged.
 
-    They keep their bytes, for somebody who wants to look, and are out of the
-    way of the next ones.
+    They keep their bytes for an inspection, and the next checkpoints can have
+    their names.
     """
     for step in steps(directory):
         if step > after:
@@ -270,17 +270,17 @@ def set_aside(directory: str | os.PathLike, after: int) -> None:
 
 
 def drop(directory: str | os.PathLike, after: int) -> None:
-    """Removes the checkpoints after a step: of a run that went another way."""
+    """Removes the checkpoints after a step, which the run will repeat."""
     for step in steps(directory):
         if step > after:
             _remove(Path(directory), step)
 
 
 def clean(directory: str | os.PathLike) -> None:
-    """Removes what a program left that died while it saved.
+    """Removes incomplete files of a program that was killed while it saved.
 
-    Only names that `save` and TensorFlow give are removed: other files in the
-    folder are the user's.
+    Only files with names of `save` and TensorFlow are removed. Other files in
+    the folder belong to the user.
     """
     whole = set(steps(directory))
     for match, path in _matches(directory, _TORN_FILE):
@@ -293,13 +293,13 @@ def clean(directory: str | os.PathLike) -> None:
 
 
 def remains(directory: str | os.PathLike) -> list[Path]:
-    """What `atomic.write` left in a directory when it was killed."""
+    """Returns the incomplete files of `atomic.write` in a directory."""
     return [path for _, path in _matches(directory, _REMAINS)]
 
 
 @contextlib.contextmanager
 def literal(directory: str | os.PathLike) -> Iterator[str]:
-    r"""A path of an existing directory that TensorFlow takes literally.
+    r"""Gives a path of an existing directory that TensorFlow reads literally.
 
     TensorFlow takes the path of a checkpoint as a pattern, in which `[`, `*`,
     `?` and `\` are special, and rejects a path that is not UTF-8. Linux names
@@ -326,14 +326,14 @@ def literal(directory: str | os.PathLike) -> Iterator[str]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error, without TensorFlow's name of a kernel."""
+    """Returns the first line of an error, without TensorFlow's kernel name."""
     text = getattr(error, "message", None) or str(error) or repr(error)
     text = re.sub(r"\{\{function_node [^}]*\}\}\s*", "", text)
     return text.strip().partition("\n")[0]
 
 
 def _matches(directory, pattern, is_kind=stat.S_ISREG):
-    """The files of a directory whose whole name matches, with the matches."""
+    """Returns the files whose whole name matches, with the matches."""
     found = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in sorted(Path(directory).iterdir()):
@@ -359,7 +359,7 @@ def _check_readable(path):
 
 
 def _remove(directory, step):
-    # Without its index it is no checkpoint, whatever is left of it.
+    # The index goes first: without it, the other parts are ignored.
     for path in sorted(
         _parts(directory, step), key=lambda path: path.suffix != ".index"
     ):
@@ -367,7 +367,7 @@ def _remove(directory, step):
 
 
 def _flush(path):
-    """Has the file system keep a file, or the names in a folder."""
+    """Flushes a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,21 +13,21 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet.data import datasets
-from keras_resnet.training import losses
+from keras_resnet.training import step
 from keras_resnet.training import strategies
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a network got wrong.
+    """The errors of a network on a set of images.
 
     Attributes:
         images: Number of images, each counted once.
         top1_errors: Images whose best class is not their label.
         top5_errors: Images whose label is not among the best five classes.
         loss: Mean cross entropy, in nats.
-        confusion: int64 `[classes, classes]`: how many images of a label (row)
-            were taken for a class (column); empty where not asked for.
+        confusion: int64 `[classes, classes]`: number of images of a label (row)
+            with a predicted class (column); empty unless requested.
     """
 
     images: int
@@ -40,16 +40,16 @@ class Evaluation:
 
     @property
     def top1_error(self) -> float:
-        """In percent."""
+        """Top-1 error in percent."""
         return 100.0 * self.top1_errors / self.images
 
     @property
     def top5_error(self) -> float:
-        """In percent."""
+        """Top-5 error in percent."""
         return 100.0 * self.top5_errors / self.images
 
     def to_json(self) -> dict:
-        """The numbers, with the errors in percent, as JSON has them."""
+        """Returns the numbers for JSON, with the errors in percent."""
         return {
             "images": self.images,
             "top1_errors": self.top1_errors,
@@ -60,7 +60,7 @@ class Evaluation:
         }
 
     def per_class(self, labels: Sequence[str]) -> dict[str, dict[str, int]]:
-        """How many images of each label there are, and how many were wrong."""
+        """Returns the number of images and of errors of each label."""
         images = self.confusion.sum(axis=1)
         errors = images - self.confusion.diagonal()
         return {
@@ -69,7 +69,7 @@ class Evaluation:
         }
 
     def confusion_csv(self, labels: Sequence[str]) -> str:
-        """A row for each label, a column for each class it was taken for."""
+        """Returns a row for each label, a column for each predicted class."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["label", *labels])
@@ -79,10 +79,10 @@ class Evaluation:
 
 
 def any_size(model: keras.Model) -> keras.Model:
-    """A network for images of any height and width, with the same weights.
+    """Returns the network for images of any size, with the same weights.
 
     Args:
-        model: Fully convolutional up to its global pooling.
+        model: A network that is convolutional up to its global pooling.
     """
     image = keras.Input((None, None, model.input_shape[-1]))
     return keras.models.clone_model(
@@ -91,16 +91,17 @@ def any_size(model: keras.Model) -> keras.Model:
 
 
 def average(predict: Callable, views) -> tf.Tensor:
-    """`log(mean of softmax(logits))` over the views of an image.
+    """Returns `log(mean of softmax(logits))` over the views of an image.
 
     Args:
-        predict: Gives logits or log probabilities `[n, classes]` of `n` images.
+        predict: Function from `n` images to logits or log probabilities
+            `[n, classes]`.
         views: `[batch, height, width, channels]`, with an axis of crops after
-            the first if there are several, or a tuple of such for each scale.
+            the first if there are several; or a tuple, one for each scale.
 
     Returns:
-        float32 `[batch, classes]`: log probabilities; of a single view, what
-        `predict` gives.
+        float32 `[batch, classes]`: log probabilities; of a single view, the
+        result of `predict`.
     """
     if isinstance(views, tuple):
         scores = [_log_probabilities(predict(view)) for view in views]
@@ -118,17 +119,17 @@ def _log_probabilities(logits):
 
 
 def _log_mean(scores):
-    """`log(mean(exp(scores)))` over the views, finite where exp would be 0."""
+    """Returns `log(mean(exp(scores)))` over the views, without underflow."""
     return tf.reduce_logsumexp(scores, axis=1) - math.log(scores.shape[1])
 
 
 class Evaluator:
-    """Evaluates a network as it is when called, on all devices.
+    """Evaluates a network on all devices, with its current weights.
 
     Args:
-        predict: Gives the logits `[batch, classes]` of images; log
-            probabilities will do.
-        strategy: The strategy under which the network was made; None for one
+        predict: Function from images to logits `[batch, classes]`, or to log
+            probabilities.
+        strategy: The strategy under which the network was built; None for one
             device.
     """
 
@@ -145,31 +146,34 @@ class Evaluator:
         batch_size: int,
         protocol: str = "single",
         counts_classes: bool = False,
-        is_asked: Callable[[], bool] = lambda: False,
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> Evaluation | None:
         """Evaluates on the test images of a data set, each counted once.
 
         Args:
-            dataset: Whose.
-            batch_size: Images in a batch of all devices together; rounded up,
-                so that they get shares of one size. Photos of several scales
-                are taken one by one.
-            protocol: A name of `training.data.PROTOCOLS`; the softmax scores
-                of several views are averaged.
+            dataset: The data set of the images.
+            batch_size: Images in a batch of all devices together. It is
+                rounded up, so that all shares have one size. Photos of several
+                scales are evaluated one by one.
+            protocol: A name in `PROTOCOLS` of `keras_resnet.data`; the softmax
+                scores of several views are averaged.
             counts_classes: Whether the result has a confusion matrix.
-            is_asked: Whether this worker was asked to stop.
+            stop_requested: Function that returns whether this worker was asked
+                to stop.
 
         Returns:
             An `Evaluation`, or None if a worker was asked to stop.
 
         Raises:
-            ValueError: If there are no images.
+            ValueError: If the data set has no test images.
         """
         devices = self.strategy.num_replicas_in_sync
         is_shared = protocol == "multi_scale" and dataset.has_photos
         if is_shared:
             batch_size = 1
-        batch_size = min(batch_size, dataset.test_size)  # not only filler
+        batch_size = min(
+            batch_size, dataset.test_size
+        )  # or a batch would be padding only
         batch_size = -(-batch_size // devices) * devices
         batches = strategies.distributed(
             self.strategy,
@@ -181,7 +185,7 @@ class Evaluator:
         classes = dataset.classes if counts_classes else 0
         total = _Total(classes)
         for _ in range(-(-dataset.test_size // batch_size)):
-            asked = tf.constant(float(is_asked()))
+            asked = tf.constant(float(stop_requested()))
             try:
                 parts = self._step(batches, asked, classes)
             except datasets.UNREADABLE:
@@ -196,7 +200,7 @@ class Evaluator:
     def _sums(self, batches, asked, classes):
         def replica(views, labels, counted):
             logits = average(self.predict, views)
-            sums = losses.count_errors(logits, labels, counted)
+            sums = step.count_errors(logits, labels, counted)
             parts = [tf.concat([sums, [asked]], 0)]
             if classes:
                 best = tf.argmax(logits, -1)
@@ -212,7 +216,7 @@ class Evaluator:
 
 
 class _Total:
-    """Sums of `losses.count_errors` over batches."""
+    """Sums of `step.count_errors` over batches."""
 
     def __init__(self, classes=0):
         self.sums = np.zeros(4)
@@ -225,7 +229,9 @@ class _Total:
     def evaluation(self):
         loss, top1_errors, top5_errors, images = self.sums.tolist()
         if not images:
-            raise ValueError("there are no test images to evaluate on")
+            raise ValueError(
+                "evaluation must have at least one test image, received none"
+            )
         return Evaluation(
             int(images),
             int(top1_errors),
@@ -236,26 +242,26 @@ class _Total:
 
 
 def evaluate(predict: Callable, batches: Iterable) -> Evaluation:
-    """The errors of a network on one device.
+    """Returns the errors of a network on one device.
 
     Args:
-        predict: Gives the logits `[batch, classes]` of images; log
-            probabilities will do.
-        batches: `(images, labels)` as `DataSet.test_batches` has them.
+        predict: Function from images to logits `[batch, classes]`, or to log
+            probabilities.
+        batches: Pairs `(images, labels)`, as of `DataSet.test_batches`.
 
     Returns:
         An `Evaluation`.
 
     Raises:
-        ValueError: If there are no images.
+        ValueError: If the batches are empty.
     """
 
     @tf.function(reduce_retracing=True)
-    def step(images, labels):
+    def sums(images, labels):
         counted = tf.ones_like(labels, "float32")
-        return losses.count_errors(average(predict, images), labels, counted)
+        return step.count_errors(average(predict, images), labels, counted)
 
     total = _Total()
     for batch in batches:
-        total.add(step(*batch).numpy())
+        total.add(sums(*batch).numpy())
     return total.evaluation()

@@ -1,8 +1,17 @@
-"""Training: takes the steps of a run, resumable at any of them.
+"""The training loop: takes the steps of a run, and resumes at any of them.
+
+How a run starts, from `train_and_evaluate`:
+
+1. Check the configuration, the devices and the work directory.
+2. Load the data set and build the network.
+3. Lock the work directory and describe the run in it.
+4. Resume from the newest checkpoint, if there is one.
+5. Restore the rows of `metrics.csv` from the checkpoint.
+6. Take the remaining steps.
 
 The state of a run is the model, the optimizer, the step and the sums of the
-metrics since the last row; all of it is in each checkpoint, and a batch is a
-function of (seed, step), so that a run goes on where it stopped.
+metrics since the last row. Each checkpoint has all of it, and a batch is a
+function of (seed, step). A resumed run therefore ends with the same bits.
 """
 
 import contextlib
@@ -22,25 +31,26 @@ from keras_resnet.data import datasets
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import memory
+from keras_resnet.training import metrics
 from keras_resnet.training import strategies
 from keras_resnet.training import workdirs
 
 _CHUNK_SECONDS = 1.0  # time between two looks at signals and the clock
 
-# Without `checkpoint_seconds`, the next save follows so many times as long as
-# the last one took: saving then takes at most 2% of the time. The bounds, in
-# seconds, are for saves that take next to nothing, and for very slow disks.
-_SAVES_APART = 50
-_LEAST_APART = 10.0
-_MOST_APART = 1800.0
+# Without `checkpoint_seconds`, the pause before the next save is 50 times the
+# duration of the last save: saving then takes at most 2% of the time. The
+# bounds, in seconds, are for very fast saves and for very slow disks.
+_PAUSE_FACTOR = 50
+_MIN_PAUSE = 10.0
+_MAX_PAUSE = 1800.0
 
 
 class TrainingDivergedError(ArithmeticError):
-    """The loss is no longer a finite number."""
+    """The loss or a weight is no longer a finite number."""
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop, and everything is saved.
+    """A signal stopped the run, and everything is saved.
 
     Attributes:
         signal_number: The signal, 15 (SIGTERM) or 2 (SIGINT).
@@ -64,124 +74,149 @@ def train_and_evaluate(
     dataset: datasets.DataSet | None = None,
     checkpoint_seconds: float | None = None,
 ) -> dict:
-    """Trains a network and evaluates it; goes on where an earlier call stopped.
+    """Trains a network and evaluates it, or resumes an earlier call.
 
-    The steps are those of `training.steps` on TensorFlow, of
-    `training.jax_steps` on JAX. With several workers, each calls this; the
-    first writes and reports.
+    With several workers, each worker calls this function. The first one
+    writes and reports.
 
     Args:
-        config: What is trained.
-        workdir: Where `config.json`, `dataset.json`, `checkpoints/`, `best/`,
-            `metrics.csv` and the events of TensorBoard are kept.
-        strategy: As `training.strategies.get_strategy` gives it; None for one
-            device.
-        report: Is given lines for a person to read.
+        config: The configuration of the run.
+        workdir: Directory for `config.json`, `dataset.json`, `checkpoints/`,
+            `best/`, `metrics.csv` and the events of TensorBoard.
+        strategy: From `training.strategies.get_strategy`; None for one device.
+        report: Receives progress lines.
         log_every: Steps between two rows of `metrics.csv`.
         eval_every: Steps between two evaluations; None for a twentieth of the
             run. The last step is always evaluated.
-        keep: How many checkpoints are kept.
-        dataset: That of the configuration where it is loaded already.
-        checkpoint_seconds: Time between two checkpoints; None for 50 times as
-            long as a save takes, at least 10 and at most 1,800 seconds.
+        keep: Number of checkpoints to keep.
+        dataset: The data set of the configuration, if it is already loaded.
+        checkpoint_seconds: Time between two checkpoints; None for 50 times the
+            duration of a save, at least 10 and at most 1,800 seconds.
 
     Returns:
         The last row of `metrics.csv` as a dict, with the number of test images
         (`test_images`) and the training speed (`images_per_second`).
 
     Raises:
-        workdirs.WorkdirError: If the directory is another configuration's, or
-            another process uses it.
-        checkpoints.StateError: If its checkpoints are not this run's, or none
-            of them can be read.
+        workdirs.WorkdirError: If the directory belongs to another
+            configuration, or another process uses it.
+        checkpoints.StateError: If its checkpoints belong to another run, or
+            none of them can be read.
         ImportError: If Keras does not run on the configuration's backend.
-        ValueError: If the devices cannot share a batch equally, or the
-            configuration has what its backend has not.
+        ValueError: If the devices cannot share a batch equally, or the backend
+            does not support the configuration.
         memory.DoesNotFitError: If a step cannot fit in memory.
         TrainingDivergedError: If the loss becomes NaN or infinite.
-        strategies.WorkerLostError: If another worker is gone.
-        OSError: If something cannot be written; what was saved before stays.
+        strategies.WorkerLostError: If another worker stopped.
+        OSError: If a file cannot be written; earlier checkpoints stay.
         Interrupted: If SIGTERM or SIGINT arrived; everything is saved.
     """
     training.require_backend(__name__, config.backend)
     workdir = workdirs.local(workdir)
-    recipe = config.recipe
     strategy = strategy or tf.distribute.get_strategy()
-    is_chief = strategies.is_chief(strategy)
-    if not is_chief:
-        report = _nothing
-    configs.check_devices(recipe, strategy.num_replicas_in_sync)
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    if is_chief:
-        workdirs.check(config, workdir)
+    if not strategies.is_chief(strategy):
+        report = _ignore
     with (
         _Signals(can_raise=not strategies.has_workers(strategy)) as signals,
         contextlib.ExitStack() as stack,
     ):
-        if dataset is None:
-            dataset = datasets.load(
-                config.dataset, config.data_dir, image_size=recipe.image_size
-            )
-        with strategies.lost_workers(strategy):
-            run = _run(config, dataset, strategy)
-        memory.check_training(
-            config, run.model, strategies.worker_count(strategy)
+        loop = _start(
+            config, workdir, strategy, dataset, signals, stack, report
         )
-        # Nothing is written before everything that can be refused has been.
-        lock = None
-        if is_chief:
-            lock = stack.enter_context(workdirs.Lock(workdir, report))
-            workdirs.check(config, workdir)  # another process had the lock
-            workdirs.prepare(config, dataset, workdir)
-        _restore(run, workdir, is_chief, report)
-        steps_done = run.completed_steps
-        signals.note_saved(steps_done)
-        metrics = workdirs.Metrics(workdir, run.rows, is_chief, report)
-        stack.callback(metrics.close)
-        if is_chief:
-            _report_losses(metrics, run, workdir, checkpoint_seconds, report)
-        if eval_every is None:
-            eval_every = max(recipe.steps // 20 // log_every, 1) * log_every
-        trainer = _Trainer(run, dataset, lock, metrics, signals, report, keep)
-        speed = trainer.train(log_every, eval_every, checkpoint_seconds)
-        run.meet()  # a worker that left would take the others with it
-        if is_chief and not workdirs.is_described(workdir):
-            workdirs.prepare(config, dataset, workdir)
-    if steps_done == recipe.steps:
-        report(f"{workdir} has all its {recipe.steps} steps already")
-    numbers = {
-        name: float(value) for name, value in metrics.rows[-1].items() if value
-    }
-    return {
-        **numbers,
-        "step": int(numbers["step"]),
-        "test_images": dataset.test_size,
-        "images_per_second": speed,
-    }
+        first_step = loop.trainer.completed_steps
+        if loop.is_chief:
+            _report_pause(loop.trainer, checkpoint_seconds, report)
+        loop.run(log_every, eval_every, checkpoint_seconds, keep)
+        loop.trainer.synchronize()  # one that leaves early stops the others
+        if loop.is_chief and not workdirs.is_described(workdir):
+            workdirs.prepare(config, loop.dataset, workdir)
+    if first_step == config.recipe.steps:
+        report(f"{workdir} has all its {config.recipe.steps} steps already")
+    return loop.result()
 
 
-def _run(config, dataset, strategy):
-    """The run on the backend that Keras has."""
-    if config.backend == "jax":
-        from keras_resnet.training import jax_steps
-
-        return jax_steps.Run(config, dataset)
-    from keras_resnet.training import steps
-
-    return steps.Run(config, dataset, strategy)
+# --- How a run starts ---------------------------------------------------------
 
 
-def _restore(run, workdir, is_chief, report):
-    """Resumes at the newest checkpoint, and removes what came after it."""
+def _start(config, workdir, strategy, dataset, signals, stack, report):
+    """Returns the loop of a run, ready to take its next step.
+
+    `stack` unlocks the directory and closes its files at the end.
+    """
+    is_chief = strategies.is_chief(strategy)
+
+    # 1. Check. Nothing is written before step 3.
+    _check(config, workdir, strategy)
+
+    # 2. Load the data set and build the network.
+    if dataset is None:
+        dataset = datasets.load(
+            config.dataset,
+            config.data_dir,
+            image_size=config.recipe.image_size,
+        )
+    trainer = _build(config, dataset, strategy)
+
+    # 3. Lock the work directory and describe the run in it.
+    lock = None
+    if is_chief:
+        lock = stack.enter_context(workdirs.Lock(workdir, report))
+        workdirs.check(config, workdir)  # another process had the lock
+        workdirs.prepare(config, dataset, workdir)
+
+    # 4. Resume from the newest checkpoint.
+    _resume(trainer, workdir, is_chief, report)
+    signals.note_saved(trainer.completed_steps)
+
+    # 5. Restore the rows of metrics.csv from the checkpoint.
+    rows = metrics.MetricsFile(workdir, trainer.rows, is_chief, report)
+    stack.callback(rows.close)
+    if is_chief:
+        _report_lost_work(trainer, rows, workdir, report)
+
+    return _Loop(trainer, dataset, lock, rows, signals, report)
+
+
+def _check(config, workdir, strategy):
+    """Raises for a configuration that cannot train here."""
+    configs.check_devices(config.recipe, strategy.num_replicas_in_sync)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if strategies.is_chief(strategy):
+        workdirs.check(config, workdir)
+
+
+def _build(config, dataset, strategy):
+    """Returns the trainer of the backend; its first step fits in memory."""
+    with strategies.lost_workers(strategy):
+        if config.backend == "jax":
+            from keras_resnet.training import jax_trainer
+
+            trainer = jax_trainer.JaxTrainer(config, dataset)
+        else:
+            from keras_resnet.training import tensorflow_trainer
+
+            trainer = tensorflow_trainer.TensorFlowTrainer(
+                config, dataset, strategy
+            )
+    memory.check_training(
+        config, trainer.model, strategies.worker_count(strategy)
+    )
+    return trainer
+
+
+def _resume(trainer, workdir, is_chief, report):
+    """Reads the newest checkpoint, and removes the later ones."""
     last, best = (workdir / workdirs.CHECKPOINTS[n] for n in ("last", "best"))
-    run.restore(last, report)
-    step, steps = run.completed_steps, run.config.recipe.steps
+    found = trainer.restore(last, report)
+    step, steps = trainer.completed_steps, trainer.config.recipe.steps
     if step > steps:
         raise checkpoints.StateError(
             f"{last} holds step {step}, the run has {steps} steps: the "
             "checkpoint is of another run; move it away"
         )
+    if found is not None:
+        report(f"resuming at step {step} of {steps}")
     if not is_chief:
         return
     checkpoints.set_aside(last, after=step)
@@ -191,95 +226,93 @@ def _restore(run, workdir, is_chief, report):
     checkpoints.prune(best, keep=1)
 
 
-def _report_losses(metrics, run, workdir, checkpoint_seconds, report):
-    """Reports the work that the last kill cost and the next one can cost."""
-    step = run.completed_steps
-    if metrics.logged > step:
+def _report_lost_work(trainer, rows, workdir, report):
+    """Reports the steps and the network that the last kill lost."""
+    step = trainer.completed_steps
+    if rows.logged > step:
         report(
-            f"repeats {metrics.logged - step} of the steps in metrics.csv, "
-            f"because the last checkpoint is of step {step}"
+            f"repeating {rows.logged - step} steps of metrics.csv, because "
+            f"the last checkpoint is of step {step}"
         )
-    best = metrics.best()
-    kept = checkpoints.steps(workdir / workdirs.CHECKPOINTS["best"])
-    if best and metrics.error_at((kept or [-1])[-1]) > best[1]:
+    best = rows.best()
+    folder = workdir / workdirs.CHECKPOINTS["best"]
+    kept = checkpoints.steps(folder)
+    if best and rows.error_at((kept or [-1])[-1]) > best[1]:
         report(
-            f"the best network so far, of step {best[0]}, is not in "
-            f"{workdir / workdirs.CHECKPOINTS['best']}, which keeps the best "
-            "one from here on"
+            f"the best network so far, of step {best[0]}, is not in {folder}; "
+            "the best network from now on is kept there"
         )
-    if step == run.config.recipe.steps:
+
+
+def _report_pause(trainer, checkpoint_seconds, report):
+    """Reports how much work a kill can lose from now on."""
+    if trainer.completed_steps == trainer.config.recipe.steps:
         return
     if checkpoint_seconds is None:
-        often = f"{_LEAST_APART:g} seconds, or less often if a save is slow"
+        often = f"{_MIN_PAUSE:g} seconds, or less often if a save is slow"
     else:
         often = f"{checkpoint_seconds:g} seconds"
     report(
-        f"saves a checkpoint every {often}; a kill costs the work since the "
+        f"saving a checkpoint every {often}; a kill loses the steps since the "
         "last one (--checkpoint_seconds)"
     )
 
 
-class _Trainer:
+# --- The steps ----------------------------------------------------------------
+
+
+class _Loop:
     """Takes the remaining steps of a run; writes its rows and checkpoints.
 
     Args:
+        trainer: A `TensorFlowTrainer` or a `JaxTrainer`.
+        dataset: The data set of the run.
         lock: The `workdirs.Lock` of the directory; None in a process that does
             not write.
+        rows: The `MetricsFile` of the directory.
+        signals: The signals that arrived.
+        report: Receives progress lines.
     """
 
-    def __init__(self, run, dataset, lock, metrics, signals, report, keep):
-        self.run = run
+    def __init__(self, trainer, dataset, lock, rows, signals, report):
+        self.trainer = trainer
+        self.recipe = trainer.config.recipe
         self.dataset = dataset
         self.lock = lock
-        self.metrics = metrics
+        self.rows = rows
         self.signals = signals
         self.report = report
-        self.keep = keep
+        self.keep = None  # number of checkpoints; None for all
         self.is_chief = lock is not None
         self.is_saved = True
         self.saved_at = time.monotonic()
-        self.apart = _LEAST_APART  # seconds between two saves
+        self.pause = _MIN_PAUSE  # seconds between two saves
+        self.speed = None  # in images a second
 
-    def train(self, log_every, eval_every, checkpoint_seconds):
-        """Gives the speed in images a second; None where nothing was done."""
-        run, recipe = self.run, self.run.config.recipe
-        first = step = run.completed_steps
-        chunk, busy, seconds = 1, 0.0, 0.0
-        speed = None
+    def run(self, log_every, eval_every, checkpoint_seconds, keep):
+        """Takes the remaining steps; the arguments of `train_and_evaluate`."""
+        trainer, recipe = self.trainer, self.recipe
+        self.keep = keep
+        if eval_every is None:
+            eval_every = max(recipe.steps // 20 // log_every, 1) * log_every
         chunk_seconds = _CHUNK_SECONDS
         if checkpoint_seconds is not None:
             chunk_seconds = min(chunk_seconds, checkpoint_seconds)
-        is_terminal = sys.stderr.isatty() and self.is_chief
-        with tqdm.tqdm(
-            total=recipe.steps,
-            initial=step,
-            unit="step",
-            disable=not is_terminal,
-            leave=False,
-        ) as bar:
+        first = step = trainer.completed_steps
+        chunk, busy, seconds = 1, 0.0, 0.0
+        with self.progress_bar(step) as bar:
             while True:
+                # Write the row, evaluate and save, if due.
                 is_last = step == recipe.steps
                 is_tested = is_last or step % eval_every == 0
                 is_due = is_tested or step % log_every == 0
-                if run.images_since_row and is_due:
-                    row = self.add_row(step, is_tested)
-                    bar.set_postfix_str(f"{speed or 0:,.0f} images/s")
-                    if not is_terminal or "test_loss" in row:
-                        with tqdm.tqdm.external_write_mode(file=sys.stderr):
-                            self.report(_line(row, recipe, speed))
-                waited = time.monotonic() - self.saved_at
-                apart = checkpoint_seconds
-                if apart is None:
-                    apart = self.apart
-                if is_last or waited > apart:
-                    self.save(step)
-                    if checkpoint_seconds is None and self.apart > 2 * apart:
-                        self.report(
-                            f"a save is slow: the next checkpoint follows in "
-                            f"{self.apart:.0f} seconds (--checkpoint_seconds)"
-                        )
+                if trainer.images_since_row and is_due:
+                    self.show_row(self.add_row(step, is_tested), bar)
+                self.save_if_due(step, checkpoint_seconds)
                 if is_last:
-                    return speed
+                    return
+
+                # Take the steps that fit in a second, in one program.
                 until = min(
                     (step // log_every + 1) * log_every,
                     (step // eval_every + 1) * eval_every,
@@ -288,38 +321,43 @@ class _Trainer:
                 )
                 start = time.monotonic()
                 is_stopped, seconds = self.advance(until - step, seconds)
-                before, step = step, run.completed_steps
+                before, step = step, trainer.completed_steps
+
+                # Measure. All workers choose the same chunk, by their mean
+                # time.
                 if seconds:
                     chunk = max(1, round(chunk_seconds / seconds))
-                if before > first:  # the first chunk has the tracing in it
+                if before > first:  # the first chunk includes the tracing
                     busy += time.monotonic() - start
-                    speed = (step - first - 1) * recipe.batch_size / busy
+                    self.speed = (step - first - 1) * recipe.batch_size / busy
                     seconds = (time.monotonic() - start) / (step - before)
                 bar.update(step - before)
                 if is_stopped and step < recipe.steps:
                     self.stop(step)
 
     def advance(self, steps, seconds):
-        """`Run.take`, and what can go wrong in it."""
-        is_asked = self.signals.received is not None
+        """Calls `take` of the trainer, and explains its errors."""
+        stop_requested = self.signals.received is not None
         try:
-            stops, seconds = self.run.take(steps, is_asked, seconds)
+            stops, seconds = self.trainer.take(steps, stop_requested, seconds)
         except datasets.UNREADABLE:
             self.dataset.check()  # names the image that does not decode
             raise
         self.signals.saved_at = None
         self.is_saved = False
-        loss, *_ = self.run.read_sums()
+        loss, *_ = self.trainer.read_sums()
         if not math.isfinite(loss):
             self.diverged(f"the loss is {loss}")
         return stops, seconds
 
+    # --- Rows ---
+
     def add_row(self, step, is_tested):
         """Adds the row of a step to the metrics, and keeps the best network."""
-        row = _train_row(self.run, step)
+        row = _train_row(self.trainer, step)
         if is_tested:
-            batch_size = min(1000, max(self.run.config.recipe.batch_size, 100))
-            result = self.run.evaluate(
+            batch_size = min(1000, max(self.recipe.batch_size, 100))
+            result = self.trainer.evaluate(
                 batch_size, lambda: self.signals.received is not None
             )
             if result is None:
@@ -328,35 +366,67 @@ class _Trainer:
             row["test_top1_error"] = result.top1_error
             row["test_top5_error"] = result.top5_error
             if self.is_chief and result.top1_error < self.best_error():
-                # The one before is kept until a checkpoint is as far: a run
-                # that is killed before goes another way.
+                # The previous best one stays until the next checkpoint: a run
+                # that is killed before then resumes without this step.
                 self.write("best", step, keep=None)
-        self.metrics.add(row)
-        self.run.clear_sums()
+        self.rows.add(row)
+        self.trainer.clear_sums()
         self.is_saved = False
         return row
 
+    def progress_bar(self, step):
+        self.is_terminal = sys.stderr.isatty() and self.is_chief
+        return tqdm.tqdm(
+            total=self.recipe.steps,
+            initial=step,
+            unit="step",
+            disable=not self.is_terminal,
+            leave=False,
+        )
+
+    def show_row(self, row, bar):
+        """Reports a row; a terminal has a bar for rows without a test."""
+        bar.set_postfix_str(f"{self.speed or 0:,.0f} images/s")
+        if not self.is_terminal or "test_loss" in row:
+            with tqdm.tqdm.external_write_mode(file=sys.stderr):
+                self.report(_line(row, self.recipe, self.speed))
+
+    # --- Checkpoints ---
+
+    def save_if_due(self, step, checkpoint_seconds):
+        """Saves at the last step and when the pause is over."""
+        waited = time.monotonic() - self.saved_at
+        pause = self.pause if checkpoint_seconds is None else checkpoint_seconds
+        if step < self.recipe.steps and waited <= pause:
+            return
+        self.save(step)
+        if checkpoint_seconds is None and self.pause > 2 * pause:
+            self.report(
+                "saving is slow: the next checkpoint follows in "
+                f"{self.pause:.0f} seconds (--checkpoint_seconds)"
+            )
+
     def save(self, step):
-        """Writes what has not been written yet, if it is worth keeping."""
+        """Writes a checkpoint, unless the state is saved already."""
         if self.is_saved:
             return
-        if not self.run.is_finite():
-            self.diverged("a weight is no finite number")
+        if not self.trainer.is_finite():
+            self.diverged("a weight is not a finite number")
         if self.is_chief:
             start = time.monotonic()
             self.write("last", step, self.keep)
             checkpoints.prune(self.folder("best"), keep=1)
-            seconds = _SAVES_APART * (time.monotonic() - start)
-            self.apart = min(max(seconds, _LEAST_APART), _MOST_APART)
+            seconds = _PAUSE_FACTOR * (time.monotonic() - start)
+            self.pause = min(max(seconds, _MIN_PAUSE), _MAX_PAUSE)
         self.is_saved = True
         self.saved_at = time.monotonic()
 
     def write(self, name, step, keep):
         """Writes the state and the rows so far to a folder of checkpoints."""
         self.lock.check()
-        rows = self.metrics.text()
+        rows = self.rows.text()
         checkpoints.save(
-            lambda path: self.run.write(path, rows),
+            lambda path: self.trainer.write(path, rows),
             self.folder(name),
             step,
             keep,
@@ -366,29 +436,45 @@ class _Trainer:
         return self.lock.directory / workdirs.CHECKPOINTS[name]
 
     def best_error(self):
-        """The test error of the network in `best/`."""
+        """Returns the test error of the network in `best/`."""
         kept = checkpoints.steps(self.folder("best"))
-        return self.metrics.error_at(kept[-1]) if kept else math.inf
+        return self.rows.error_at(kept[-1]) if kept else math.inf
+
+    # --- Ends ---
+
+    def result(self):
+        """Returns the last row, with the test images and the speed."""
+        numbers = {
+            name: float(value)
+            for name, value in self.rows.rows[-1].items()
+            if value
+        }
+        return {
+            **numbers,
+            "step": int(numbers["step"]),
+            "test_images": self.dataset.test_size,
+            "images_per_second": self.speed,
+        }
 
     def stop(self, step):
-        """Saves because this worker or another was asked to stop."""
+        """Saves and raises, because a worker was asked to stop."""
         self.save(step)
-        self.run.meet()
+        self.trainer.synchronize()
         raise Interrupted(self.signals.received or signal.SIGTERM, step)
 
     def diverged(self, what):
         raise TrainingDivergedError(
-            f"{what} at step {self.run.completed_steps}: the run diverged, and "
-            "this step is not saved; lower recipe.learning_rate or lengthen "
-            "recipe.warmup_steps, and begin in another work directory"
+            f"{what} at step {self.trainer.completed_steps}: the run diverged, "
+            "and this step is not saved; lower recipe.learning_rate or "
+            "lengthen recipe.warmup_steps, and start in another work directory"
         )
 
 
-def _train_row(run, step):
-    loss, top1_errors, top5_errors, images = run.read_sums()
+def _train_row(trainer, step):
+    loss, top1_errors, top5_errors, images = trainer.read_sums()
     return {
         "step": step,
-        "learning_rate": float(run.rates(step - 1)),
+        "learning_rate": float(trainer.rates(step - 1)),
         "train_loss": loss / images,
         "train_top1_error": 100 * top1_errors / images,
         "train_top5_error": 100 * top5_errors / images,
@@ -396,7 +482,7 @@ def _train_row(run, step):
 
 
 def _line(row, recipe, speed):
-    """What a person wants to know about a row."""
+    """Returns the progress line of a row."""
     words = [
         f"step {row['step']:,} of {recipe.steps:,}",
         f"loss {row['train_loss']:.3f}",
@@ -413,16 +499,19 @@ def _line(row, recipe, speed):
     return ", ".join(words)
 
 
+# --- Signals ------------------------------------------------------------------
+
+
 class _Signals:
     """Notes SIGTERM and SIGINT, so that a run can save before it stops.
 
     Args:
-        can_raise: Whether to raise at once while there is nothing to save, as
-            in the first minutes of a large network.
+        can_raise: Whether to raise at once if everything is saved, as in the
+            first minutes of a large network.
 
     Attributes:
-        received: The signal, or None.
-        saved_at: The step of the checkpoint while nothing came after it.
+        received: The first signal, or None.
+        saved_at: The step of the checkpoint if no step followed it.
     """
 
     def __init__(self, can_raise):
@@ -447,9 +536,9 @@ class _Signals:
             raise Interrupted(self.received, self.saved_at)
 
     def note_saved(self, step):
-        """Tells that everything up to a step is saved."""
+        """Notes that everything up to a step is saved."""
         self.saved_at = step
-        if self.received is not None:  # while there was nothing to say yet
+        if self.received is not None:  # before the first step was known
             self._stop_if_saved()
 
     def __exit__(self, *_):
@@ -457,5 +546,5 @@ class _Signals:
             signal.signal(number, handler)
 
 
-def _nothing(line):
-    """Takes the lines that the first worker reports."""
+def _ignore(line):
+    """Drops the progress lines, which the first worker reports."""

@@ -1,8 +1,8 @@
-"""The memory that a step needs at least, and the memory that is available.
+"""Lower bounds of the memory of a step, and the available memory.
 
-The kernel ends a step that does not fit, without a line and often after
-minutes. The estimates are lower bounds: a step that fits is always accepted,
-and an accepted step may still not fit.
+The kernel kills a process that needs more memory, without a message and often
+after minutes. The estimates here are lower bounds: a step that fits is always
+accepted, and an accepted step may still be too large.
 """
 
 import math
@@ -86,7 +86,7 @@ def _left_by_groups():
 
 
 def _numbers(path):
-    """The numbers of a file of lines such as `NAME: NUMBER kB`."""
+    """Returns the numbers of a file of lines such as `NAME: NUMBER kB`."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -113,10 +113,10 @@ def check_training(
         config: The configuration of the run.
         model: The network of the configuration.
         workers: Number of machines that share a batch.
-        available: In bytes; None for what there is now.
+        available: Available memory in bytes; None to measure it now.
 
     Raises:
-        DoesNotFitError: With the estimate, and what would fit.
+        DoesNotFitError: With the estimate, and a batch that would fit.
     """
     available = available_bytes() if available is None else available
     if available is None:
@@ -161,10 +161,10 @@ def check_evaluation(
         image_shape: `(height, width, channels)` of an image.
         batch_size: Images in a batch.
         model: The network, whose largest activation counts; None if unknown.
-        available: In bytes; None for what there is now.
+        available: Available memory in bytes; None to measure it now.
 
     Raises:
-        DoesNotFitError: With the estimate, and what would fit.
+        DoesNotFitError: With the estimate, and a batch that would fit.
     """
     available = available_bytes() if available is None else available
     if available is None:
@@ -186,14 +186,14 @@ def check_evaluation(
 
 
 def _image_bytes(model):
-    """Of one image as float32, as the input pipeline gives it."""
+    """Returns the bytes of one image as float32."""
     return 4 * math.prod(model.input_shape[1:])
 
 
 def _kept_bytes(model, is_recomputed):
     """Returns the least bytes of activations of one image in training."""
     rows = _rows(model)
-    if is_recomputed:  # nothing but what the units put out
+    if is_recomputed:  # only the outputs of the units are kept
         rows = [row for row in rows if row["kind"] == "addition"]
         return sum(row["activation_bytes"] for row in rows)
     # In TensorFlow 2.21 a step took 0.9 to 1.2 times all activations.
@@ -203,5 +203,5 @@ def _kept_bytes(model, is_recomputed):
 def _rows(model):
     try:
         return complexity.complexity(model)["layers"]
-    except ValueError:  # a layer that it does not know, an open size
+    except ValueError:  # an unknown layer, or an open size
         return []

@@ -1,4 +1,4 @@
-"""The optimizer of a recipe; momentum as one kernel a variable."""
+"""The optimizer of a recipe, with momentum as one kernel per variable."""
 
 import keras
 import tensorflow as tf
@@ -74,7 +74,7 @@ def of_recipe(
             nesterov=recipe.optimizer == "nesterov",
         )
     if not adds_replicas:
-        # Keras has no argument for this. The method adds them up.
+        # Keras lacks an argument for this; the method adds them up.
         optimizer._all_reduce_sum_gradients = list
     return optimizer
 

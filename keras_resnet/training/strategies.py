@@ -1,9 +1,9 @@
-"""On which devices and machines a network is trained: `tf.distribute`.
+"""The devices and machines of a training run: strategies of `tf.distribute`.
 
-A strategy changes where a step is computed, and nothing else: the batch, the
-learning rate and the schedule of a recipe are those of all devices together.
-Each device takes an equal share of every batch and normalizes by it, as [1]
-and [2] did on two and eight GPUs, unless normalization is synchronized.
+A strategy only changes where a step is computed. The batch, the learning rate
+and the schedule of a recipe are those of all devices together. Each device
+takes an equal share of every batch. It normalizes by this share, as [1] and [2]
+did on two and eight GPUs, unless normalization is synchronized.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from keras_resnet.training import meeting
+from keras_resnet.training import rendezvous
 
-# Time in which a cluster starts its machines and they read the program.
+# Time for a cluster to start its machines and for them to load the program.
 MEETING_SECONDS = 300.0
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -31,7 +31,7 @@ _EXAMPLE = (
 
 
 class WorkerLostError(RuntimeError):
-    """Another worker does not answer any more."""
+    """Another worker stopped responding."""
 
 
 def get_strategy(
@@ -39,29 +39,32 @@ def get_strategy(
     num_devices: int | None = None,
     meeting_seconds: float = MEETING_SECONDS,
 ) -> tf.distribute.Strategy:
-    """The strategy of a name.
+    """Returns the strategy of a name.
 
-    It has to be the first thing that a program asks of TensorFlow where
-    processors are divided or several machines meet.
+    A program must call this before it uses TensorFlow if the processor is
+    divided or several machines train.
 
     Args:
-        name: `"one_device"`; `"mirrored"`, all devices of this machine;
-            `"multi_worker"`, all devices of the machines that the environment
-            variable TF_CONFIG lists; `"tpu"`; `"auto"`, what there is:
-            several workers in TF_CONFIG, a TPU, several GPUs, or more than
-            one device asked for.
-        num_devices: How many devices of this machine. Without accelerators,
-            the processor is divided into as many logical ones; where that is
-            one for each core, a kernel has one thread. None: all.
-        meeting_seconds: How long workers wait for one another.
+        name: One of
+
+            - `"one_device"`
+            - `"mirrored"`: all devices of this machine
+            - `"multi_worker"`: all devices of the machines in the environment
+              variable TF_CONFIG
+            - `"tpu"`
+            - `"auto"`: the first of these that the machine has: workers in
+              TF_CONFIG, a TPU, several GPUs or `num_devices`, one device
+        num_devices: Number of devices of this machine; None for all. Without
+            accelerators, the processor is divided into logical devices. With
+            a device for each core, a kernel has one thread.
+        meeting_seconds: Longest time that workers wait for one another.
 
     Returns:
         A `tf.distribute.Strategy`.
 
     Raises:
-        ValueError: If the name is unknown, or the machine does not have what
-            was asked for.
-        TimeoutError: If not all workers came.
+        ValueError: If the name is unknown, or the machine lacks the devices.
+        TimeoutError: If a worker is missing.
     """
     check_name(name)
     if num_devices is not None and num_devices < 1:
@@ -84,15 +87,15 @@ def get_strategy(
         return tf.distribute.get_strategy()
     if "GPU" in devices[0]:
         return tf.distribute.MirroredStrategy(devices)
-    # The default adds up wrongly placed copies where several steps are one
-    # graph, and collectives have nothing to gain inside of one processor.
+    # The default operation fails if several steps are one graph, and
+    # collectives gain nothing inside of one processor.
     return tf.distribute.MirroredStrategy(
         devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
 
 
 def check_name(name: str) -> None:
-    """Raises a ValueError if there is no such strategy."""
+    """Raises ValueError if the name is unknown."""
     if name not in STRATEGIES:
         raise ValueError(
             f"strategy must be one of {', '.join(STRATEGIES)}, received {name}"
@@ -100,12 +103,12 @@ def check_name(name: str) -> None:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one that writes."""
+    """Returns whether this process is the one that writes."""
     return worker_index(strategy) == 0
 
 
 def worker_index(strategy: tf.distribute.Strategy) -> int:
-    """The number of this process among the workers, from 0."""
+    """Returns the number of this process among the workers, from 0."""
     resolver = strategy.cluster_resolver
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return 0
@@ -115,7 +118,7 @@ def worker_index(strategy: tf.distribute.Strategy) -> int:
 
 
 def has_workers(strategy: tf.distribute.Strategy) -> bool:
-    """Whether several workers share the steps."""
+    """Returns whether several workers share the steps."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
@@ -129,7 +132,7 @@ def worker_count(strategy: tf.distribute.Strategy) -> int:
 
 @contextlib.contextmanager
 def lost_workers(strategy: tf.distribute.Strategy):
-    """Turns what TensorFlow says when another worker is gone into one line."""
+    """Turns TensorFlow's errors after the loss of a worker into one line."""
     try:
         yield
     except (
@@ -143,8 +146,8 @@ def lost_workers(strategy: tf.distribute.Strategy):
         if not has_workers(strategy):
             raise
         raise WorkerLostError(
-            "another worker does not answer any more; start all of them again "
-            "with the same command, and they go on from the last checkpoint"
+            "another worker stopped responding; start all workers again with "
+            "the same command to resume from the last checkpoint"
         ) from error
 
 
@@ -202,7 +205,7 @@ def _automatic(num_devices):
 
 
 def _devices(count):
-    """The names of the first devices; divides a processor if need be."""
+    """Returns names of the first devices; divides a processor if needed."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         if count is not None and count > len(gpus):
@@ -228,13 +231,13 @@ def _devices(count):
     if count is not None and count > there:
         raise ValueError(
             f"TensorFlow runs already, on {there} devices, and cannot divide "
-            f"the processor into {count}; ask for a strategy first"
+            f"the processor into {count}; choose a strategy first"
         )
     return [f"CPU:{i}" for i in range(count or there)]
 
 
 def _cores() -> int:
-    """The processors that this process may use."""
+    """Returns the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -244,8 +247,8 @@ def _multi_worker(num_devices, meeting_seconds):
     config = os.environ.get("TF_CONFIG")
     if not config:
         raise ValueError(
-            "multi_worker needs the environment variable TF_CONFIG, alike on "
-            f"all workers but for the index: {_EXAMPLE}; it is not set"
+            "multi_worker needs the environment variable TF_CONFIG, the same "
+            f"on all workers except the index: {_EXAMPLE}; it is not set"
         )
     workers, index = _workers(config)
     gpus = tf.config.list_physical_devices("GPU")
@@ -259,14 +262,14 @@ def _multi_worker(num_devices, meeting_seconds):
             tf.config.set_visible_devices(gpus[:num_devices], "GPU")
         except RuntimeError as error:
             raise _too_late(error) from error
-    if len(workers) == 1:  # TensorFlow would wait for nobody
+    if len(workers) == 1:  # without a rendezvous
         return get_strategy("auto", num_devices)
-    meeting.meet(workers, index, meeting_seconds)
+    rendezvous.wait_for_workers(workers, index, meeting_seconds)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
         raise _too_late(error) from error
-    # TensorFlow's servers take SIGTERM for themselves, and nothing ends by it.
+    # TensorFlow's servers install a handler of SIGTERM that ignores it.
     handler = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
@@ -275,12 +278,12 @@ def _multi_worker(num_devices, meeting_seconds):
 
 def _too_late(error) -> ValueError:
     return ValueError(
-        f"multi_worker must be asked for before TensorFlow runs ({error})"
+        f"multi_worker must be chosen before TensorFlow runs ({error})"
     )
 
 
 def _workers(config):
-    """The addresses in TF_CONFIG, the chief's first, and the index of this."""
+    """Returns the addresses in TF_CONFIG, chief first, and the own index."""
     try:
         fields = json.loads(config)
         jobs, task = fields["cluster"], fields["task"]

@@ -1,28 +1,23 @@
 """The search for a network and its recipe, by keras-tuner.
 
-A trial is a run of the training loop, so what wins is trained again by
-`apps.train`. The networks are compared on a tenth of the training images that
-no trial trains on, as [1, Sec. 4.2] splits CIFAR-10; the test images are for
-the one that wins.
+A trial is a run of the training loop, and `apps.train` trains the best one
+again. Trials are compared on a tenth of the training images, on which none of
+them trains, as [1, Sec. 4.2] splits CIFAR-10. The test images are only for the
+best network.
 """
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import math
-import multiprocessing
 import os
 import re
 import shlex
-import signal
-import socket
-import sys
-import threading
 import time
 import typing
 from collections.abc import Callable
-from multiprocessing import connection
 
 import keras
 import keras_tuner
@@ -37,6 +32,7 @@ from keras_resnet.data import datasets
 from keras_resnet.training import configs
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
+from keras_resnet.training import tuner_processes
 from keras_resnet.training import workdirs
 
 ALGORITHMS = ("random", "hyperband", "bayesian")
@@ -50,17 +46,18 @@ _FACTOR = 3
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """What is searched: choices, and (lowest, highest) of two numbers.
+    """The choices of a search, and the bounds of two numbers.
 
     Attributes:
-        depth: Of the networks in `keras_resnet.MODELS`.
+        depth: Depths of networks in `keras_resnet.MODELS`.
         unit: Orders of the unit.
-        shortcut: Shortcuts h(x), as `keras_resnet.resnet` takes them.
+        shortcut: Shortcuts h(x), as `keras_resnet.resnet` accepts them.
         width: Factors of the numbers of filters (`Spec.widened`).
-        optimizer: Of `recipes.OPTIMIZERS`.
-        learning_rate: Lowest and highest rate; drawn evenly in its logarithm.
-        weight_decay: Likewise.
-        augmentation: Of `augmentation.AUGMENTATIONS`.
+        optimizer: Names in `recipes.OPTIMIZERS`.
+        learning_rate: Lowest and highest rate. The logarithm is drawn
+            uniformly.
+        weight_decay: Lowest and highest decay, drawn in the same way.
+        augmentation: Names in `augmentation.AUGMENTATIONS`.
 
     >>> Space().with_field("depth", "20,32").depth
     (20, 32)
@@ -100,11 +97,10 @@ class Space:
                 recipes.RECIPES["digits"].with_field(field, value)
 
     def with_field(self, name: str, text: str) -> "Space":
-        """The space with one field set from text: values and commas.
+        """Returns the space with one field set from text: `VALUE,VALUE`.
 
         Raises:
-            ValueError: If there is no such field or a value is not of its
-                type.
+            ValueError: If the field is unknown, or a value has another type.
         """
         kinds = typing.get_type_hints(type(self))
         if name not in kinds:
@@ -120,7 +116,7 @@ def _is_range(values):
 
 
 def default_space(image_size: int) -> Space:
-    """The space for images of a height, in pixels.
+    """Returns the space for images of a height, in pixels.
 
     >>> default_space(224).depth
     (18, 34, 50)
@@ -133,12 +129,12 @@ def default_space(image_size: int) -> Space:
 
 
 class HyperModel(keras_tuner.HyperModel):
-    """Networks of this package, and how they are trained, by keras-tuner.
+    """Builds networks of this package for keras-tuner, with their recipes.
 
     Args:
-        config: What is not searched: the data set, the batch size, the number
-            of steps, the dtype, the seed.
-        space: What is.
+        config: Everything that is not searched: the data set, the batch size,
+            the number of steps, the dtype, the seed.
+        space: The choices of the search.
         image_shape: Height, width and channels of an image.
         classes: Number of classes.
 
@@ -162,10 +158,10 @@ class HyperModel(keras_tuner.HyperModel):
         self.classes = classes
 
     def config(self, hp: keras_tuner.HyperParameters) -> configs.Config:
-        """What a trial trains."""
+        """Returns the configuration of a trial."""
 
         def choice(name):
-            # keras-tuner compares what it wrote with what it reads.
+            # A list, because keras-tuner compares the values with its JSON.
             return hp.Choice(name, list(getattr(self.space, name)))
 
         def number(name):
@@ -193,7 +189,7 @@ class HyperModel(keras_tuner.HyperModel):
         )
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
-        """The network of a trial; it gives logits."""
+        """Returns the network of a trial; it returns logits."""
         return configs.build_model(
             self.config(hp), self.image_shape, self.classes
         )
@@ -201,16 +197,16 @@ class HyperModel(keras_tuner.HyperModel):
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What is searched, on what, how and for how long.
+    """A search: its space, its algorithm and its length.
 
     Attributes:
-        config: As in `HyperModel`; its recipe is at its full length.
-        space: As in `HyperModel`.
+        config: The configuration of `HyperModel`, with the full recipe.
+        space: The choices of the search.
         algorithm: `"random"`, `"hyperband"` (many short trials, the best third
             of them again three times as long, and so on) or `"bayesian"`
-            (a Gaussian process of the trials before).
-        trials: How many trials there are at most.
-        steps: Of the longest trial; None for those of the recipe.
+            (a Gaussian process of the earlier trials).
+        trials: Largest number of trials.
+        steps: Steps of the longest trial; None for those of the recipe.
     """
 
     config: configs.Config
@@ -231,13 +227,13 @@ class Search:
             )
 
     def to_json(self) -> dict:
-        """The fields as JSON has them."""
+        """Returns the fields as JSON values."""
         fields = {**vars(self), "config": self.config.to_json()}
         fields["space"] = dataclasses.asdict(self.space)
         return json.loads(json.dumps(fields))
 
     def load(self) -> datasets.DataSet:
-        """The images of the trials: training, and validation as its test."""
+        """Returns the data set of the trials; its test images validate."""
         config = self.config
         return datasets.load(
             config.dataset,
@@ -246,7 +242,7 @@ class Search:
         ).with_validation()
 
     def oracle(self) -> keras_tuner.Oracle:
-        """keras-tuner's algorithm, which names the next trial."""
+        """Returns keras-tuner's algorithm, which chooses the next trial."""
         arguments = {
             "objective": keras_tuner.Objective(_OBJECTIVE, "min"),
             # 0 would be a random one.
@@ -271,13 +267,13 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One network that was tried.
+    """One trial of a search.
 
     Attributes:
-        name: Of its work directory, in `trials/`.
-        config: What was trained, with the recipe at its full length.
-        steps: For how many steps.
-        validation_error: In percent of the validation images; None where the
+        name: Name of its work directory in `trials/`.
+        config: Its configuration, with the full recipe.
+        steps: Number of steps of the trial.
+        validation_error: In percent of the validation images; None if the
             trial is not finished.
     """
 
@@ -287,7 +283,7 @@ class Trial:
     validation_error: float | None
 
     def values(self) -> dict[str, typing.Any]:
-        """What was searched, by name."""
+        """Returns the choices of the trial by name."""
         config, recipe = self.config, self.config.recipe
         return {
             "model": config.model,
@@ -306,16 +302,17 @@ def tune(
     workers: int = 1,
     report: Callable[[str], None] = print,
 ) -> list[Trial]:
-    """Runs a search; goes on where an earlier call stopped.
+    """Runs a search, or resumes an earlier call.
 
     Args:
-        search: What is searched.
-        directory: Gets `search.json`, keras-tuner's own files in `tuner/` and
-            the work directory of each trial in `trials/`, with the values for
-            TensorBoard's HParams; of several processes a log each.
-        workers: How many processes train at a time. With more than one,
-            keras-tuner's chief gives them their trials, on this machine.
-        report: Is given lines for a person to read.
+        search: The search.
+        directory: Gets `search.json`, the files of keras-tuner in `tuner/`, and
+            a work directory of each trial in `trials/`, with the choices for
+            TensorBoard's HParams. With several processes, each has a log.
+        workers: Number of processes that train at the same time, on this
+            machine. With more than one, keras-tuner's chief distributes the
+            trials.
+        report: Receives progress lines.
 
     Returns:
         The trials, from the best to the worst.
@@ -323,7 +320,7 @@ def tune(
     Raises:
         WorkdirError: If the directory belongs to another search, or another
             process uses it.
-        ChildProcessError: If a worker ended before its time.
+        ChildProcessError: If a worker failed.
     """
     directory = workdirs.local(directory)
     if workers < 1:
@@ -336,8 +333,13 @@ def tune(
             json.dumps(search.to_json(), indent=1) + "\n",
         )
         if workers > 1:
-            _in_processes(search, directory, workers, report)
-        tuner = _Tuner(search, directory, report)  # which reads what they left
+            tuner_processes.run(
+                functools.partial(_search, search, directory),
+                directory,
+                workers,
+                report,
+            )
+        tuner = _Tuner(search, directory, report)  # reads their results
         if workers == 1:
             tuner.search()
     return sorted(
@@ -351,7 +353,7 @@ def tune(
 
 
 def train_command(config: configs.Config, workdir: str | os.PathLike) -> str:
-    """The command line that trains a configuration.
+    """Returns the command line that trains a configuration.
 
     >>> recipe = recipes.RECIPES["digits"].with_field("optimizer", "adam")
     >>> config = configs.Config("resnet20", "digits", recipe)
@@ -390,7 +392,7 @@ def train_command(config: configs.Config, workdir: str | os.PathLike) -> str:
 
 
 class _Tuner(BaseTuner):
-    """keras-tuner's tuner, whose trials are runs of the training loop."""
+    """A tuner of keras-tuner whose trials are runs of the training loop."""
 
     def __init__(self, search, directory, report):
         self.search_config = search
@@ -411,13 +413,13 @@ class _Tuner(BaseTuner):
             )
 
     def _populate_initial_space(self):
-        # What keras-tuner would do by building networks.
+        # keras-tuner would build networks to find the space.
         hp = self.oracle.get_space()
         self.hypermodel.config(hp)
         self.oracle.update_space(hp)
 
-    # keras-tuner keeps the state of each process by its name, so a search would
-    # not go on with another number of them. What counts is the oracle's.
+    # keras-tuner stores a state for each process by its name, so a search could
+    # not resume with another number of them. The oracle has all that is needed.
 
     def _get_tuner_fname(self):
         return os.path.join(self.project_dir, "oracle.json")
@@ -438,11 +440,11 @@ class _Tuner(BaseTuner):
             ) from error
 
     def pre_create_trial(self):
-        # Where the next one depends on others, it is asked for all the time.
+        # A process that waits for the trials of others asks without a pause.
         time.sleep(0.1)
 
     def trial(self, trial):
-        """A `Trial` of one of keras-tuner's."""
+        """Returns the `Trial` of a trial of keras-tuner."""
         config = self.hypermodel.config(trial.hyperparameters)
         steps = self.search_config.steps or config.recipe.steps
         rounds = trial.hyperparameters.values.get("tuner/epochs", _ROUNDS)
@@ -475,13 +477,13 @@ class _Tuner(BaseTuner):
         return {_OBJECTIVE: error}
 
     def _try_run_and_update_trial(self, trial, *arguments, **options):
-        # keras-tuner's would note a mistake of ours and go on.
+        # The method of keras-tuner would catch our errors and continue.
         self._run_and_update_trial(trial, *arguments, **options)
         trial.status = "COMPLETED"
 
 
 def _write_hparams(trial, error, workdir):
-    """What was searched and what came of it, for TensorBoard's HParams."""
+    """Writes the choices and the error for TensorBoard's HParams."""
     from tensorboard.plugins.hparams import api
 
     with tf.summary.create_file_writer(str(workdir)).as_default(step=0):
@@ -494,7 +496,7 @@ def _check_directory(search, directory):
     fields = search.to_json()
     if os.path.lexists(path):
         old = workdirs.read_json(path)
-        # More trials go on from those there are.
+        # A search with more trials resumes.
         for one in (old, fields):
             one.pop("trials", None)
         if old != fields:
@@ -510,85 +512,12 @@ def _check_directory(search, directory):
             )
     elif not workdirs.is_empty(directory):
         raise workdirs.WorkdirError(
-            f"{directory} is neither empty nor of a search (it has no "
-            "search.json): choose another"
+            f"{directory} must be empty or of a search, received one without "
+            "search.json: choose another directory"
         )
 
 
-# --- Several processes -------------------------------------------------------
-
-
-def _in_processes(search, directory, workers, report):
-    """keras-tuner's chief and its workers, each a process of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    lines = context.SimpleQueue()
-    listener = threading.Thread(
-        target=lambda: [report(line) for line in iter(lines.get, None)]
-    )
-    listener.start()
-    running = {}
-    try:
-        for name in ("chief", *(f"worker{i}" for i in range(workers))):
-            log = directory / f"{name}.log"
-            process = context.Process(
-                target=_run_process, args=(search, directory, name, port, lines)
-            )
-            with _stderr_in(log):
-                process.start()
-            running[name] = process
-        # The chief ends when every worker that it has met is done.
-        while running.keys() - {"chief"} and "chief" in running:
-            connection.wait([process.sentinel for process in running.values()])
-            for name in [n for n, p in running.items() if not p.is_alive()]:
-                code = running.pop(name).exitcode
-                if code:
-                    raise ChildProcessError(
-                        f"the {name} ended with exit code {code}, see "
-                        f"{directory / name}.log; the same search goes on from "
-                        "there"
-                    )
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.join()
-        lines.put(None)
-        listener.join()
-
-
-@contextlib.contextmanager
-def _stderr_in(path):
-    """Gives processes that are started a file for their stderr.
-
-    TensorFlow reports there how it was built, once a process.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with path.open("a") as file:
-            os.dup2(file.fileno(), 2)
-            yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def _run_process(search, directory, name, port, lines):
-    os.environ.update(
-        KERASTUNER_TUNER_ID=name,
-        KERASTUNER_ORACLE_IP="127.0.0.1",
-        KERASTUNER_ORACLE_PORT=str(port),
-        TQDM_DISABLE="1",  # the bars of several runs in one terminal
-    )
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _search(search, directory, report):
+    """Runs a search in one of several processes; a signal stops it."""
     with contextlib.suppress(loop.Interrupted, KeyboardInterrupt):
-        _Tuner(search, directory, lines.put).search()
-
-
-def _end_with_parent():
-    """Asks this process to save and end when the one that started it has."""
-    multiprocessing.parent_process().join()
-    os.kill(os.getpid(), signal.SIGTERM)
+        _Tuner(search, directory, report).search()

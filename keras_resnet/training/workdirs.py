@@ -1,15 +1,12 @@
-"""Work directories: what a run leaves, and what others read of it.
+"""The work directory of a run: its files, its lock, its data set.
 
-`config.json`, `dataset.json`, `checkpoints/`, `best/`, `metrics.csv` and the
-events of TensorBoard.
+A run writes `config.json`, `dataset.json`, `checkpoints/`, `best/`,
+`metrics.csv` and the events of TensorBoard.
 """
 
 import contextlib
-import csv
-import dataclasses
 import errno
 import fcntl
-import io
 import json
 import math
 import os
@@ -19,151 +16,31 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_resnet import atomic
-from keras_resnet import training
 from keras_resnet.data import datasets
 from keras_resnet.data import views
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
-from keras_resnet.training import optimizers
-
-COLUMNS = (
-    "step",
-    "learning_rate",
-    "train_loss",
-    "train_top1_error",
-    "train_top5_error",
-    "test_loss",
-    "test_top1_error",
-    "test_top5_error",
-)
 
 # The folders of a work directory that hold checkpoints.
 CHECKPOINTS = {"last": "checkpoints", "best": "best"}
 
 _LOCK = ".lock"
 _LARGEST_FILE = 2**26  # bytes; dataset.json of ImageNet has less than a MB
-_MOST_DIFFERENCES = 5  # that one line names
+_MOST_DIFFERENCES = 5  # named in one line
 
 
 class WorkdirError(ValueError):
-    """A work directory that cannot be used as asked; one line says why."""
-
-
-@dataclasses.dataclass
-class Trained:
-    """What a work directory holds: see `load_workdir`."""
-
-    model: keras.Model
-    config: configs.Config
-    preprocessing: views.Preprocessing
-    labels: list[str]
-    step: int
-    record: dict | None = None  # of its images, see `datasets.DataSet.record`
-
-
-def load_workdir(
-    workdir: str | os.PathLike,
-    classifier_activation="softmax",
-    checkpoint: str = "last",
-    report: Callable[[str], None] = print,
-) -> Trained:
-    """The network of a work directory as a checkpoint of it has it.
-
-    Args:
-        workdir: A directory that `train_and_evaluate` wrote.
-        classifier_activation: None for logits.
-        checkpoint: `"last"`, or `"best"` for that of the lowest test error.
-        report: Is told of damaged checkpoints, which are passed over.
-
-    Returns:
-        A `Trained`; its model computes in float32.
-
-    Raises:
-        WorkdirError: If it is no work directory or has no checkpoint yet.
-        ImportError: If Keras does not run on TensorFlow; what trained may
-            have been either.
-    """
-    training.require_backend(__name__, "tensorflow")
-    workdir = local(workdir)
-    if checkpoint not in CHECKPOINTS:
-        raise ValueError(
-            f"checkpoint must be one of {', '.join(CHECKPOINTS)}, received "
-            f"{checkpoint!r}"
-        )
-    if not (workdir / "config.json").is_file():
-        raise WorkdirError(
-            f"{workdir} is no work directory: it has no config.json, which "
-            "apps.train writes"
-        )
-    config = _read_config(workdir)
-    directory = workdir / CHECKPOINTS[checkpoint]
-    if not checkpoints.steps(directory):
-        raise WorkdirError(
-            f"{workdir} has no checkpoint yet: train for some steps first"
-        )
-    preprocessing, labels, record = _read_dataset(workdir)
-
-    def build(dtype):
-        return configs.build_model(
-            dataclasses.replace(config, dtype=dtype),
-            preprocessing.image_shape,
-            len(labels),
-            classifier_activation,
-        )
-
-    model = build("float64" if config.dtype == "float64" else "float32")
-    step = _restore(model, config, directory, report)
-    if config.dtype == "float64":
-        weights = model.get_weights()
-        model = build("float32")
-        model.set_weights(weights)
-    return Trained(model, config, preprocessing, labels, step, record)
-
-
-def _restore(model, config, directory, report):
-    """Reads the newest checkpoint that is not damaged; returns its step."""
-    averages = optimizers.averages(config.recipe, model)
-    step_inside = tf.Variable(0, dtype="int64")
-    saved = tf.train.Checkpoint(
-        model=model,
-        averages=averages,
-        untracked=[v.value for v in checkpoints.untracked(model)],
-        step=step_inside,
-    )
-    if config.backend == "jax":
-        saved = tf.train.Checkpoint(
-            weights=[v.value for v in model.weights], step=step_inside
-        )
-
-    def read(path):
-        checkpoints.read(
-            saved,
-            path,
-            [*model.weights, *averages, step_inside],
-            is_partial=True,
-        )
-        return int(step_inside.numpy())
-
-    step = checkpoints.restore(read, directory, report)
-    if step is None:  # removed since they were listed
-        raise WorkdirError(f"{directory} has no checkpoint")
-    for variable, value in zip(
-        model.trainable_variables, averages, strict=False
-    ):
-        variable.assign(value)
-    return step
+    """A work directory that cannot be used; the message says why."""
 
 
 def local(path: str | os.PathLike) -> Path:
-    """The path of a local directory.
+    """Returns the path of a local directory.
 
     Raises:
-        WorkdirError: If it is the URL of a bucket or a server.
+        WorkdirError: If the path is the URL of a bucket or a server.
     """
     text = os.fspath(path)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
@@ -175,7 +52,7 @@ def local(path: str | os.PathLike) -> Path:
 
 
 def is_empty(directory: Path) -> bool:
-    """Whether a directory is missing or holds only what a kill left there."""
+    """Returns whether a directory is missing, empty or left by a kill."""
     if not directory.is_dir():
         return True
     left = {directory / _LOCK, *checkpoints.remains(directory)}
@@ -185,8 +62,8 @@ def is_empty(directory: Path) -> bool:
 class Lock:
     """Keeps other processes out of a directory until this one ends.
 
-    The kernel releases the lock, however the process ends. The directory is
-    made if there is none.
+    The kernel releases the lock when the process ends, after a kill also. A
+    missing directory is created.
 
     Args:
         directory: The work directory of a run or a search.
@@ -235,7 +112,7 @@ class Lock:
             os.pwrite(self.descriptor, text.encode(), 0)
 
     def check(self):
-        """Raises OSError if the directory is no longer the one it was."""
+        """Raises OSError if the directory was removed or replaced."""
         try:
             found = os.stat(self.directory / _LOCK)
             is_same = os.path.samestat(found, os.fstat(self.descriptor))
@@ -244,7 +121,7 @@ class Lock:
         if not is_same:
             raise OSError(
                 f"{self.directory} was removed or replaced while the run used "
-                "it: run the same command again to resume from what is left"
+                "it: run the same command again to resume from the files there"
             )
 
     def __exit__(self, *_):
@@ -265,7 +142,7 @@ def _writing(workdir):
 
 
 def prepare(config, dataset, workdir):
-    """Makes the work directory; the configuration is the first thing in it."""
+    """Creates the work directory; `config.json` is its first file."""
     about = {
         "image_shape": list(dataset.image_shape),
         "labels": list(dataset.labels),
@@ -283,22 +160,23 @@ def prepare(config, dataset, workdir):
 
 
 def is_described(workdir: Path) -> bool:
-    """Whether what `prepare` writes is there."""
+    """Returns whether the files that `prepare` writes exist."""
     return all(
         (workdir / name).is_file() for name in ("config.json", "dataset.json")
     )
 
 
 def check(config, workdir):
-    """Refuses a directory of another configuration, and says what differs."""
+    """Raises WorkdirError for a directory of another configuration."""
     if not os.path.lexists(workdir / "config.json"):
         if not is_empty(workdir):
             raise WorkdirError(
-                f"{workdir} is neither empty nor a work directory (it has no "
-                "config.json): choose another"
+                f"{workdir} must be empty or a work directory, received one "
+                "without config.json: choose another directory"
             )
         return
-    # Compared as JSON, so that the error names fields of another version too.
+    # Compares JSON values, so that the error also names fields of another
+    # version.
     path = workdir / "config.json"
     old, new = _flat(read_json(path)), _flat(config.to_json())
     strangers = [
@@ -322,8 +200,8 @@ def check(config, workdir):
 
 
 def _check_same_data(path, about):
-    """Refuses data whose name is the old one's and whose images are not."""
-    _read_dataset(path.parent)
+    """Raises WorkdirError for a changed data set of the same name."""
+    read_dataset(path.parent)
     old, new = read_json(path), dict(about)
     old.update(old.pop("preprocessing"))
     new.update(new.pop("preprocessing"))
@@ -341,26 +219,27 @@ def _check_same_data(path, about):
 
 
 def check_same_images(record: dict | None, dataset: datasets.DataSet) -> None:
-    """Raises if the images of a data set are not those of the training.
+    """Raises if images changed since the training.
 
     Args:
-        record: That of a `Trained`; None if an earlier version trained it.
-        dataset: The data set of its name, as it is now.
+        record: The record of a `TrainedNetwork`; None if an earlier version
+            trained it.
+        dataset: The data set of the same name, as it is now.
 
     Raises:
-        WorkdirError: Says what differs.
+        WorkdirError: Names the differences.
     """
     differing = _differing_images(record, dataset.record)
     if differing:
         raise WorkdirError(
             f"the images of {dataset.name} must be those of the training: "
-            f"{'; '.join(differing)}. Restore them; apps.evaluate takes what "
-            f"is there now with --dataset={dataset.name}"
+            f"{'; '.join(differing)}. Restore them; apps.evaluate uses the "
+            f"images of today with --dataset={dataset.name}"
         )
 
 
 def _differing_images(old, new):
-    """What differs between two records of images, in a few words each."""
+    """Returns the differences between two records of images."""
     if old is None:  # an earlier version wrote none
         return []
     if not isinstance(old, dict):
@@ -390,11 +269,11 @@ def _leaves(record, prefix=""):
 def recorded_data_dir(
     config: configs.Config, workdir: str | os.PathLike
 ) -> str | None:
-    """Returns the `data_dir` of a configuration that was found in a directory.
+    """Returns the `data_dir` of the configuration of a work directory.
 
     Raises:
-        WorkdirError: If it is inside the work directory. Whoever wrote the
-            directory wrote the data too, and only the user can trust both.
+        WorkdirError: If it is inside the work directory. The author of the
+            directory also wrote that data, and only the user can trust both.
     """
     if config.data_dir is None:
         return None
@@ -411,125 +290,17 @@ def recorded_data_dir(
 
 
 def _shown(value):
-    """The beginning of a value: there may be a thousand labels."""
+    """Returns the start of a value: there may be a thousand labels."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _is_close(a, b):
-    """Equal, or numbers that differ by the rounding of another machine."""
+    """Returns whether values are equal, except the rounding of a machine."""
     try:
         return np.allclose(a, b, rtol=1e-5)
     except (TypeError, ValueError):
         return a == b
-
-
-class Metrics:
-    """`metrics.csv` and the events of TensorBoard, one row at a time.
-
-    The rows depend only on the configuration: a run that was stopped and
-    resumed writes the same file as one that was not. Each checkpoint holds the
-    rows up to its step, so that no row is lost with the file.
-
-    Args:
-        workdir: The work directory.
-        rows: The `text()` in the checkpoint, empty without a checkpoint.
-        writes: Whether this process writes them.
-        report: Receives a line if the file is not what the run left.
-
-    Attributes:
-        logged: The last step of the file, which the run may not have saved.
-    """
-
-    def __init__(self, workdir, rows, writes, report):
-        self.path = workdir / "metrics.csv"
-        self.workdir = workdir
-        self.rows = list(csv.DictReader(io.StringIO(rows)))
-        self.logged = 0
-        self.events = None
-        if not writes:
-            return
-        self._compare(report)
-        atomic.write(self.path, self.text())
-        events = workdir / "events"
-        events.mkdir(exist_ok=True)
-        self._open = contextlib.ExitStack()
-        place = self._open.enter_context(checkpoints.literal(events))
-        self.events = tf.summary.create_file_writer(place)
-
-    def _compare(self, report):
-        """Sets aside a file that lacks rows of the checkpoint."""
-        expected, found = self.text().encode(), b""
-        with contextlib.suppress(FileNotFoundError):
-            if self.path.is_file():
-                with self.path.open("rb") as file:
-                    found = file.read(len(expected) + _LARGEST_FILE)
-        if found.startswith(expected):
-            later = found[len(expected) :]
-            steps = re.findall(rb"^([0-9]{1,18}),", later, re.MULTILINE)
-            self.logged = max(map(int, steps), default=0)
-            return
-        aside = ""
-        if os.path.lexists(self.path):
-            place = self.path.with_name("changed-metrics.csv")
-            os.replace(self.path, place)
-            aside = f", and the file is {place.name} now"
-        if self.rows or aside:
-            report(
-                f"{self.path} is not as the run left it: its {len(self.rows)} "
-                f"rows are restored from the checkpoint{aside}"
-            )
-
-    def close(self):
-        """Closes the events of TensorBoard."""
-        if self.events is not None:
-            self.events.close()
-            self._open.close()
-
-    def text(self):
-        """The rows as they are in the file."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return text.getvalue()
-
-    def error_at(self, step):
-        """The test error in the row of a step; infinite without one."""
-        for row in self.rows:
-            if int(row["step"]) == step and row["test_top1_error"]:
-                return float(row["test_top1_error"])
-        return math.inf
-
-    def best(self):
-        """The step and the test error of the best row; None without one."""
-        tested = [row for row in self.rows if row["test_top1_error"]]
-        if not tested:
-            return None
-        row = min(tested, key=lambda row: float(row["test_top1_error"]))
-        return int(row["step"]), float(row["test_top1_error"])
-
-    def add(self, row):
-        text = {
-            name: value if name == "step" else f"{value:.8g}"
-            for name, value in row.items()
-        }
-        text = {name: text.get(name, "") for name in COLUMNS}
-        self.rows.append(text)
-        if self.events is None:
-            return
-        if not self.path.is_file():  # removed while the run used it
-            atomic.write(self.path, self.text())
-        else:
-            with self.path.open("a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                writer.writerow(text)
-                file.flush()
-                os.fsync(file.fileno())
-        with self.events.as_default(step=row["step"]):
-            for name, value in row.items():
-                tf.summary.scalar(name, value)
-        self.events.flush()
 
 
 def _flat(fields, prefix=""):
@@ -542,7 +313,12 @@ def _flat(fields, prefix=""):
     return flat
 
 
-def _read_config(workdir):
+def read_config(workdir: Path) -> configs.Config:
+    """Returns the configuration in `config.json`.
+
+    Raises:
+        WorkdirError: If it cannot be read.
+    """
     path = workdir / "config.json"
     fields = read_json(path)
     try:
@@ -553,8 +329,14 @@ def _read_config(workdir):
         raise WorkdirError(f"{path}: {error}") from error
 
 
-def _read_dataset(workdir):
-    """The preprocessing, labels and record of the images in `dataset.json`."""
+def read_dataset(
+    workdir: Path,
+) -> tuple[views.Preprocessing, list[str], dict | None]:
+    """Returns preprocessing, labels and record of images of `dataset.json`.
+
+    Raises:
+        WorkdirError: If the file cannot be read or has other values.
+    """
     path = workdir / "dataset.json"
     about = read_json(path)
     labels = about.get("labels")
@@ -601,7 +383,7 @@ def _other_version(path, what):
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file.
+    """Returns the object in a JSON file.
 
     Raises:
         WorkdirError: If the file cannot be read or is not a JSON object of
@@ -609,9 +391,9 @@ def read_json(path: Path) -> dict:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is not a file")
+            raise ValueError("it must be a regular file")
         if path.stat().st_size > _LARGEST_FILE:
-            raise ValueError(f"it has more than {_LARGEST_FILE:,} bytes")
+            raise ValueError(f"it must have at most {_LARGEST_FILE:,} bytes")
         value = json.loads(
             path.read_bytes().decode(),
             parse_float=_finite,
@@ -619,7 +401,7 @@ def read_json(path: Path) -> dict:
             object_pairs_hook=_unique,
         )
         if not isinstance(value, dict):
-            raise ValueError("it is not a JSON object")
+            raise ValueError("it must be a JSON object")
     except (OSError, ValueError) as error:
         raise WorkdirError(f"{path} cannot be read: {error}") from error
     except RecursionError:

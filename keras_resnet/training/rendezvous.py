@@ -1,13 +1,14 @@
-"""Workers wait for one another, for so long and no longer.
+"""The rendezvous of several workers, with a timeout.
 
-TensorFlow starts its servers when the strategy of several workers is made, and
-the first of them then waits for the others without end, deaf to signals and
-threads. So they meet before it does: all tell the first, on the port that
-TensorFlow is about to take, and it lets them go when it has heard of each.
+TensorFlow starts its servers when it builds the strategy of several workers.
+The first server then waits for the others without a timeout, and ignores
+signals. The workers therefore meet before that. Each one contacts the first
+worker, on the port that TensorFlow will use. The first worker releases them
+when all are there.
 
-A message may be lost, and one side may take a dead connection for alive. So a
-worker asks again every second, and opens a new connection after three seconds
-without an answer. The first leaves when each worker has confirmed that it goes:
+Messages can be lost, and a dead connection can look alive. A worker therefore
+asks again every second, and opens a new connection after three seconds without
+a response. The first worker leaves when each worker has confirmed its release:
 
     worker: keras_resnet worker 2    first: wait
     worker: keras_resnet worker 2    first: go
@@ -28,17 +29,19 @@ _SILENCE_SECONDS = 3.0  # after which a connection is taken for lost
 _LONGEST_LINE = 100
 
 
-def meet(addresses: Sequence[str], index: int, seconds: float) -> None:
-    """Returns when all workers have called it.
+def wait_for_workers(
+    addresses: Sequence[str], index: int, seconds: float
+) -> None:
+    """Waits until all workers have called this function.
 
     Args:
-        addresses: `HOST:PORT` of each worker, the first's first.
-        index: Which of them this is.
-        seconds: How long to wait.
+        addresses: `HOST:PORT` of each worker, in order.
+        index: Number of this worker, from 0.
+        seconds: Longest time to wait.
 
     Raises:
-        TimeoutError: If not all came.
-        OSError: If another program has the port of this worker.
+        TimeoutError: If a worker is missing after this time.
+        OSError: If another program uses the port of this worker.
     """
     deadline = time.monotonic() + seconds
     port = _port(addresses[index])
@@ -47,7 +50,7 @@ def meet(addresses: Sequence[str], index: int, seconds: float) -> None:
     except OSError as error:
         raise OSError(
             f"port {port} of this worker, number {index} in TF_CONFIG, cannot "
-            f"be opened ({error.strerror}): another program has it"
+            f"be opened ({error.strerror}): another program uses it"
         ) from error
     with own:
         if index:
@@ -58,15 +61,15 @@ def meet(addresses: Sequence[str], index: int, seconds: float) -> None:
         names = ", ".join(f"{i} ({addresses[i]})" for i in sorted(missing))
         raise TimeoutError(
             f"the {len(addresses)} workers of TF_CONFIG did not meet within "
-            f"{seconds:g} seconds: nothing was heard of number {names}; start "
+            f"{seconds:g} seconds: no message came from number {names}; start "
             "the same command on all of them, each with its own index"
         )
 
 
 def _open(port, backlog):
-    """A socket that listens on every address of this machine, as gRPC's do."""
+    """Returns a socket that listens on every address, as gRPC's do."""
     if socket.has_dualstack_ipv6():
-        with contextlib.suppress(OSError):  # the kernel may have none
+        with contextlib.suppress(OSError):  # the kernel may lack IPv6
             return socket.create_server(
                 ("", port),
                 family=socket.AF_INET6,
@@ -87,7 +90,7 @@ def _port(address):
 
 
 def _gather(own, count, deadline):
-    """Lets all go when each is here; else gives the numbers of the others."""
+    """Releases all workers; returns the numbers of those that are missing."""
     own.setblocking(False)
     others = set(range(1, count))
     heard, gone = set(), set()
@@ -110,7 +113,9 @@ def _gather(own, count, deadline):
             wait = min(deadline - now, _ASK_SECONDS)
             for ready in select.select([own, *peers], [], [], wait)[0]:
                 if ready is own:
-                    with contextlib.suppress(OSError):  # it left at once
+                    with contextlib.suppress(
+                        OSError
+                    ):  # the peer closed at once
                         connection = connections.enter_context(own.accept()[0])
                         peers.append(_Peer(connection))
                     continue
@@ -125,12 +130,12 @@ def _gather(own, count, deadline):
 
 
 class _Peer:
-    """A connection that another worker or a stranger opened.
+    """A connection from another worker, or from an unknown program.
 
     Attributes:
-        number: The number of the worker; None as long as it is unknown.
-        heard_at: When its last message came.
-        is_closed: Whether it has left.
+        number: The number of the worker; None while it is unknown.
+        heard_at: Time of its last message.
+        is_closed: Whether the connection is closed.
     """
 
     def __init__(self, connection):
@@ -145,7 +150,7 @@ class _Peer:
         return self.connection.fileno()
 
     def messages(self, numbers):
-        """(word, number) of each message that came; strangers send none."""
+        """Yields (word, number) of each valid message."""
         try:
             lines = self._lines.receive()
         except BlockingIOError:
@@ -162,19 +167,22 @@ class _Peer:
                 yield word, self.number
 
     def say(self, word):
-        with contextlib.suppress(OSError):  # it will ask again
+        with contextlib.suppress(OSError):  # the worker asks again
             self.connection.sendall(f"{word}\n".encode())
 
 
 class _Lines:
-    """The lines that a connection receives, in any number of packets."""
+    """Lines from a connection, in any number of packets."""
 
     def __init__(self, connection):
         self._connection = connection
         self._rest = b""
 
     def receive(self):
-        """Raises an OSError at the end, or if a line is too long."""
+        """Returns the complete lines.
+
+        Raises OSError at the end of the connection or of a long line.
+        """
         received = self._connection.recv(_LONGEST_LINE)
         *lines, self._rest = (self._rest + received).split(b"\n")
         if not received or len(self._rest) > _LONGEST_LINE:
@@ -183,7 +191,7 @@ class _Lines:
 
 
 def _report(address, index, deadline):
-    """Tells the first worker, until it lets this one go and knows that."""
+    """Contacts the first worker until it confirms the release of this one."""
     place = address.rpartition(":")[0].strip("[]"), _port(address)
     may_go = False
     while (left := deadline - time.monotonic()) > 0:
@@ -195,7 +203,7 @@ def _report(address, index, deadline):
                     may_go = may_go or word == _GO
                     if word == _BYE:
                         return set()
-        except OSError:  # it is not there yet, or it has left
+        except OSError:  # the first worker has not started yet, or it has left
             if may_go:
                 return set()
         time.sleep(0.1)
@@ -203,7 +211,7 @@ def _report(address, index, deadline):
 
 
 def _answers(first, index, may_go, deadline):
-    """Asks the first worker again and again; ends when it is silent."""
+    """Asks the first worker every second; ends when it is silent."""
     lines = _Lines(first)
     ask_at = heard_at = time.monotonic()
     while True:

@@ -1,4 +1,4 @@
-"""Training on JAX: the step, the draws, resume, what it leaves and refuses.
+"""Training on JAX: the step, the draws, resume, files, rejected settings.
 
 `make test-jax` runs it with KERAS_BACKEND=jax.
 """
@@ -21,9 +21,9 @@ from keras_resnet import baselines
 from keras_resnet.data import augmentation
 from keras_resnet.data import datasets
 from keras_resnet.training import configs
-from keras_resnet.training import jax_steps
+from keras_resnet.training import jax_trainer
 from keras_resnet.training import loop
-from keras_resnet.training import losses
+from keras_resnet.training import step
 from keras_resnet.training import workdirs
 from tests import programs
 from tests import runs
@@ -44,7 +44,7 @@ class TestCase(tiny_runs.TestCase):
         self.digits = datasets.load("digits")
 
     def run_of(self, *arguments, **fields):
-        return jax_steps.Run(config(*arguments, **fields), self.digits)
+        return jax_trainer.JaxTrainer(config(*arguments, **fields), self.digits)
 
 
 class StepTest(TestCase):
@@ -72,8 +72,8 @@ class StepTest(TestCase):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         expected.compile(kept, loss)
         images, labels = self.digits.sample(10**6, training=True)
-        for step in range(3):
-            indices, *places = run.draw(step)
+        for index in range(3):
+            indices, *places = run.draw(index)
             x = run.augmented(images[indices], *places)
             result = expected.train_on_batch(np.array(x), labels[indices])
             run.clear_sums()
@@ -95,13 +95,34 @@ class StepTest(TestCase):
         one, several = self.run_of(), self.run_of()
         for _ in range(5):
             one.take(1, False, 0.0)
-        with mock.patch.object(jax_steps, "_piece", lambda: 2):
+        with mock.patch.object(jax_trainer, "_program_steps", lambda: 2):
             several.take(5, False, 0.0)
         self.assertEqual(set(one.programs), {1})
         self.assertEqual(set(several.programs), {1, 2})
         self.assertEqual(several.completed_steps, 5)
         np.testing.assert_allclose(one.read_sums(), several.read_sums(), 1e-5)
         for group, others in zip(one.state, several.state, strict=True):
+            for value, other in zip(group, others, strict=True):
+                np.testing.assert_allclose(value, other, rtol=1e-3, atol=1e-5)
+
+    def test_equal_micro_batches_are_one_of_them(self):
+        """The mean loss, the gradients and the statistics are the same."""
+        one = self.run_of()
+        two = self.run_of(
+            dataclasses.replace(RECIPE, batch_size=32, micro_batches=2)
+        )
+        draw = one.draw
+        with mock.patch.object(
+            two,
+            "draw",
+            lambda index: [np.concatenate([v, v]) for v in draw(index)],
+        ):
+            for run in (one, two):
+                run.take(3, False, 0.0)
+        np.testing.assert_allclose(
+            2 * np.array(one.read_sums()), two.read_sums(), 1e-4
+        )
+        for group, others in zip(one.state, two.state, strict=True):
             for value, other in zip(group, others, strict=True):
                 np.testing.assert_allclose(value, other, rtol=1e-3, atol=1e-5)
 
@@ -131,13 +152,13 @@ class StepTest(TestCase):
             mock.patch.dict(baselines.BASELINES, {"companion": runs.COMPANION})
         )
         described = configs.Config("companion", "digits", RECIPE)
-        run = jax_steps.Run(described, self.digits)
+        run = jax_trainer.JaxTrainer(described, self.digits)
         images, labels = np.zeros((4, 8, 8, 1), "float32"), np.arange(4)
         logits = run.model(images, training=True)
         alone = keras.ops.sparse_categorical_crossentropy(
             labels, logits, from_logits=True
         )
-        total = losses.of_network(RECIPE, run.model, labels, logits)
+        total = step.network_losses(RECIPE, run.model, labels, logits)
         np.testing.assert_allclose(total - alone, 0.3 * np.log(10), rtol=1e-2)
         before = [np.array(w) for w in run.state[0]]
         run.take(1, False, 0.0)
@@ -206,7 +227,7 @@ class RunTest(TestCase):
         self.assertBetween(stopped_at, 2, 7)
         lines = []
         self.train(described, report=lines.append)
-        self.assertEqual(lines[0], f"goes on at step {stopped_at} of 8")
+        self.assertEqual(lines[0], f"resuming at step {stopped_at} of 8")
         self.assert_same_run(self.workdir, whole)
 
     def test_damaged_checkpoint_is_passed_over(self):
@@ -274,7 +295,6 @@ class RunTest(TestCase):
         ("dtype", {"dtype": "mixed_float16"}, {}),
         ("deterministic", {"deterministic": True}, {}),
         ("sync_batch_norm", {"sync_batch_norm": True}, {}),
-        ("recipe.micro_batches", {}, {"micro_batches": 2}),
         ("recipe.average_momentum", {}, {"average_momentum": 0.9}),
         ("recipe.augmentation", {}, {"augmentation": "scale_jitter"}),
     )
@@ -303,7 +323,7 @@ class ProgramTest(TestCase):
     @parameterized.parameters(
         ("--dtype=float64",) * 2,
         ("--deterministic", "--deterministic=True"),
-        ("--set=recipe.micro_batches=2",) * 2,
+        ("--set=recipe.average_momentum=0.9",) * 2,
     )
     def test_flags_for_tensorflow_are_named(self, flag, named):
         outcome = programs.run("train", f"--workdir={self.workdir}", flag)

@@ -9,7 +9,7 @@ from unittest import mock
 
 from absl.testing import absltest
 
-from keras_resnet.training import meeting
+from keras_resnet.training import rendezvous
 from tests import runs
 
 
@@ -84,7 +84,9 @@ class MeetingTest(absltest.TestCase):
         self.pool = self.enter_context(futures.ThreadPoolExecutor())
 
     def start(self, workers, index, seconds):
-        return self.pool.submit(meeting.meet, workers, index, seconds)
+        return self.pool.submit(
+            rendezvous.wait_for_workers, workers, index, seconds
+        )
 
     def test_all_go_when_the_last_has_come(self):
         workers = addresses(3)
@@ -105,19 +107,19 @@ class MeetingTest(absltest.TestCase):
             rf"the 3 workers .* within 1 seconds: .* 1 \({workers[1]}\);",
         ):
             started[0].result()
-        with self.assertRaisesRegex(TimeoutError, "nothing was heard of numb"):
+        with self.assertRaisesRegex(TimeoutError, "no message came from numb"):
             started[1].result()
 
     def test_other_says_that_the_first_did_not_come(self):
         workers = addresses(2)
         with self.assertRaisesRegex(TimeoutError, r"number 0 \(127.0.0.1"):
-            meeting.meet(workers, 1, 0.3)
+            rendezvous.wait_for_workers(workers, 1, 0.3)
 
     def test_one_who_left_is_missing_until_it_comes_again(self):
         workers = addresses(3)
         first = self.start(workers, 0, 30)
         with self.assertRaises(TimeoutError):
-            meeting.meet(workers, 1, 0.5)
+            rendezvous.wait_for_workers(workers, 1, 0.5)
         second = self.start(workers, 2, 30)
         done, _ = futures.wait([first, second], timeout=0.5)
         self.assertEmpty(done)
@@ -138,8 +140,10 @@ class MeetingTest(absltest.TestCase):
 
     def test_every_message_may_be_lost_once(self):
         """A link that takes the n-th message and never passes it on."""
-        self.enter_context(mock.patch.object(meeting, "_ASK_SECONDS", 0.05))
-        self.enter_context(mock.patch.object(meeting, "_SILENCE_SECONDS", 0.2))
+        self.enter_context(mock.patch.object(rendezvous, "_ASK_SECONDS", 0.05))
+        self.enter_context(
+            mock.patch.object(rendezvous, "_SILENCE_SECONDS", 0.2)
+        )
         for lost in range(8):
             first, port = addresses(2)
             link = self.enter_context(Link(first, lost))
@@ -165,7 +169,9 @@ class MeetingTest(absltest.TestCase):
             first.result()
 
     def test_silent_connections_are_no_workers(self):
-        self.enter_context(mock.patch.object(meeting, "_SILENCE_SECONDS", 0.2))
+        self.enter_context(
+            mock.patch.object(rendezvous, "_SILENCE_SECONDS", 0.2)
+        )
         workers = addresses(2)
         first = self.start(workers, 0, 1)
         port = int(workers[0].partition(":")[2])
@@ -181,11 +187,11 @@ class MeetingTest(absltest.TestCase):
             with self.assertRaisesRegex(
                 OSError, f"port {port} of this worker.*another program has it"
             ):
-                meeting.meet(workers, 1, 1)
+                rendezvous.wait_for_workers(workers, 1, 1)
 
     def test_address_without_a_port(self):
         with self.assertRaisesRegex(ValueError, "HOST:PORT, received 'host'"):
-            meeting.meet(["host", "host:1"], 0, 1)
+            rendezvous.wait_for_workers(["host", "host:1"], 0, 1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.data import datasets
-from keras_resnet.training import steps
+from keras_resnet.training import tensorflow_trainer
 from tests import tiny_runs
 
 NOTHING = tf.zeros([2])  # that a worker could tell the others
@@ -26,7 +26,7 @@ class StepTest(tiny_runs.TestCase):
             decay_norms=False,
         )
         dataset = datasets.load("digits")
-        run = steps.Run(
+        run = tensorflow_trainer.TensorFlowTrainer(
             tiny_runs.config(recipe), dataset, tf.distribute.get_strategy()
         )
         batches = list(dataset.train_batches(16, seed=0).take(2))
@@ -64,7 +64,7 @@ class StepTest(tiny_runs.TestCase):
         """a += (w - a) (1 - min(momentum, (1 + t) / (10 + t)))."""
         recipe = dataclasses.replace(tiny_runs.RECIPE, average_momentum=0.25)
         dataset = datasets.load("digits")
-        run = steps.Run(
+        run = tensorflow_trainer.TensorFlowTrainer(
             tiny_runs.config(recipe), dataset, tf.distribute.get_strategy()
         )
         batches = iter(dataset.train_batches(16, seed=0))
@@ -85,7 +85,7 @@ class StepTest(tiny_runs.TestCase):
         dataset = datasets.load("digits")
         sums = []
         for chunks in ((4,), (1, 1, 1, 1), (3, 1)):
-            run = steps.Run(
+            run = tensorflow_trainer.TensorFlowTrainer(
                 tiny_runs.config(), dataset, tf.distribute.get_strategy()
             )
             batches = iter(dataset.train_batches(16, seed=0))

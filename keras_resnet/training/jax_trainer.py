@@ -1,10 +1,10 @@
-"""A run's state and its steps on JAX: `steps.Run` for one accelerator.
+"""Training on JAX: the state of a run, and one accelerator.
 
-For an accelerator that JAX drives and TensorFlow does not. The images are in
-its memory, and several steps are one program there. A batch and its
-augmentation are a function of (seed, step) here too, and what is drawn has the
-same distribution; but NumPy draws it, so that runs of the two backends with
-one seed are two runs.
+Use it for an accelerator that TensorFlow does not support. The training images
+stay in its memory, and several steps are one program. A batch and its
+augmentation are a function of (seed, step), as on TensorFlow, and have the same
+distribution. NumPy draws them, so the two backends train differently with the
+same seed.
 """
 
 import itertools
@@ -19,12 +19,12 @@ from keras_resnet.data import datasets
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import evaluation
-from keras_resnet.training import losses
 from keras_resnet.training import optimizers
+from keras_resnet.training import step
 
 
-def _piece() -> int:
-    """Steps of one program, beside a program of one.
+def _program_steps() -> int:
+    """Returns the number of steps in a program; a second program has one step.
 
     On an H100 a step of ResNet-20 is hundreds of kernels in 2 ms, which XLA
     starts faster than Python. On a processor a convolution in a loop of XLA
@@ -36,55 +36,82 @@ def _piece() -> int:
 
 
 class UnsupportedError(ValueError):
-    """What training on JAX has not.
+    """A configuration that only TensorFlow can train.
 
     Args:
         name: The field of the configuration, or `recipe.FIELD`.
         received: Its value.
-        allowed: Which there may be.
+        allowed: The values that JAX can train, in words.
     """
 
     def __init__(self, name: str, received, allowed: str):
         super().__init__(
-            f"on JAX {name} must be {allowed}, received {received!r}; with "
-            "KERAS_BACKEND=tensorflow it may be others"
+            f"on JAX {name} must be {allowed}, received {received!r}; set "
+            "KERAS_BACKEND=tensorflow for other values"
         )
         self.name = name
         self.received = received
 
 
 def check(config: configs.Config, dataset: datasets.DataSet) -> None:
-    """Refuses what is for TensorFlow only.
+    """Raises if a configuration needs what training on JAX cannot do yet.
+
+    The table is that of docs/training.md.
 
     Raises:
         UnsupportedError: Names the first field.
     """
     recipe = config.recipe
     has_window = augmentation.AUGMENTATIONS[recipe.augmentation].window
-    rules = (
-        ("dtype", config.dtype, ("float32", "mixed_bfloat16")),
-        ("deterministic", config.deterministic, (False,)),
-        ("sync_batch_norm", config.sync_batch_norm, (False,)),
-        ("recipe.micro_batches", recipe.micro_batches, (1,)),
-        ("recipe.average_momentum", recipe.average_momentum, (0.0,)),
-    )
-    for name, received, allowed in rules:
-        if received not in allowed:
-            raise UnsupportedError(
-                name, received, " or ".join(map(str, allowed))
-            )
-    if dataset.has_photos:
-        raise UnsupportedError(
-            "dataset", config.dataset, "one of small images of one size"
-        )
-    if has_window:
-        raise UnsupportedError(
-            "recipe.augmentation", recipe.augmentation, "one that only pads"
-        )
+    for name, received, is_allowed, allowed in (
+        (
+            "dtype",
+            config.dtype,
+            config.dtype in ("float32", "mixed_bfloat16"),
+            "float32 or mixed_bfloat16",
+        ),
+        (
+            "deterministic",
+            config.deterministic,
+            not config.deterministic,
+            "False",
+        ),
+        (
+            "sync_batch_norm",
+            config.sync_batch_norm,
+            not config.sync_batch_norm,
+            "False",
+        ),
+        (
+            "recipe.average_momentum",
+            recipe.average_momentum,
+            not recipe.average_momentum,
+            "0.0",
+        ),
+        (
+            "dataset",
+            config.dataset,
+            not dataset.has_photos,
+            "a data set of small images of one size",
+        ),
+        (
+            "recipe.augmentation",
+            recipe.augmentation,
+            not has_window,
+            "an augmentation that only pads and mirrors",
+        ),
+    ):
+        if not is_allowed:
+            raise UnsupportedError(name, received, allowed)
 
 
-class Run:
-    """The state of a run on the accelerator, and the programs that use it."""
+class JaxTrainer:
+    """The state of a run on the accelerator, and the programs that advance it.
+
+    Args:
+        config: The configuration of the run.
+        dataset: Its data set, which must fit in the accelerator's memory.
+    """
 
     def __init__(self, config, dataset):
         training.require_backend(__name__, "jax")
@@ -100,13 +127,15 @@ class Run:
         )
         self.optimizer = optimizers.of_recipe(recipe)
         self.optimizer.build(self.model.trainable_variables)
-        self.are_decayed = losses.are_decayed(recipe, self.model)
+        self.step = step.Step(
+            config, self.model, self.optimizer, _differentiate
+        )
         self.variables = (
             self.model.trainable_variables,
             self.model.non_trainable_variables,
             self.optimizer.variables,
         )
-        # Copies: a program may overwrite what it is given of the state.
+        # Copies: a program may overwrite the state that it receives.
         self.state = tuple(
             [ops.copy(variable.value) for variable in variables]
             for variables in self.variables
@@ -129,65 +158,70 @@ class Run:
         return int(self.read_sums()[3])
 
     def read_sums(self) -> list[float]:
-        """`losses.count_errors` of the steps since the last row."""
+        """Returns the sums of `count_errors` since the last row."""
         return np.asarray(self.sums).tolist()
 
     def clear_sums(self):
-        """A row begins."""
+        """Sets the sums to zero, for the next row."""
         self.sums = ops.zeros(4)
 
     def restore(self, directory, report):
-        """Reads the newest checkpoint that is not damaged, if there is any."""
-        step = checkpoints.restore(self.read, directory, report)
-        if step is not None:
-            report(f"goes on at step {step} of {self.config.recipe.steps}")
+        """Reads the newest checkpoint that is not damaged.
 
-    def meet(self):
-        """There are no other workers."""
+        Returns:
+            Its step, or None without a checkpoint.
+        """
+        return checkpoints.restore(self.read, directory, report)
+
+    def synchronize(self):
+        """Returns at once: a JAX run has one worker."""
 
     def is_finite(self) -> bool:
-        """Whether every weight is a finite number."""
+        """Returns whether every weight is a finite number."""
         weights = [v for values in self.state[:2] for v in values]
         return all(np.all(np.isfinite(np.asarray(v))) for v in weights)
 
-    def take(self, steps, is_asked, seconds):
-        """Takes the next steps; as `steps.Run.take` where one device trains."""
+    def take(self, steps, stop_requested, seconds):
+        """Takes the next steps, as `TensorFlowTrainer.take` on one device."""
         if not self.programs:
             self._compile()
-        end = self.completed_steps + (1 if is_asked else steps)
+        end = self.completed_steps + (1 if stop_requested else steps)
         while self.completed_steps < end:
             left = end - self.completed_steps
             count = max(n for n in self.programs if n <= left)
             self.state, self.sums = self.programs[count](*self._inputs(count))
             self.completed_steps += count
         self.sums.block_until_ready()
-        return is_asked, seconds
+        return stop_requested, seconds
 
     def _compile(self):
-        """All programs at once: the loop does not time the first step."""
+        """Compiles all programs; the loop does not time the first step."""
         left = self.config.recipe.steps - self.completed_steps
-        for count in {1, _piece()} if left > _piece() else {1}:
+        for count in {1, _program_steps()} if left > _program_steps() else {1}:
             lowered = self.take_steps.lower(*self._inputs(count))
             self.programs[count] = lowered.compile()
 
     def _inputs(self, count):
-        """What a program of so many steps is given next."""
+        """Returns the arguments of a program of some steps."""
         first = self.completed_steps
-        draws = [self.draw(step) for step in range(first, first + count)]
+        draws = [self.draw(index) for index in range(first, first + count)]
         draws = tuple(map(np.stack, zip(*draws, strict=True)))
         return self.state, self.sums, self.train_images, draws
 
-    def draw(self, step):
-        """What the batch of a step is: indices, crops and mirrorings.
+    def draw(self, index):
+        """Returns the batch of a step: indices, crops and mirrorings.
 
-        As in `training.data`, the images follow one another without end, each
-        epoch in an order of its own.
+        Epochs follow one another without a gap, each in its own order, as in
+        `keras_resnet.data`.
+
+        Args:
+            index: The number of completed steps.
         """
         size, count = self.config.recipe.batch_size, self.train_size
-        positions = np.arange(step * size, (step + 1) * size)
+        positions = np.arange(index * size, (index + 1) * size)
         epochs = range(positions[0] // count, positions[-1] // count + 1)
         order = np.concatenate([self._order(epoch) for epoch in epochs])
-        random = np.random.default_rng([self.config.seed, 1, step])
+        random = np.random.default_rng([self.config.seed, 1, index])
         height, width, _ = self.preprocessing.image_shape
         return (
             order[positions - epochs[0] * count],
@@ -222,7 +256,7 @@ class Run:
         return x if deviation is None else x / deviation
 
     def augmented(self, images, top, left, is_flipped):
-        """As `augmentation.pad_crop` has it [1, Sec. 4.2]."""
+        """Returns normalized images, cropped as by `augmentation.pad_crop`."""
         x = self._normalized(images)
         if not self.augmentation.pads:
             return x
@@ -238,41 +272,24 @@ class Run:
         return x[image, row[:, :, None], column[:, None, :]]
 
     def _step(self, state, images, labels):
-        """One step: `g + decay w` to the optimizer [1, Sec. 3.4]."""
-        import jax
-
+        """Takes one step; returns the new state and `count_errors`."""
         trainable, others, slots = state
-        recipe = self.config.recipe
-
-        def loss_of(trainable):
-            logits, after = self.model.stateless_call(
-                trainable, others, images, training=True
-            )
-            loss = losses.of_network(recipe, self.model, labels, logits)
-            return ops.mean(loss), (logits, after)
-
-        gradient = jax.grad(loss_of, has_aux=True)
-        gradients, (logits, others) = gradient(trainable)
-        gradients = [
-            g + recipe.weight_decay * w if is_decayed else g
-            for g, w, is_decayed in zip(
-                gradients, trainable, self.are_decayed, strict=True
-            )
-        ]
-        trainable, slots = self.optimizer.stateless_apply(
-            slots, gradients, trainable
+        gradients, others, sums = self.step.gradients(
+            trainable, others, images, labels
         )
-        sums = losses.count_errors(logits, labels, ops.ones(len(labels)))
+        trainable, slots = self.optimizer.stateless_apply(
+            slots, self.step.decayed(gradients, trainable), trainable
+        )
         return (trainable, others, slots), sums
 
-    def evaluate(self, batch_size, is_asked):
-        """The errors on all test images, each counted once."""
+    def evaluate(self, batch_size, stop_requested):
+        """Returns the errors on all test images, each counted once."""
         images, labels = self.test_images
         sums = ops.zeros(4)
         for first in range(0, len(images), batch_size):
             part = slice(first, first + batch_size)
             missing = batch_size - len(images[part])
-            # One size, so that there is one program; what fills up counts 0.
+            # One size, so that there is one program; padding does not count.
             sums = sums + self.count_errors(
                 self.state,
                 np.pad(images[part], [(0, missing), *[(0, 0)] * 3]),
@@ -289,15 +306,15 @@ class Run:
             *state[:2], self._normalized(images), training=False
         )
         counted = ops.cast(counted, "float32")
-        return losses.count_errors(logits, labels, counted)
+        return step.count_errors(logits, labels, counted)
 
     def write(self, path, rows):
-        """Writes the state as TensorFlow does: the weights in Keras' order."""
+        """Writes a TensorFlow checkpoint: the weights are in Keras' order."""
         self.rows = rows
         self._checkpoint()[0].write(path)
 
     def read(self, path):
-        """Reads what `write` wrote, all of it; returns its step."""
+        """Reads all that `write` wrote; returns its step."""
         checkpoint, state, others = self._checkpoint()
         checkpoints.read(
             checkpoint, path, [*itertools.chain(*state), *others.values()]
@@ -311,7 +328,7 @@ class Run:
         return self.completed_steps
 
     def _checkpoint(self):
-        """The state as variables of TensorFlow, and a checkpoint of them."""
+        """Returns a checkpoint of TensorFlow variables, and the variables."""
         with tf.device("CPU:0"):
             state = [
                 [tf.Variable(np.asarray(value)) for value in values]
@@ -334,3 +351,9 @@ class Run:
             **others,
         )
         return checkpoint, state, others
+
+
+def _differentiate(function, tensors):
+    import jax
+
+    return jax.grad(function, has_aux=True)(tensors)

@@ -1,0 +1,274 @@
+"""The mathematics of one training step, for every backend of Keras.
+
+A step of [1, Sec. 3.4] with momentum m and rate r is
+
+    loss = mean over the batch of the cross entropy
+    g = d loss / d w + weight_decay * w
+    v = m v - r g;  w = w + v
+
+All functions here are pure: they take tensors and return tensors. A backend
+differentiates them, exchanges sums between devices and stores the results: see
+`tensorflow_trainer` and `jax_trainer`.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from keras_resnet import baselines
+from keras_resnet.training.configs import Config
+from keras_resnet.training.recipes import Recipe
+
+
+class Step:
+    """Loss, gradients, weight decay and metrics of a configuration's step.
+
+    Args:
+        config: The configuration of the run.
+        model: The network of the configuration; it returns logits.
+        optimizer: The optimizer, for its loss scale.
+        differentiate: `differentiate(function, tensors)` returns the gradients
+            of the first result of `function(tensors)`, and the second result.
+        after: `after(tensor, others)` returns `tensor`, which is computed
+            after `others`. None if the backend computes in the order of the
+            program.
+    """
+
+    # Keras' optimizers have three related features:
+    # `scale_loss` is used. It is the identity without a loss scale.
+    # `gradient_accumulation_steps` is not used. It fails inside `strategy.run`
+    # ("merge_call"), and it would need one batch of data per micro-batch.
+    # `use_ema` is not used. Its momentum is constant, and the average here
+    # follows `(1 + step) / (10 + step)` at first. Its only way to use the
+    # averages, `finalize_variable_values`, overwrites the parameters.
+
+    def __init__(
+        self,
+        config: Config,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        differentiate: Callable,
+        after: Callable | None = None,
+    ):
+        self.recipe = config.recipe
+        self.is_synchronized = config.sync_batch_norm
+        self.model = model
+        self.optimizer = optimizer
+        self.differentiate = differentiate
+        self.after = after or (lambda tensor, others: tensor)
+        self.states = model.non_trainable_variables
+        self.are_decayed = [
+            self.recipe.decay_norms or variable.name.endswith("kernel")
+            for variable in model.trainable_variables
+        ]
+
+    def gradients(self, trainable: Sequence, states: Sequence, images, labels):
+        """Returns gradients of the mean loss of the global batch.
+
+        The images may be a share of the batch: the gradients of all shares
+        add up to the gradient of the mean loss.
+
+        Args:
+            trainable: Values of `model.trainable_variables`.
+            states: Values of `model.non_trainable_variables`: the moving
+                statistics, and the seeds of random layers.
+            images: float32 `[n, height, width, channels]`.
+            labels: int32 `[n]`.
+
+        Returns:
+            The gradients, the new states, and the sums of `count_errors`.
+        """
+        if self.recipe.micro_batches == 1:
+            return self._gradients(trainable, states, images, labels)
+        return self._accumulated(trainable, states, images, labels)
+
+    def _gradients(self, trainable, states, images, labels):
+        def loss_of(trainable):
+            mapping = [
+                *zip(self.model.trainable_variables, trainable, strict=True),
+                *zip(self.states, states, strict=True),
+            ]
+            with keras.StatelessScope(mapping) as scope:
+                logits = self.model(images, training=True)
+            losses = network_losses(self.recipe, self.model, labels, logits)
+            loss = ops.sum(losses) / float(self.recipe.batch_size)
+            after = [scope.get_current_value(v) for v in self.states]
+            return self.optimizer.scale_loss(loss), (logits, after)
+
+        gradients, (logits, after) = self.differentiate(loss_of, trainable)
+        counted = ops.ones_like(labels, dtype="float32")
+        return gradients, after, count_errors(logits, labels, counted)
+
+    def _accumulated(self, trainable, states, images, labels):
+        """Adds up the gradients of the micro-batches, one after the other."""
+        count = self.recipe.micro_batches
+        images, labels = self._parts(images), self._parts(labels)
+        are_seeds = [is_seed(v) for v in self.states]
+
+        def body(i, gradients, totals, sums):
+            # Each starts with the statistics from before, as devices do.
+            before = [
+                total if is_one else value
+                for total, value, is_one in zip(
+                    totals, states, are_seeds, strict=True
+                )
+            ]
+            part = self.after(images[i], gradients)
+            more, after, counted = self._gradients(
+                trainable, before, part, labels[i]
+            )
+            totals = [
+                new if is_one else total + new / count
+                for total, new, is_one in zip(
+                    totals, after, are_seeds, strict=True
+                )
+            ]
+            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
+            return i + 1, gradients, totals, sums + counted
+
+        loop = (
+            0,
+            [ops.zeros(v.shape, v.dtype) for v in trainable],
+            [
+                value if is_one else ops.zeros_like(value)
+                for value, is_one in zip(states, are_seeds, strict=True)
+            ],
+            ops.zeros(4),
+        )
+        if self.is_synchronized:
+            # TensorFlow cannot exchange sums of devices inside of a loop.
+            for _ in range(count):
+                loop = body(*loop)
+        else:
+            loop = ops.while_loop(
+                lambda i, *_: i < count, body, loop, maximum_iterations=count
+            )
+        return tuple(loop[1:])
+
+    def _parts(self, tensor):
+        """Returns the micro-batches of a device's share, `[count, n, ...]`.
+
+        With synchronized normalization a micro-batch is every `count`-th
+        image, so that it has the same images on any number of devices.
+        """
+        count = self.recipe.micro_batches
+        if self.is_synchronized:
+            return ops.stack([tensor[i::count] for i in range(count)])
+        return ops.reshape(tensor, [count, -1, *tensor.shape[1:]])
+
+    def decayed(self, gradients: Sequence, trainable: Sequence) -> list:
+        """Returns `g + weight_decay * w` for each decayed parameter.
+
+        The gradients are those of all shares together. The penalty is not
+        part of the reported loss.
+        """
+        scale = self.optimizer.scale_loss(self.recipe.weight_decay)
+        return [
+            gradient + scale * value if is_decayed else gradient
+            for gradient, value, is_decayed in zip(
+                gradients, trainable, self.are_decayed, strict=True
+            )
+        ]
+
+    def average(self, average, value, step):
+        """Returns the moving average of a parameter after a step.
+
+        `average + (value - average) (1 - m)`, where
+        `m = min(average_momentum, (1 + step) / (10 + step))`.
+
+        Args:
+            average: The average before the step.
+            value: The parameter after the step.
+            step: float32, the number of completed steps.
+        """
+        momentum = ops.minimum(
+            self.recipe.average_momentum, (1.0 + step) / (10.0 + step)
+        )
+        share = ops.cast(1.0 - momentum, average.dtype)
+        return average + (value - average) * share
+
+
+def is_seed(variable: keras.Variable) -> bool:
+    """Returns whether a state is the seed of a random layer."""
+    return not variable.dtype.startswith("float")
+
+
+def network_losses(recipe: Recipe, model: keras.Model, labels, logits):
+    """Returns the loss of each image: of the network and of its companions.
+
+    `loss = -sum_c q_c log softmax(logits)_c`. q is 1 for the label. With label
+    smoothing e over C classes, it is `1 - e + e / C` for the label and `e / C`
+    for the others (Szegedy et al. 2016, Sec. 7). The L2 penalty is not
+    included.
+
+    Args:
+        recipe: The recipe, with its `label_smoothing`.
+        model: The network. It was called just before, in the same trace.
+        labels: int32 `[batch]`.
+        logits: `[batch, classes]`.
+
+    Returns:
+        A tensor of shape `[batch]`, in float32 at least.
+    """
+    losses = _cross_entropies(recipe, labels, logits)
+    for weight, companion in baselines.companion_logits(model):
+        losses += weight * _cross_entropies(recipe, labels, companion)
+    return losses
+
+
+def _cross_entropies(recipe, labels, logits):
+    # In float32 at least: a softmax in half precision loses its tail.
+    if keras.backend.standardize_dtype(logits.dtype) != "float64":
+        logits = ops.cast(logits, "float32")
+    smoothing = recipe.label_smoothing
+    if not smoothing:
+        return ops.sparse_categorical_crossentropy(
+            labels, logits, from_logits=True
+        )
+    classes = logits.shape[-1]
+    targets = ops.where(
+        ops.one_hot(labels, classes, dtype="bool"),
+        1.0 - smoothing + smoothing / classes,
+        smoothing / classes,
+    )
+    targets = ops.cast(targets, logits.dtype)
+    return ops.categorical_crossentropy(targets, logits, from_logits=True)
+
+
+def count_errors(logits, labels, counted):
+    """Returns sums over a batch: loss, top-1 errors, top-5 errors, images.
+
+    Args:
+        logits: `[batch, classes]`.
+        labels: `[batch]`, int32.
+        counted: `[batch]`, float32: 1 for an image, 0 for padding.
+
+    Returns:
+        A float32 tensor of shape `[4]`.
+
+    >>> logits = ops.convert_to_tensor([[0.0, 100.0], [0.0, 0.0]])
+    >>> count_errors(logits, ops.array([0, 0]), ops.array([1.0, 0.0])).numpy()
+    array([100.,   1.,   0.,   1.], dtype=float32)
+    """
+    logits = ops.cast(logits, "float32")
+    losses = ops.sparse_categorical_crossentropy(
+        labels, logits, from_logits=True
+    )
+    # Of equal scores the first class counts, as in argmax. `in_top_k` counts
+    # every class as right if all scores are equal.
+    _, best = ops.top_k(logits, min(5, logits.shape[-1]))
+    label = ops.cast(labels, "int32")[:, None]
+    is_label = ops.cast(ops.cast(best, "int32") == label, "float32")
+    correct1, correct5 = is_label[:, 0], ops.max(is_label, axis=1)
+    # Padding may hold anything, NaN too: 0 * NaN must not reach the sum.
+    losses = ops.where(counted > 0, losses, 0.0)
+    return ops.stack(
+        [
+            ops.sum(losses),
+            ops.sum(counted * (1.0 - correct1)),
+            ops.sum(counted * (1.0 - correct5)),
+            ops.sum(counted),
+        ]
+    )

@@ -1,0 +1,131 @@
+"""The trained network of a work directory."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from keras_resnet import training
+from keras_resnet.data import views
+from keras_resnet.training import checkpoints
+from keras_resnet.training import configs
+from keras_resnet.training import optimizers
+from keras_resnet.training import workdirs
+from keras_resnet.training.workdirs import WorkdirError
+
+
+@dataclasses.dataclass
+class TrainedNetwork:
+    """A network with its configuration, from `load_workdir`.
+
+    Attributes:
+        model: The network, in float32.
+        config: The configuration of its run.
+        preprocessing: The preprocessing of its images.
+        labels: Name of each class.
+        step: Number of steps of the checkpoint.
+        record: Record of the training images, see `datasets.DataSet.record`.
+    """
+
+    model: keras.Model
+    config: configs.Config
+    preprocessing: views.Preprocessing
+    labels: list[str]
+    step: int
+    record: dict | None = None
+
+
+def load_workdir(
+    workdir: str | os.PathLike,
+    classifier_activation="softmax",
+    checkpoint: str = "last",
+    report: Callable[[str], None] = print,
+) -> TrainedNetwork:
+    """Returns the network of a work directory, from one of its checkpoints.
+
+    Args:
+        workdir: A directory that `train_and_evaluate` wrote.
+        classifier_activation: None for logits.
+        checkpoint: `"last"`, or `"best"` for the lowest test error.
+        report: Receives a line for each damaged checkpoint, which is skipped.
+
+    Returns:
+        A `TrainedNetwork`; its model computes in float32.
+
+    Raises:
+        WorkdirError: If the directory is not a work directory, or lacks a
+            checkpoint.
+        ImportError: If Keras does not run on TensorFlow. The backend of the
+            training may have been JAX.
+    """
+    training.require_backend(__name__, "tensorflow")
+    workdir = workdirs.local(workdir)
+    if checkpoint not in workdirs.CHECKPOINTS:
+        raise ValueError(
+            f"checkpoint must be one of {', '.join(workdirs.CHECKPOINTS)}, "
+            f"received {checkpoint!r}"
+        )
+    if not (workdir / "config.json").is_file():
+        raise WorkdirError(
+            f"{workdir} must be a work directory of apps.train, received a "
+            "directory without config.json"
+        )
+    config = workdirs.read_config(workdir)
+    directory = workdir / workdirs.CHECKPOINTS[checkpoint]
+    if not checkpoints.steps(directory):
+        raise WorkdirError(
+            f"{workdir} has no checkpoint yet: train for some steps first"
+        )
+    preprocessing, labels, record = workdirs.read_dataset(workdir)
+
+    def build(dtype):
+        return configs.build_model(
+            dataclasses.replace(config, dtype=dtype),
+            preprocessing.image_shape,
+            len(labels),
+            classifier_activation,
+        )
+
+    model = build("float64" if config.dtype == "float64" else "float32")
+    step = _restore(model, config, directory, report)
+    if config.dtype == "float64":
+        weights = model.get_weights()
+        model = build("float32")
+        model.set_weights(weights)
+    return TrainedNetwork(model, config, preprocessing, labels, step, record)
+
+
+def _restore(model, config, directory, report):
+    """Reads the newest checkpoint that is not damaged; returns its step."""
+    averages = optimizers.averages(config.recipe, model)
+    step_inside = tf.Variable(0, dtype="int64")
+    saved = tf.train.Checkpoint(
+        model=model,
+        averages=averages,
+        untracked=[v.value for v in checkpoints.untracked(model)],
+        step=step_inside,
+    )
+    if config.backend == "jax":
+        saved = tf.train.Checkpoint(
+            weights=[v.value for v in model.weights], step=step_inside
+        )
+
+    def read(path):
+        checkpoints.read(
+            saved,
+            path,
+            [*model.weights, *averages, step_inside],
+            is_partial=True,
+        )
+        return int(step_inside.numpy())
+
+    step = checkpoints.restore(read, directory, report)
+    if step is None:  # removed since they were listed
+        raise WorkdirError(f"{directory} has no checkpoint")
+    for variable, value in zip(
+        model.trainable_variables, averages, strict=False
+    ):
+        variable.assign(value)
+    return step
