@@ -65,7 +65,7 @@ def main(argv):
 
     groups = _groups(works.GROUPS)
     if _OUTPUT.value:  # what draws is missed before anything is measured
-        with command_line.extra("report"):
+        with command_line.needs("matplotlib"):
             importlib.import_module("keras_resnet.papers.figures")
     measured, rows, tables = [], [], []
     for group, work in ((g, w) for g in groups for w in works.GROUPS[g]):

@@ -221,8 +221,8 @@ class UsageTest(parameterized.TestCase):
         ),
         (["--model=resnet20", "--dataset=digits"], "--weights=: name a file"),
         (["--model=resnet20", "--protocol=double"], "protocol"),
-        (["--workdir=a", "--weights=b"], "--weights=b: means nothing with --w"),
-        ([*DIGITS, "--mean=grey"], "--mean=grey: numbers with commas"),
+        (["--workdir=a", "--weights=b"], "--weights=b: cannot be combined"),
+        ([*DIGITS, "--mean=grey"], "--mean=grey: must be numbers"),
     )
     def test_evaluation_refuses_what_it_cannot_do(self, arguments, message):
         outcome = programs.run("evaluate", *arguments)

@@ -176,7 +176,7 @@ def comparison(reports: dict[str, dict[str, Any]]) -> str:
 def draw(reports: dict[str, dict[str, Any]]) -> Any:
     """Signals and gradients by unit, one line a network, as a picture.
 
-    Needs matplotlib (`pip install keras-resnet[report]`).
+    Needs matplotlib (`pip install matplotlib`).
 
     Args:
         reports: What `propagation` returned, by what to call it.
