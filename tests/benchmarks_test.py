@@ -24,7 +24,7 @@ SMALL = works.Work("train", "resnet8", 2, "float32", ("keras_resnet", "keras"))
 
 
 def parameters(network):
-    """Of the papers' layout."""
+    """Tests that the peers have the layout of the papers."""
     return reference.counts(reference.layout(network)).parameters
 
 
