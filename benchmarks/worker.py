@@ -53,9 +53,7 @@ def main(name: str, fields: str, data_dir: str) -> None:
     answer(first_step_seconds=time.perf_counter() - start, **facts)
     for line in sys.stdin:
         steps = int(line)
-        if (
-            times_itself
-        ):  # one call takes all steps, and returns the duration of one
+        if times_itself:  # one call takes all steps, and returns a mean
             seconds = steps * step()
         else:
             start = time.perf_counter()

@@ -193,8 +193,8 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual(outcome.err, ["benchmarks: torch failed: no memory"])
 
     @parameterized.parameters(
-        ("--groups=fast", "--groups=fast: allowed are training,"),
-        ("--groups=input", "--groups=input: it needs --data_dir=DIR"),
+        ("--groups=fast", "--groups=fast: must be one of training,"),
+        ("--groups=input", "--groups=input: needs --data_dir=DIR"),
     )
     def test_usage_error_is_one_line(self, flag, message):
         outcome = programs.run("benchmarks", flag)
