@@ -1,8 +1,8 @@
-# The two commands that a newcomer needs: make train and make test.
+# make train and make test are the two commands for a newcomer.
 #
-# Each makes its own virtual environment, .venv, on first use, with the first
-# Python of this list that is 3.10 to 3.13, and installs what setup.cfg asks
-# for, once. make train PYTHON=/path/to/python takes another.
+# The first target that runs makes a virtual environment, .venv, with the first
+# Python of this list that is 3.10 to 3.13, and installs the requirements of
+# setup.cfg. make train PYTHON=/path/to/python uses another Python.
 
 PYTHON := python3 python3.13 python3.12 python3.11 python3.10
 VENV := .venv
@@ -14,15 +14,17 @@ PYTEST_FLAGS :=
 TEST_PROCESSES := 2
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses=$(TEST_PROCESSES) \
 	--dist=loadscope $(PYTEST_FLAGS)
-# A client of TensorFlow Serving that is not ours, for the tests. What it asks
-# for by itself are versions that TensorFlow does not go with.
+# The rooms whose modules the API reference describes, beside the public names.
+API_ROOMS := $(addprefix keras_resnet.,analysis data papers serving training)
+# A second client of TensorFlow Serving, for the tests. It is installed without
+# its dependencies, because they contradict those of TensorFlow.
 SECOND_CLIENT := ovmsclient==2023.1
 
-# What runs on every backend of Keras.
+# The tests of the parts that run on every backend of Keras.
 ANY_BACKEND := $(addprefix tests/,$(addsuffix _test.py,backends contract \
 	jax_trainer layers models complexity propagation weights))
 
-.PHONY: train test serving-check test-jax lint clean
+.PHONY: train test serving-check test-jax docs lint clean
 
 train: $(VENV)/installed
 	$(VENV)/bin/python -m apps.train --workdir=$(WORKDIR)
@@ -49,9 +51,20 @@ test: $(VENV)/installed-dev
 test-jax: $(VENV)/installed-jax
 	KERAS_BACKEND=jax $(PYTEST) $(ANY_BACKEND)
 
-# With Docker: the real TensorFlow Serving on what make train exported.
+# Needs Docker: serves the export of make train with the real TensorFlow Serving.
 serving-check: $(VENV)/installed-dev
 	.ci/serving_check $(VENV)/bin/python $(EXPORT_DIR) $(IMAGES)/*.png
+
+# build/docs gets the API reference, docs/flags.md the flags of the programs. A
+# warning ends it.
+docs: $(VENV)/installed-docs
+	@mkdir -p build
+	$(VENV)/bin/python docs/flags.py > build/flags.md
+	mv build/flags.md docs/flags.md
+	PDOC_ALLOW_EXEC=1 TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python \
+		-W error::UserWarning -m pdoc --docformat google \
+		--output-directory build/docs keras_resnet $(API_ROOMS)
+	@echo "build/docs/index.html is the API reference."
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
@@ -82,6 +95,10 @@ $(VENV)/installed: setup.cfg pyproject.toml
 $(VENV)/installed-dev: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --editable '.[dev]'
 	$(VENV)/bin/python -m pip install --no-deps $(SECOND_CLIENT)
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pip install --editable '.[docs]'
 	@touch $@
 
 $(VENV)/installed-jax: $(VENV)/installed-dev

@@ -1,11 +1,11 @@
-"""Programs: flags in, one library call, words out."""
+"""Command-line programs: each parses flags and calls the library once."""
 
 import os
 import sys
 
 from . import signals
 
-# A program is starting, and not a test or a notebook that imports one.
+# True if a program starts; false if a test or a notebook imports one.
 if sys.argv[:1] == ["-m"] or os.path.basename(sys.argv[0]).startswith(
     "keras-resnet-"
 ):

@@ -1,8 +1,8 @@
-"""What every program does alike: flags, errors, exit codes.
+"""Flags, messages and exit codes of all programs.
 
-A usage error is one line on stderr that names the flag and the value, and exit
-code 2. A failure while running is one line that says what to do, and exit code
-1. A run that a signal stopped ends with 128 + the signal.
+A usage error prints one line on stderr that names the flag and the value, and
+exits with code 2. A failure while running prints one line with the remedy, and
+exits with code 1. A run that a signal stopped exits with 128 + the signal.
 """
 
 import atexit
@@ -13,14 +13,15 @@ import json
 import os
 import re
 import resource
+import shlex
 import sys
 import unicodedata
 from collections.abc import Callable
 from collections.abc import Iterator
 
-# TensorFlow reports its build on every start. Its errors come as exceptions
-# too, so no level of its log is shown. It reads this when it is imported, so
-# nothing above may import it.
+# TensorFlow logs its build on every start. It also raises its errors as
+# exceptions, so all levels of its log are hidden. TensorFlow reads the variable
+# when it is imported, so no import above may load it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app
@@ -29,7 +30,10 @@ from absl import logging
 
 from . import signals
 
-# A longer error quotes a file or a server, which may send anything.
+# The installed programs are called keras-resnet-train and so on.
+_COMMAND_PREFIX = "keras-resnet-"
+
+# A longer error quotes a file or a server, and both may contain any text.
 _LONGEST_ERROR = 2000
 
 
@@ -38,8 +42,8 @@ class UsageError(Exception):
 
     Args:
         flag: Name of the flag, without dashes.
-        value: What was given.
-        reason: The rule, and what is allowed.
+        value: The value that was received.
+        reason: The rule and the allowed values.
     """
 
     def __init__(self, flag: str, value, reason):
@@ -90,9 +94,31 @@ def show(*lines: object) -> None:
         print(printable(str(line)), flush=True)
 
 
+def command(program: str, *arguments: object) -> str:
+    """Returns a command line that starts another program in the same way.
+
+    A program that was installed from the wheel names the installed command. In
+    a clone the command is `python -m apps.PROGRAM`.
+
+    Args:
+        program: Name of the program, such as "evaluate".
+        arguments: Flags and other words, quoted where a shell needs it.
+
+    >>> command("evaluate", "--workdir=my runs")
+    "python -m apps.evaluate '--workdir=my runs'"
+    """
+    is_installed = os.path.basename(sys.argv[0]).startswith(_COMMAND_PREFIX)
+    start = (
+        [f"{_COMMAND_PREFIX}{program}"]
+        if is_installed
+        else ["python", "-m", f"apps.{program}"]
+    )
+    return shlex.join([*start, *map(str, arguments)])
+
+
 @contextlib.contextmanager
 def usage(flag: str, value) -> Iterator[None]:
-    """Turns a ValueError about the value of a flag into a usage error."""
+    """Turns a ValueError about the value of a flag into a UsageError."""
     try:
         yield
     except ValueError as error:
@@ -100,18 +126,20 @@ def usage(flag: str, value) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def extra(name: str) -> Iterator[None]:
-    """Turns a missing package into the line that says what installs it."""
+def needs(package: str) -> Iterator[None]:
+    """Turns a missing module into an OSError with the command that installs it.
+
+    Args:
+        package: Name of the optional package, as pip knows it.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
-        raise OSError(
-            f"{error}: pip install 'keras-resnet[{name}]' brings it"
-        ) from error
+        raise OSError(f"{error}: pip install {package}") from error
 
 
 def text(flag: flags.FlagHolder | flags.Flag) -> str:
-    """The value of a flag as it was given."""
+    """Returns the value of a flag as text, in the form of the command line."""
     if isinstance(flag.value, list):
         return ",".join(flag.value)
     return "" if flag.value is None else str(flag.value)
@@ -120,7 +148,7 @@ def text(flag: flags.FlagHolder | flags.Flag) -> str:
 def settings(
     values: list[str], *prefixes: str
 ) -> dict[str, list[tuple[str, str]]]:
-    """The names and values of --set=PREFIX.NAME=VALUE, by prefix."""
+    """Returns the names and values of --set=PREFIX.NAME=VALUE, by prefix."""
     found: dict[str, list[tuple[str, str]]] = {p: [] for p in prefixes}
     for value in values:
         prefix, _, rest = value.partition(".")
@@ -133,7 +161,7 @@ def settings(
 
 
 def with_fields(owner, prefix: str, given: list[tuple[str, str]]):
-    """A recipe or a space with the fields that --set=PREFIX.NAME=VALUE sets."""
+    """Returns a recipe or a space with the fields of --set changed."""
     for name, text in given:
         with usage("set", f"{prefix}.{name}={text}"):
             owner = owner.with_field(name, text)
@@ -141,7 +169,7 @@ def with_fields(owner, prefix: str, given: list[tuple[str, str]]):
 
 
 def model_arguments(network, given: list[tuple[str, str]], others=()):
-    """Returns the arguments of a network that --set=model.NAME=VALUE gives.
+    """Returns the arguments of a network from --set=model.NAME=VALUE.
 
     Args:
         network: A `keras_resnet.networks.Network`.
@@ -160,7 +188,7 @@ def model_arguments(network, given: list[tuple[str, str]], others=()):
 
 
 def of_model(model: str, weights: str | None, arguments: dict, **others):
-    """`serving.sources.of_model`; an argument that is wrong is a flag's."""
+    """Calls `serving.sources.of_model`, and names the flag in its errors."""
     from keras_resnet.serving import sources
 
     try:
@@ -171,7 +199,7 @@ def of_model(model: str, weights: str | None, arguments: dict, **others):
 
 
 def numbers(flag: flags.FlagHolder, kind=float) -> list | None:
-    """The numbers of a flag; None where it was not given."""
+    """Returns the numbers of a flag, or None if the flag was not set."""
     if flag.value is None:
         return None
     try:
@@ -181,12 +209,12 @@ def numbers(flag: flags.FlagHolder, kind=float) -> list | None:
         raise UsageError(
             flag.name,
             text(flag),
-            f"numbers with commas between them are allowed, such as {examples}",
+            f"must be numbers separated by commas, such as {examples}",
         ) from error
 
 
 def strategy(name: str, num_devices: int | None, **arguments):
-    """The strategy of --strategy, --num_devices and further arguments."""
+    """Returns the strategy that --strategy and --num_devices describe."""
     from keras_resnet.training import strategies
 
     with usage("strategy", name):
@@ -198,18 +226,18 @@ def strategy(name: str, num_devices: int | None, **arguments):
 
 
 def only_with(mode: flags.FlagHolder, *others: flags.FlagHolder) -> None:
-    """Refuses flags that mean nothing beside the one that was given.
+    """Raises UsageError if a flag was set that `mode` excludes.
 
     Args:
-        mode: The flag that was given.
-        others: Flags that belong to another one.
+        mode: A flag that was set.
+        others: Flags that cannot be combined with it.
     """
     for other in others:
         if other.present:
             raise UsageError(
                 other.name,
                 text(other),
-                f"means nothing with --{mode.name}={text(mode)}: leave it out",
+                f"cannot be combined with --{mode.name}={text(mode)}",
             )
 
 
@@ -221,9 +249,9 @@ def run(
     """Parses the flags, calls `main` and exits with the code of the outcome.
 
     Args:
-        main: Is given the program's name and its arguments.
-        takes_arguments: Whether there may be arguments that are no flags.
-        backends: Which of Keras the program runs on.
+        main: Function of the program's name and its arguments.
+        takes_arguments: Whether the program accepts arguments without dashes.
+        backends: Keras backends that the program supports.
     """
 
     def outcome(argv):
@@ -232,7 +260,7 @@ def run(
             sys.exit(2)
         code = _outcome(main, argv, backends)
         signals.ignore()
-        atexit.register(_drop)  # what TensorFlow may say of its own end
+        atexit.register(_drop)  # hides TensorFlow's messages at its exit
         sys.exit(signals.exit_code() or code)
 
     signals.install()
@@ -242,19 +270,24 @@ def run(
 def _parse(main, arguments: list[str]) -> list[str]:
     logging.set_verbosity(logging.WARNING)
     if "--help" in arguments:
-        # absl's own shows the flags of the file that was started, which is
-        # not the program's where that is a console script.
+        # absl lists the flags of the script that was started. For an installed
+        # command this is not the module of the program.
         program = sys.modules[main.__module__]
         _, _, described = flags.FLAGS.module_help(program).partition("\n")
-        print(f"{program.__doc__}\nflags:\n{described}")
+        usage = re.sub(
+            r"python -m apps\.(\w+)",
+            lambda match: command(match[1]),
+            program.__doc__ or "",
+        )
+        print(f"{usage}\nflags:\n{described}")
         sys.exit(0)
     try:
         return flags.FLAGS(arguments)
     except flags.UnrecognizedFlagError as error:
-        # Not keras_resnet.names, whose import takes seconds.
+        # The import of keras_resnet.names would take seconds.
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), 1)
         hint = f" (did you mean --{near[0]}?)" if near else ""
-        _fail(f"unknown flag --{error.flagname}{hint}; --help lists them all")
+        _fail(f"unknown flag --{error.flagname}{hint}; --help lists all flags")
         sys.exit(2)
     except flags.Error as error:
         _fail(error)
@@ -278,8 +311,8 @@ def _outcome(main, argv, backends) -> int:
         _fail(error)
         return 1
 
-    # What a user's data, disk and network can cause. Anything else is a
-    # mistake of ours, whose trace a report needs.
+    # A user's data, disk and network can cause these errors. Any other error
+    # is a bug of this package, and its report needs the trace.
     expected: tuple[type[Exception], ...] = (
         ValueError,
         OSError,
@@ -287,7 +320,7 @@ def _outcome(main, argv, backends) -> int:
         strategies.WorkerLostError,
         tf.errors.OpError,
     )
-    if "jax" in sys.modules:  # a GPU that is too small, for one
+    if "jax" in sys.modules:  # for example, a GPU without enough memory
         expected += (sys.modules["jax"].errors.JaxRuntimeError,)
     try:
         signals.clean_up()
@@ -303,7 +336,7 @@ def _outcome(main, argv, backends) -> int:
     except SystemExit:
         if signals.exit_code() is None:
             raise
-        return 0  # it has said what stopped it
+        return 0  # the line about the signal has been printed
     except expected as error:
         _fail(error)
         return 1
@@ -311,11 +344,11 @@ def _outcome(main, argv, backends) -> int:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drops what libraries write to stderr below Python.
+    """Drops the text that libraries write to stderr below Python.
 
-    TensorFlow reports how it was built, and the lack of a GPU, whatever its
-    log level: six lines before the one that a user needs. Decoders of images
-    say there what they think of a damaged one.
+    TensorFlow reports its build and the lack of a GPU at every log level: six
+    lines before the one that a user needs. Image decoders print warnings about
+    damaged images there.
     """
     sys.stderr.flush()
     kept = os.dup(2)
@@ -328,14 +361,14 @@ def quiet() -> Iterator[None]:
 
 
 def _drop() -> None:
-    """Leads what is written to stderr, below Python too, nowhere."""
+    """Redirects stderr, also below Python, to the null device."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     os.close(nowhere)
 
 
 def _check_memory() -> None:
-    """Rejects a limit at which the import of TensorFlow hangs or aborts."""
+    """Exits if TensorFlow would hang or abort under the memory limit."""
     for kind, option, least in (
         (resource.RLIMIT_AS, "-v", 2**31),
         (resource.RLIMIT_DATA, "-d", 2**29),
@@ -351,11 +384,11 @@ def _check_memory() -> None:
 
 
 def _fail(error) -> None:
-    """Writes one line on stderr: the program's name and what is wrong."""
+    """Writes one line on stderr: the program's name and the error."""
     if signals.exit_code() is not None:
-        return  # the line that says what stopped the program is there
+        return  # the line about the signal has been printed
     text = getattr(error, "message", None) or str(error) or repr(error)
-    # Which kernel of TensorFlow failed does not help a user.
+    # The name of the failed TensorFlow kernel does not help a user.
     text = re.sub(r"\{\{function_node [^}]*\}\}", "", text)
     line = " ".join(text.split())
     if len(line) > _LONGEST_ERROR:

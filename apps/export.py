@@ -147,9 +147,9 @@ def main(argv):
         )
     _show_error(card)
     command_line.show(f"exported {path}")
-    command_line.show(
-        f"next: python -m apps.predict --saved_model={_EXPORT_DIR.value} IMAGE"
-    )
+    where = f"--saved_model={_EXPORT_DIR.value}"
+    predict = command_line.command("predict", where, "IMAGE")
+    command_line.show(f"next: {predict}")
 
 
 def _show_error(card):

@@ -1,9 +1,9 @@
-"""What runs came to, in tables and pictures, beside the papers' results.
+"""Compares runs with the results of the papers, in tables and pictures.
 
     python -m apps.report --workdirs=runs --output=report
 
-writes results.md, results.html (one file, for a browser) and PNGs. It needs
-matplotlib: pip install 'keras-resnet[report]'.
+The command writes results.md, results.html (one file, for a browser) and PNG
+files. It needs matplotlib: pip install matplotlib.
 """
 
 from absl import flags
@@ -13,24 +13,26 @@ from . import command_line
 _WORKDIRS = flags.DEFINE_list(
     "workdirs",
     None,
-    "Work directories of apps.train, or directories of such; of each, "
-    "config.json and metrics.csv are read.",
+    "Work directories of the train program, or directories of work "
+    "directories. The report reads config.json and metrics.csv of each.",
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Where TFDS keeps cifar10: with it, the report shows what the weights that "
-    "ship get wrong.",
+    "Directory in which TensorFlow Datasets has cifar10. If it is set, the "
+    "report shows the images that the shipped weights get wrong.",
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Directory for what is written.")
+_OUTPUT = flags.DEFINE_string("output", None, "Directory for the report.")
 
 
 def main(argv):
     """Reports on the work directories."""
     for flag in (_WORKDIRS, _OUTPUT):
         if not flag.value:
-            raise command_line.UsageError(flag.name, "", "name a directory")
-    with command_line.extra("report"):
+            raise command_line.UsageError(
+                flag.name, "", "must name a directory"
+            )
+    with command_line.needs("matplotlib"):
         from keras_resnet.papers import page
         from keras_resnet.papers import runs
     from keras_resnet.data import datasets

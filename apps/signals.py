@@ -1,7 +1,7 @@
 """Ends a program with one line when SIGTERM or SIGINT arrives.
 
-Nothing here imports more than Python has at its start: a signal can arrive
-while the first import of a program is under way.
+This module imports only modules that Python loads at its start, because a
+signal can arrive during the first import of a program.
 """
 
 import os
@@ -12,42 +12,45 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _State:
-    descriptor = 2  # the standard error that a person reads
+    descriptor = 2  # the standard error of the terminal
     received: int | None = None
     cleans_up = False
 
 
 def program() -> str:
-    """The name of the program: `train` of `python -m apps.train`."""
-    name = sys.argv[0]
-    if name == "-m":  # while Python looks for the module
-        name = sys.orig_argv[sys.orig_argv.index("-m") + 1].rpartition(".")[2]
-    return os.path.basename(name).removesuffix(".py")
+    """Returns the name of the program: `train` of `python -m apps.train`."""
+    path = sys.argv[0]
+    if path == "-m":  # while Python looks for the module
+        path = sys.orig_argv[sys.orig_argv.index("-m") + 1].rpartition(".")[2]
+    path = path.removesuffix("/__main__.py").removesuffix(".py")
+    return os.path.basename(path)
 
 
 def install() -> None:
-    """Takes over the signals of this process."""
+    """Installs the signal handlers of this process."""
     _State.received = None
     _State.cleans_up = False
     if _State.descriptor == 2:
-        _State.descriptor = os.dup(2)  # also while `quiet` drops the other
+        _State.descriptor = os.dup(
+            2
+        )  # stays open while `quiet` drops the other
     for number in _NUMBERS:
         signal.signal(number, _stop)
 
 
 def clean_up() -> None:
-    """Has a signal run the cleanup of the program before it ends."""
+    """Lets the program clean up before a signal ends it."""
     _State.cleans_up = True
 
 
 def ignore() -> None:
-    """Keeps the outcome of a program that has one."""
+    """Ignores further signals, so that the exit code stays."""
     for number in _NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def exit_code() -> int | None:
-    """128 + the signal that asked the program to stop; None without one."""
+    """Returns 128 + the signal that stopped the program, or None."""
     return None if _State.received is None else 128 + _State.received
 
 

@@ -307,10 +307,11 @@ def main(argv):
         f"of {result['test_images']:,} images"
     )
     on = "KERAS_BACKEND=tensorflow " if is_on_jax else ""
-    command_line.show(f"next: {on}python -m apps.evaluate --workdir={workdir}")
+    where = f"--workdir={workdir}"
+    export_dir = f"--export_dir=exports/{config.model}_{name}"
     command_line.show(
-        f"      {on}python -m apps.export --workdir={workdir} "
-        f"--export_dir=exports/{config.model}_{name}"
+        f"next: {on}{command_line.command('evaluate', where)}",
+        f"      {on}{command_line.command('export', where, export_dir)}",
     )
     command_line.show(json.dumps(result))
 

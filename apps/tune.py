@@ -127,7 +127,8 @@ def main(argv):
     command_line.show(*complexity.columns(rows).splitlines())
     command_line.show(f"all trials: tensorboard --logdir={workdir}/trials")
     command_line.show("the best, at the full length of its recipe:")
-    command_line.show(tuning.train_command(trials[0].config, f"{workdir}/best"))
+    flags_of_best = tuning.train_flags(trials[0].config, f"{workdir}/best")
+    command_line.show(command_line.command("train", *flags_of_best))
 
 
 def cli():

@@ -1,1 +1,1 @@
-"""The speed and memory of our networks beside those of other packages."""
+"""Speed and memory of this package beside those of other packages."""

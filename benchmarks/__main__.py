@@ -1,10 +1,11 @@
-"""Measures our networks beside the peers that are installed, A B A B.
+"""Measures this package beside the peers that are installed, A B A B.
 
     python -m benchmarks --groups=training
     python -m benchmarks --data_dir=DIR --output=DIR
 
-Peers, none of them needed: keras, tf_keras, torch, onnxruntime, openvino (these
-two with torch and onnx) and pillow. Nothing else should run meanwhile.
+Possible peers are keras, tf_keras, torch, onnxruntime, openvino and pillow.
+Each is optional. onnxruntime and openvino also need torch and onnx. Run nothing
+else at the same time.
 """
 
 import importlib
@@ -18,17 +19,17 @@ from apps import command_line
 _GROUPS = flags.DEFINE_list(
     "groups",
     None,
-    "Which works: training, inference, depth, memory, batches; with --data_dir "
-    "program and input too. Default: all of them.",
+    "Groups to measure: training, inference, depth, memory, batches, and with "
+    "--data_dir program and input. Default: all groups.",
 )
 _ROUNDS = flags.DEFINE_integer(
-    "rounds", 5, "Turns that each contender has.", lower_bound=1
+    "rounds", 5, "Number of turns of each contender.", lower_bound=1
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Where TFDS keeps cifar10 (program), and a folder photos of JPEG files "
-    "(input).",
+    "Directory in which TensorFlow Datasets has cifar10 (for program), with a "
+    "folder photos of JPEG files (for input).",
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Directory for benchmark.json, benchmark.md and plots."
@@ -36,16 +37,16 @@ _OUTPUT = flags.DEFINE_string(
 
 
 def _groups(known):
-    """The names of the groups that the flags ask for."""
+    """Returns the names of the groups that the flags select."""
     needing = ("program", "input")
     if _GROUPS.value is None:
         return [g for g in known if _DATA_DIR.value or g not in needing]
     for name in _GROUPS.value:
         with command_line.usage("groups", name):
             if name not in known:
-                raise ValueError(f"allowed are {', '.join(known)}")
+                raise ValueError(f"must be one of {', '.join(known)}")
             if name in needing and not _DATA_DIR.value:
-                raise ValueError("it needs --data_dir=DIR")
+                raise ValueError("needs --data_dir=DIR")
     return _GROUPS.value
 
 
@@ -58,14 +59,14 @@ def _write(name, content):
 
 
 def main(argv):
-    """Measures what the flags name, and says each table when it is there."""
+    """Measures the selected groups, and prints each table when it is ready."""
     from benchmarks import measure
     from benchmarks import report
     from benchmarks import works
 
     groups = _groups(works.GROUPS)
-    if _OUTPUT.value:  # what draws is missed before anything is measured
-        with command_line.extra("report"):
+    if _OUTPUT.value:  # a missing matplotlib is an error before the first turn
+        with command_line.needs("matplotlib"):
             importlib.import_module("keras_resnet.papers.figures")
     measured, rows, tables = [], [], []
     for group, work in ((g, w) for g in groups for w in works.GROUPS[g]):
@@ -74,7 +75,7 @@ def main(argv):
         rows.append(report.row(group, work, results))
         tables.append(report.table(work, results))
         command_line.show(*tables[-1].splitlines(), "")
-        if _OUTPUT.value:  # what is measured is kept, whatever comes
+        if _OUTPUT.value:  # keeps the results if a later group fails
             _write("benchmark.json", json.dumps(rows, indent=1) + "\n")
             _write("benchmark.md", "\n".join(tables))
     if _OUTPUT.value:
@@ -93,7 +94,7 @@ def main(argv):
 
 
 def cli():
-    """The program."""
+    """Runs the program."""
     command_line.run(main)
 
 

@@ -1,8 +1,8 @@
-"""Who is measured: our networks, and the peers that are installed.
+"""Contenders of the benchmarks: this package, and the peers.
 
-A contender is a function from a work to a step, a function without arguments
-that returns when its result is there. It runs in a process of its own
-(`benchmark.worker`), and imports what it needs there.
+A contender is a function from a work to a step. A step is a function without
+arguments that returns when its result is ready. A contender runs in its own
+process (`benchmarks.worker`), and imports its packages there.
 """
 
 import importlib
@@ -19,12 +19,12 @@ Step = Callable[[], Any]
 
 
 class Contender(NamedTuple):
-    """One way of doing a work.
+    """Implementation of a kind of work.
 
     Attributes:
-        packages: The top-level packages that have to be installed.
-        make: A function from a work (`works.Work`) and the arguments below to
-            a step and a dict of facts about it.
+        packages: Top-level packages that must be installed.
+        make: Function from a work (`works.Work`) and the arguments below to a
+            step and a dict of facts about it.
         arguments: Further arguments of `make`.
     """
 
@@ -33,12 +33,12 @@ class Contender(NamedTuple):
     arguments: dict[str, Any]
 
     def is_installed(self) -> bool:
-        """Whether it can be measured here."""
+        """Returns whether all packages are installed."""
         return all(map(importlib.util.find_spec, self.packages))
 
 
 def batch(work) -> tuple[np.ndarray, np.ndarray]:
-    """Normal noise as images, `[batch, size, size, 3]`, and labels."""
+    """Returns normal noise as images, `[batch, size, size, 3]`, and labels."""
     random = np.random.default_rng(0)
     spec = work.spec()
     shape = (work.batch_size, spec.image_size, spec.image_size, 3)
@@ -47,10 +47,10 @@ def batch(work) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _normalization(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Values as training leaves them, for one weight of a normalization.
+    """Returns values for a weight of a normalization, as after training.
 
-    A new network adds zeros and multiplies by ones, and TensorFlow leaves out
-    some of that.
+    A new network adds zeros and multiplies by ones, and TensorFlow skips some
+    of these operations.
     """
     random = np.random.default_rng(0)
     if name in ("beta", "moving_mean"):
@@ -59,7 +59,7 @@ def _normalization(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _as_trained(model):
-    """A Keras model of which nothing is left out."""
+    """Returns a Keras model in which TensorFlow skips no operation."""
     for variable in model.variables:
         name = variable.name
         if name in ("gamma", "beta", "moving_mean", "moving_variance"):
@@ -68,7 +68,7 @@ def _as_trained(model):
 
 
 def _tensorflow_step(work, model, apply) -> tuple[Step, dict]:
-    """A training step in one graph, whichever Keras the model is of."""
+    """Returns a training step in one graph, for models of any Keras version."""
     import tensorflow as tf
 
     images, labels = map(tf.constant, batch(work))
@@ -106,7 +106,7 @@ def _train_keras_resnet(work, **arguments):
 
 
 def _train_keras(work):
-    """keras.applications, or the same CIFAR network of Keras' own layers."""
+    """Trains keras.applications, or the same CIFAR network of Keras' layers."""
     import keras
 
     keras.config.set_dtype_policy(work.policy)
@@ -188,7 +188,7 @@ def _train_torch(work):
 
 
 def _saved(function, work, directory) -> Step:
-    """A saved signature "images", asked as a server asks it."""
+    """Returns a call of a saved signature, as a server makes it."""
     import tensorflow as tf
 
     images = tf.constant(batch(work)[0])
@@ -196,7 +196,7 @@ def _saved(function, work, directory) -> Step:
     signature = loaded.signatures[function]
     (name,) = signature.structured_input_signature[1]
 
-    def step(loaded=loaded):  # a signature alone lets its variables go
+    def step(loaded=loaded):  # the signature has no reference to its variables
         (answer, *_) = signature(**{name: images}).values()
         return answer.numpy()
 
@@ -299,7 +299,7 @@ def _infer_openvino(work):
 
 
 def _train_program(work, data_dir):
-    """`apps.train` with its input and its metrics; it times itself."""
+    """Runs `apps.train` with input and metrics. It measures its own time."""
     from keras_resnet.data import datasets
     from keras_resnet.training import configs
     from keras_resnet.training import loop
@@ -341,14 +341,14 @@ def _photos(data_dir) -> list[str]:
 
 
 def _pin():
-    """Keeps to one core, with all threads that TensorFlow has started."""
+    """Restricts all threads of the process to one core."""
     core = {min(os.sched_getaffinity(0))}
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), core)
 
 
 def _input_keras_resnet(work, data_dir):
-    """The training view of `training.data`, batch after batch."""
+    """Returns batches of training views of `keras_resnet.data`."""
     from keras_resnet.data import datasets
 
     _pin()
@@ -367,20 +367,20 @@ def _input_keras_resnet(work, data_dir):
         )
     )
 
-    def step(folder=folder):  # which is there as long as the step
+    def step(folder=folder):  # keeps the folder as long as the step
         return next(batches)[0].numpy()
 
     return step, {}
 
 
 def _input_pillow(work, data_dir):
-    """torchvision's way: decode the whole, crop, resize bilinearly."""
+    """Decodes, crops and resizes bilinearly, as torchvision does."""
     from PIL import Image
 
     _pin()
     photos = _photos(data_dir)
     random = np.random.default_rng(0)
-    # Of ImageNet's channels, as torchvision has them.
+    # The values of torchvision for ImageNet's channels.
     mean = np.array([123.675, 116.28, 103.53], "float32")
     standard_deviation = np.array([58.395, 57.12, 57.375], "float32")
 
@@ -451,7 +451,7 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
 
 
 def prepare(packages: tuple[str, ...]) -> None:
-    """Imports packages: what that costs is no part of what is measured."""
+    """Imports packages, so that the measurement excludes their import."""
     for package in packages:
         importlib.import_module(package)
     if packages[0] in ("torch", "PIL"):

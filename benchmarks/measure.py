@@ -1,8 +1,8 @@
-"""Measures a work: every contender in turn, A B A B, in one run.
+"""Measures all contenders of a work in turn, A B A B.
 
-Each contender has a process of its own, which is stopped while another has
-its turn. Absolute times do not travel from one machine, or hour, to another;
-ratios of turns that lie side by side do.
+Each contender has its own process, which is stopped while another has its turn.
+Absolute times depend on the machine and the hour. Ratios of turns that follow
+one another mostly do not.
 """
 
 import contextlib
@@ -21,20 +21,19 @@ from benchmarks.works import Work
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a contender did.
+    """Measurements of a contender.
 
     Attributes:
-        contender: Its name.
-        seconds: Of one step, the median over the turns.
-        spread: The slowest turn over the fastest, minus 1.
-        images_per_second: By that median.
-        ratio: How many times as fast as it ours is: the median over the turns
-            of its seconds over those of ours in the same round.
-        goal: What `ratio` should be at least, or None.
-        first_step_seconds: From a fresh process with its packages imported to
-            the end of the first step: build, trace, compile and run.
-        peak_bytes: The largest memory of the process, above what it had when
-            its packages were imported.
+        contender: Name of the contender.
+        seconds: Duration of a step, the median over the turns.
+        spread: Duration of the slowest turn divided by the fastest, minus 1.
+        images_per_second: Speed from `seconds`.
+        ratio: Speed of this package divided by that of the contender: the
+            median over the rounds of the ratio of the durations.
+        goal: Smallest `ratio` that we want, or None.
+        first_step_seconds: Duration from the end of the imports to the end of
+            the first step: build, trace, compile and run.
+        peak_bytes: Peak memory of the process above that after the imports.
         graph_nodes: Nodes of the graph of a training step, or None.
     """
 
@@ -50,11 +49,11 @@ class Result:
 
 
 class ContenderError(ChildProcessError):
-    """A contender's process ended; the message has its last line."""
+    """Failure of a contender's process. The message has its last line."""
 
 
 class _Process:
-    """A contender's process, which runs while it is asked something."""
+    """Process of a contender, which runs only during its turns."""
 
     def __init__(self, name, work, data_dir, log):
         self.name = name
@@ -76,13 +75,13 @@ class _Process:
         self.peak_bytes = 0
 
     def start(self):
-        """Waits until the first step is done; keeps what it says of it."""
+        """Waits for the end of the first step, and keeps its measurements."""
         self.ready = self._answer()
 
     def take(self, steps: int) -> float:
-        """The seconds of one of so many steps."""
+        """Takes steps, and returns the mean duration of a step in seconds."""
         self.process.send_signal(signal.SIGCONT)
-        with contextlib.suppress(BrokenPipeError):  # `_answer` says who ended
+        with contextlib.suppress(BrokenPipeError):  # `_answer` raises the error
             self.process.stdin.write(f"{steps}\n")
             self.process.stdin.flush()
         answer = self._answer()
@@ -109,19 +108,19 @@ class _Process:
 def measure(
     work: Work, rounds: int = 5, data_dir: str | os.PathLike | None = None
 ) -> list[Result]:
-    """The results of the contenders that are installed, ours first.
+    """Measures the contenders that are installed, this package first.
 
     Args:
-        work: What is done.
-        rounds: How often each contender has its turn.
-        data_dir: For works on real data: a folder with `photos/` (JPEG), or
-            where TFDS keeps its sets.
+        work: Work to measure.
+        rounds: Number of turns of each contender.
+        data_dir: Directory for works on real data, with `photos/` (JPEG) or the
+            sets of TensorFlow Datasets.
 
     Returns:
         A `Result` for each contender.
 
     Raises:
-        ContenderError: If one of them fails.
+        ContenderError: If a contender fails.
     """
     rows = contenders.CONTENDERS[work.kind]
     names = [name for name in work.contenders if rows[name].is_installed()]
@@ -135,7 +134,7 @@ def measure(
             stack.callback(process.close)
             process.start()
             processes.append(process)
-        for process in processes:  # a round that does not count
+        for process in processes:  # a warm-up round
             process.take(1)
         turns: list[list[float]] = [[] for _ in processes]
         for _ in range(rounds):

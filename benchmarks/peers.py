@@ -1,14 +1,14 @@
-"""The same networks, written with the layers of other packages.
+"""The networks of [1], written with the layers of other packages.
 
-What a user of those packages would write, so that a ratio compares layers and
-not networks; the layout is that of [1].
+The code is that of a user of these packages, so that a ratio compares layers
+and not networks.
 """
 
 from keras_resnet.models import Spec
 
 
 def cifar_of_keras_layers(units: tuple[int, ...]):
-    """A CIFAR network of [1, Sec. 4.2], option A, of Keras' own layers.
+    """Returns a CIFAR network of [1, Sec. 4.2], option A, of Keras' layers.
 
     Args:
         units: Number of units in each stage.
@@ -49,7 +49,7 @@ def cifar_of_keras_layers(units: tuple[int, ...]):
 
 
 def torch_network(spec: Spec):
-    """The original network of a spec, of torch's layers.
+    """Returns the original network of a spec, of torch's layers.
 
     Args:
         spec: A row of `MODELS` with the unit `"original"` and the shortcut

@@ -1,4 +1,4 @@
-"""Tables of what was measured, and plots against depth and batch size."""
+"""Tables of measurements, and plots against depth and batch size."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 Measured = Sequence[tuple[str, Work, list[Result]]]
 
-_ON = "as `benchmarks` measured it on one machine"
+_ON = "measured by `benchmarks` on one machine"
 
-# For each plot: the group, x and y as text, what it shows, and y of a result.
+# For each plot: the group, the labels of x and y, the caption, y of a result.
 _PLOTS: dict[str, tuple[str, str, str, str, Callable[[Result], Any]]] = {
     "step_by_depth": (
         "depth",
@@ -57,7 +57,7 @@ _PLOTS: dict[str, tuple[str, str, str, str, Callable[[Result], Any]]] = {
 
 
 def table(work: Work, results: Sequence[Result]) -> str:
-    """The results of one work in Markdown; a ratio is ours to theirs."""
+    """Returns the results of a work as Markdown. A ratio is ours to theirs."""
     lines = [
         f"### {work.name}",
         "",
@@ -82,7 +82,7 @@ def table(work: Work, results: Sequence[Result]) -> str:
 
 
 def row(group: str, work: Work, results: Sequence[Result]) -> dict[str, Any]:
-    """What `benchmark.json` keeps of one work; `load` reads it."""
+    """Returns the entry of a work in `benchmark.json`."""
     return {
         "group": group,
         "work": dataclasses.asdict(work),
@@ -91,15 +91,15 @@ def row(group: str, work: Work, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def plots(measured: Measured) -> list["Picture"]:
-    """The plots of the groups that were measured.
+    """Draws the plots of the groups that were measured.
 
     Args:
         measured: (group, work, results) of each work.
 
     Returns:
-        A picture for each plot that has something to show.
+        A picture for each plot with results.
     """
-    # matplotlib belongs to the extra "report": tables do without it.
+    # matplotlib is optional, and tables do not need it.
     from keras_resnet.papers import figures
     from keras_resnet.papers.pictures import Picture
 

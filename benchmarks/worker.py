@@ -1,10 +1,10 @@
-"""One contender at one work, in a process of its own.
+"""Process of one contender at one work.
 
     python -m benchmarks.worker CONTENDER WORK DATA_DIR
 
-It answers in lines of JSON: once when its first step is done, then for each
-number on its standard input, with the seconds that so many steps took. It runs
-on Linux.
+The process writes a line of JSON after its first step. Then it reads numbers of
+steps from its standard input, and writes a line with the duration of these
+steps. It runs on Linux.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 def _peak_bytes() -> int:
-    # Not getrusage: its peak is that of the parent where that held more.
+    # The peak of getrusage may be that of the parent process.
     with open("/proc/self/status") as file:
         peak = next(line for line in file if line.startswith("VmHWM:"))
     return int(peak.split()[1]) * 1024
@@ -33,9 +33,9 @@ def _bytes() -> int:
 
 
 def main(name: str, fields: str, data_dir: str) -> None:
-    """Serves the parent until it closes our standard input."""
+    """Serves the parent process until it closes the standard input."""
     answers = sys.stdout
-    sys.stdout = sys.stderr  # what libraries print is no answer
+    sys.stdout = sys.stderr  # libraries may print text
 
     def answer(**numbers):
         print(json.dumps(numbers), file=answers, flush=True)
@@ -53,7 +53,7 @@ def main(name: str, fields: str, data_dir: str) -> None:
     answer(first_step_seconds=time.perf_counter() - start, **facts)
     for line in sys.stdin:
         steps = int(line)
-        if times_itself:  # it takes the steps, and says how long one took
+        if times_itself:  # one call takes all steps, and returns a mean
             seconds = steps * step()
         else:
             start = time.perf_counter()
@@ -64,7 +64,7 @@ def main(name: str, fields: str, data_dir: str) -> None:
 
 
 if __name__ == "__main__":
-    # Ends with its parent, however that ends: a process that is stopped would
-    # notice nothing, and keep its memory.
+    # The kernel ends this process with its parent. A stopped process would not
+    # notice the end of its parent, and would keep its memory.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     main(*sys.argv[1:])

@@ -1,8 +1,8 @@
-"""What is measured, as rows: the same work for every contender.
+"""Works of the benchmarks, as rows, the same for every contender.
 
-Images are noise where their content makes no difference, photos where they
-are decoded. A training step is forward, backward and an update by gradient
-descent with momentum, without weight decay.
+Images are noise, except where they are decoded: there they are photos. A
+training step is forward, backward and an update by gradient descent with
+momentum, without weight decay.
 """
 
 import dataclasses
@@ -15,19 +15,19 @@ _KINDS = ("train", "infer", "program", "input")
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One row of what is measured.
+    """Row of the benchmarks.
 
     Attributes:
-        kind: `"train"`, a training step; `"infer"`, one answer; `"program"`,
-            `apps.train` itself on CIFAR-10; `"input"`, photos decoded and
+        kind: `"train"`, a training step; `"infer"`, a prediction; `"program"`,
+            `apps.train` on CIFAR-10; `"input"`, photos that are decoded and
             randomly cropped to 224 pixels on one core.
         network: A name in `MODELS`, or `"resnetN"` with N = 6n + 2.
         batch_size: Images in a step.
         dtype: `"float32"` or `"bfloat16"`.
-        contenders: Names in `contenders.CONTENDERS[kind]`, ours first: the
-            ratios are to it.
-        steps: Steps that each contender takes in its turn.
-        goals: How many times as fast as a contender we want to be.
+        contenders: Names in `contenders.CONTENDERS[kind]`. The ratios are
+            relative to the first one, which is ours.
+        steps: Number of steps in a turn.
+        goals: Smallest ratio of speeds that we want, by contender.
 
     >>> Work("train", "resnet20", 8, "float32", ("keras_resnet",)).name
     'train resnet20, float32, batch 8'
@@ -43,18 +43,18 @@ class Work:
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """Name in tables."""
         return (
             f"{self.kind} {self.network}, {self.dtype}, batch {self.batch_size}"
         )
 
     @property
     def policy(self) -> str:
-        """Keras' name for the dtype."""
+        """Keras' name of the dtype."""
         return "float32" if self.dtype == "float32" else f"mixed_{self.dtype}"
 
     def spec(self) -> specs.Spec:
-        """The network; a depth of 6n + 2 need not be in the table."""
+        """Returns the network, which may have any depth of 6n + 2."""
         if self.network in specs.MODELS:
             return specs.get_spec(self.network)
         depth = int(self.network.removeprefix("resnet"))
@@ -104,7 +104,7 @@ def _inference():
         ("bfloat16", 16): {in_float32: 2.4, "openvino": 0.90},
         ("bfloat16", 1): {},
     }
-    without = {  # what a dtype has no contender for
+    without = {  # contenders that do not support a dtype
         "float32": {in_float32},
         "bfloat16": {"onnxruntime"},
     }
@@ -162,7 +162,7 @@ def _memory():
         steps=1,
         goals={"keras_resnet, unrolled": 0.97, "torch": 1.0},
     )
-    # The batch of the papers.
+    # This is the batch size of the papers.
     yield Work(
         "train",
         "resnet1202",

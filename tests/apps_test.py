@@ -1,4 +1,4 @@
-"""The programs, one after the other on what the one before left."""
+"""Programs, each on the files of the program before."""
 
 import json
 import os
@@ -20,7 +20,7 @@ TINY = keras_resnet.Spec("tiny", (1, 1), (8, 16), stem="cifar", shortcut="A")
 
 
 class ChainTest(parameterized.TestCase):
-    """Train, evaluate, export, predict, as a newcomer does."""
+    """Runs train, evaluate, export and predict, as a newcomer does."""
 
     @classmethod
     def setUpClass(cls):
@@ -92,7 +92,7 @@ class ChainTest(parameterized.TestCase):
         self.assertRegex(outcome.err[0], "--mean=1,2: mean must have the shape")
 
     def test_weights_of_keras_applications_see_their_own_pixels(self):
-        """Blue first and less Caffe's mean; other pixels, other errors."""
+        """Compares blue first and Caffe's mean with other preprocessing."""
         keras.utils.set_random_seed(0)
         theirs = keras.applications.ResNet50(
             weights=None, input_shape=(32, 32, 3), classes=10
@@ -221,8 +221,8 @@ class UsageTest(parameterized.TestCase):
         ),
         (["--model=resnet20", "--dataset=digits"], "--weights=: name a file"),
         (["--model=resnet20", "--protocol=double"], "protocol"),
-        (["--workdir=a", "--weights=b"], "--weights=b: means nothing with --w"),
-        ([*DIGITS, "--mean=grey"], "--mean=grey: numbers with commas"),
+        (["--workdir=a", "--weights=b"], "--weights=b: cannot be combined"),
+        ([*DIGITS, "--mean=grey"], "--mean=grey: must be numbers"),
     )
     def test_evaluation_refuses_what_it_cannot_do(self, arguments, message):
         outcome = programs.run("evaluate", *arguments)

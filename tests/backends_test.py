@@ -1,4 +1,4 @@
-"""What holds on every backend of Keras: training by `fit`, loops, refusals.
+"""Tests for every Keras backend: training by `fit`, loops, errors.
 
 `make test-jax` runs this file and those of layers, networks, counts and
 weights with KERAS_BACKEND=jax.
@@ -34,7 +34,7 @@ def values(model):
 
 
 def step(model, **kwargs):
-    """One step of `fit`: its loss."""
+    """Takes one step of `fit`, and returns its loss."""
     model.compile(
         keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", **kwargs
     )
@@ -47,7 +47,7 @@ class TrainingStepTest(parameterized.TestCase):
         unit=("original", "pre_activation"), shortcut=("A", "exclusive_gating")
     )
     def test_a_step_of_a_loop_is_that_of_its_units(self, unit, shortcut):
-        """Outputs, gradients and moving statistics at once, with remat too."""
+        """Compares outputs, gradients and statistics, also with remat."""
         kwargs = {"unit": unit, "shortcut": shortcut}
         first = keras_resnet.resnet(SPEC, **kwargs)
         start, expected = values(first), None

@@ -24,7 +24,7 @@ SMALL = works.Work("train", "resnet8", 2, "float32", ("keras_resnet", "keras"))
 
 
 def parameters(network):
-    """Of the papers' layout."""
+    """Tests that the peers have the layout of the papers."""
     return reference.counts(reference.layout(network)).parameters
 
 
@@ -182,7 +182,7 @@ class ProgramTest(parameterized.TestCase):
             outcome = programs.run("benchmarks", "--output=nowhere")
         self.assertEqual(outcome.code, 1)
         self.assertLen(outcome.err, 1)
-        self.assertIn("pip install 'keras-resnet[report]'", outcome.err[0])
+        self.assertIn("pip install matplotlib", outcome.err[0])
         measured.assert_not_called()
 
     def test_contender_that_fails_is_one_line(self):
@@ -190,11 +190,11 @@ class ProgramTest(parameterized.TestCase):
         with mock.patch.object(measure, "measure", side_effect=error):
             outcome = programs.run("benchmarks", "--groups=depth")
         self.assertEqual(outcome.code, 1)
-        self.assertEqual(outcome.err, ["benchmark: torch failed: no memory"])
+        self.assertEqual(outcome.err, ["benchmarks: torch failed: no memory"])
 
     @parameterized.parameters(
-        ("--groups=fast", "--groups=fast: allowed are training,"),
-        ("--groups=input", "--groups=input: it needs --data_dir=DIR"),
+        ("--groups=fast", "--groups=fast: must be one of training,"),
+        ("--groups=input", "--groups=input: needs --data_dir=DIR"),
     )
     def test_usage_error_is_one_line(self, flag, message):
         outcome = programs.run("benchmarks", flag)

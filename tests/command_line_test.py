@@ -1,4 +1,4 @@
-"""What every program prints, whatever text it was given."""
+"""The output of all programs, for any text in their input."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from tests import programs
 
 class PrintableTest(parameterized.TestCase):
     @parameterized.parameters(
-        ("\x1b[2J", r"\x1b[2J"),  # a terminal would clear its screen
+        ("\x1b[2J", r"\x1b[2J"),  # clears the screen of a terminal
         ("\x9b2J", r"\x9b2J"),  # the same in one character
         ("\u202e", r"\u202e"),  # right to left: "gpj.exe" reads "exe.jpg"
         ("a\nb\r", r"a\nb\r"),
@@ -54,6 +54,18 @@ class PrintableTest(parameterized.TestCase):
             command_line.show("a\nb", 3)
         self.assertEqual(out.getvalue(), "a\\nb\n3\n")
 
+    @parameterized.parameters(
+        ("train.py", "python -m apps.evaluate '--workdir=a b' IMAGE"),
+        (
+            "/bin/keras-resnet-train",
+            "keras-resnet-evaluate '--workdir=a b' IMAGE",
+        ),
+    )
+    def test_hints_name_the_commands_of_the_installation(self, started, hint):
+        with mock.patch.object(sys, "argv", [started]):
+            line = command_line.command("evaluate", "--workdir=a b", "IMAGE")
+        self.assertEqual(line, hint)
+
     def test_an_error_is_one_short_line_without_control_characters(self):
         outcome = programs.run("evaluate", "--workdir=\x1b[31m\n" + "x" * 9000)
         (line,) = outcome.err
@@ -62,7 +74,7 @@ class PrintableTest(parameterized.TestCase):
 
 
 class SignalsTest(parameterized.TestCase):
-    """Any number of signals, in any phase of a program."""
+    """Tests of any number of signals, in any phase of a program."""
 
     @parameterized.product(
         signals=(["SIGTERM"], ["SIGINT", "SIGINT"], ["SIGTERM"] * 9),

@@ -1,4 +1,4 @@
-"""The counts of real models against the laws of the papers."""
+"""Counts of real models against the laws of the papers."""
 
 from unittest import mock
 
@@ -12,7 +12,7 @@ from tests import reference
 PLAIN = [name for name in reference.NAMES if name.startswith("plain")]
 RESIDUAL = [name for name in reference.NAMES if name not in PLAIN]
 
-# Counts depend on no value, and drawing 60 million of them takes a while.
+# Counts do not depend on values, and drawing 60 million values is slow.
 zeros = mock.patch(
     "keras_resnet.layers.convolutions.papers_initializer", lambda: "zeros"
 )
@@ -190,7 +190,7 @@ class ComplexityTest(parameterized.TestCase):
 
 
 class ClaimsTest(parameterized.TestCase):
-    """What [1] says of costs."""
+    """Tests of the statements of [1] about costs."""
 
     def test_identity_shortcuts_add_neither_parameters_nor_multiply_adds(self):
         residual = complexity.complexity(keras_resnet.ResNet34(shortcut="A"))

@@ -38,7 +38,7 @@ for line in sys.stdin:
 
 
 def failures(shapes):
-    """The shapes whose gradient ends the process, or is wrong."""
+    """Returns the shapes whose gradient aborts the process, or is wrong."""
     found, rest = [], list(shapes)
     while rest:
         child = subprocess.run(

@@ -27,7 +27,7 @@ def normal(shape, seed=0):
 
 
 def randomize(layer, seed=0):
-    """Gives every weight a value that the formula cannot be blind to."""
+    """Gives every weight a value that changes the result of the formula."""
     rng = np.random.default_rng(seed)
     for weight in layer.weights:
         if weight.name in ("gamma", "moving_variance"):
@@ -37,7 +37,7 @@ def randomize(layer, seed=0):
 
 
 def as_norm(layer):
-    """The NumPy function of a normalization layer at inference."""
+    """Returns a normalization layer at inference as a NumPy function."""
     gamma, beta, mean, variance = (np.array(w) for w in layer.weights)
     return lambda x: reference.batch_normalization(
         x, gamma, beta, mean, variance, layer.epsilon
@@ -50,7 +50,7 @@ def as_convolution(layer):
 
 
 def as_shortcut(shortcut, out):
-    """The NumPy function (x, residual) -> sum of a shortcut layer."""
+    """Returns a shortcut layer as a NumPy function (x, residual) -> sum."""
     stride = shortcut.stride
 
     def h(x):
@@ -112,7 +112,7 @@ class ConvolutionTest(parameterized.TestCase):
 
     @parameterized.parameters(1, 2)
     def test_as_a_product_of_matrices_it_trains_alike(self, stride):
-        """Both kernels after a step, so the gradients of kernel and input."""
+        """Compares the kernels after a step: gradients of kernel and input."""
         x, trained = normal((4, 7, 8, 3)), []
         target = normal((4, -(-7 // stride), 8 // stride, 5), seed=1)
         start = [normal((3, 3, 3, 6), seed=2), normal((1, 1, 6, 5), seed=3)]
@@ -147,7 +147,7 @@ class ConvolutionTest(parameterized.TestCase):
         lambda: layers.PreActivationUnit(16, 2, shortcut="C"),
     )
     def test_no_convolution_of_one_pixel_strides(self, make):
-        """On some processors TensorFlow aborts in the gradient of one."""
+        """On some processors TensorFlow aborts in the strided gradient."""
         layer = make()
         x = tf.zeros((3, 8, 8, 8))
         inputs = [x]
@@ -170,7 +170,7 @@ class ConvolutionTest(parameterized.TestCase):
 
     @mock.patch.object(convolutions, "_is_fast_as_product", return_value=True)
     def test_is_a_product_in_training_only(self, _):
-        """An export is one of convolutions, which can be folded."""
+        """An export has convolutions, which can be folded."""
         layer = layers.Convolution(5, 1)
         x = normal((2, 8, 8, 3))
         with mock.patch.object(
@@ -199,7 +199,7 @@ class ConvolutionTest(parameterized.TestCase):
         layer.build((None, 8, 8, 64))
         kernel = np.array(layer.kernel)
         np.testing.assert_allclose(kernel.var(), 2 / (3 * 3 * 256), rtol=0.02)
-        # A truncated normal has nothing beyond 2 / 0.88 standard deviations.
+        # A truncated normal ends at 2 / 0.88 standard deviations.
         self.assertGreater(np.abs(kernel).max(), 3.5 * kernel.std())
 
     def test_refuses_an_even_kernel_and_an_unknown_padding(self):

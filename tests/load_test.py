@@ -162,9 +162,9 @@ class ProgramTest(parameterized.TestCase):
         (["--server=a:1", "--model_name=m"], "--server=a:1: name images"),
         (
             ["--saved_model=b", "--model_name=m"],
-            "--model_name=m: means nothing",
+            "--model_name=m: cannot be combined",
         ),
-        (["--saved_model=b", "--timeout=1"], "--timeout=1.0: means nothing"),
+        (["--saved_model=b", "--timeout=1"], "--timeout=1.0: cannot be"),
         (["--server=a:1", "--rate=0"], "--rate=0"),
         (["--server=a:1", "--seconds=-1"], "--seconds=-1"),
         (["--server=a:1", "--batch_size=0"], "--batch_size=0"),

@@ -1,4 +1,4 @@
-"""Our BatchNormalization equals Keras' layer."""
+"""Batch normalization equals Keras' layer."""
 
 import itertools
 import tempfile
@@ -14,7 +14,7 @@ from keras_resnet.layers import BatchNormalization
 
 
 def make_pair(trainable=True, dtype="float32", **arguments):
-    """Our layer and Keras' with the same weights, none of them 0 or 1."""
+    """Returns our layer and Keras' with equal weights, not 0 or 1."""
     pair = [
         cls(dtype=dtype, trainable=trainable, **arguments)
         for cls in (BatchNormalization, keras.layers.BatchNormalization)
@@ -29,7 +29,7 @@ def make_pair(trainable=True, dtype="float32", **arguments):
 
 
 def kinds(function, *inputs):
-    """The operations of a traced function and of those that it calls."""
+    """Returns the operations of a traced function and of inner functions."""
     graph = function.get_concrete_function(*inputs).graph.as_graph_def()
     bodies = [graph.node, *(f.node_def for f in graph.library.function)]
     return {node.op for nodes in bodies for node in nodes}
@@ -63,7 +63,7 @@ class BatchNormalizationTest(parameterized.TestCase):
                 loss = tf.reduce_sum(tf.cast(y * weight, "float32"))
             gradients = tape.gradient(loss, [x, *variables])
             results.append([y, *gradients, *layer.weights])
-        # Half precision: one unit in the last place of the largest value.
+        # In half precision: one unit in the last place of the largest value.
         tolerance = {"float32": 2e-5, "mixed_bfloat16": 2e-2}.get(dtype, 3e-3)
         for a, b in zip(*results, strict=True):
             a, b = (keras.ops.convert_to_numpy(v) for v in (a, b))
@@ -150,7 +150,7 @@ class BatchNormalizationTest(parameterized.TestCase):
 
 
 def results(layer, x, compile_):
-    """Outputs, gradients and moving statistics of a call by `compile_`."""
+    """Returns outputs, gradients and statistics of a call by `compile_`."""
 
     def call(x):
         variables = [layer.gamma.value, layer.beta.value]
@@ -201,7 +201,7 @@ class XLATest(parameterized.TestCase):
     def assert_equals_keras(self, compile_, offset, dtype="float32", **kwargs):
         ours, keras_layer = make_pair(dtype=dtype, epsilon=1e-5, **kwargs)
         x = np.random.default_rng(1).normal(size=(4, 5, 6, 3))
-        if dtype != "float32":  # it has no digits for less
+        if dtype != "float32":  # half precision lacks the digits
             x *= max(1.0, offset / 50)
         x = tf.cast(x + offset, ours.compute_dtype)
         # The last digit of x, and of the result.

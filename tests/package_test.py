@@ -1,4 +1,4 @@
-"""What holds the package together: imports, targets, programs, versions."""
+"""Imports, Bazel targets, programs and versions of the package."""
 
 import ast
 import configparser
@@ -16,13 +16,13 @@ import keras_resnet
 ROOT = pathlib.Path(__file__).parent.parent
 BUILD = (ROOT / "BUILD").read_text()
 
-# What `import keras_resnet` may load of ours.
+# Modules of this package that `import keras_resnet` may load.
 LIGHT = {
     *("arguments", "atomic", "features", "graphs", "keras_resnet", "layers"),
     *("models", "names", "preprocessing", "specs", "weights"),
 }
 
-# Which parts a part may import from, beside itself: only those below it.
+# Parts that a part may import, in addition to itself: only those below it.
 MAY_IMPORT = {
     "names": set(),
     "atomic": set(),
@@ -62,7 +62,7 @@ PROGRAMS = {
 
 
 def part(module: str) -> str | None:
-    """The part of a dotted module or name, or None for what is not ours."""
+    """Returns the part of a dotted name, or None for other packages."""
     first, *rest = module.split(".")
     if first in ("apps", "benchmarks"):
         return first
@@ -72,7 +72,7 @@ def part(module: str) -> str | None:
 
 
 def imported(path: pathlib.Path) -> Iterator[str]:
-    """The dotted names that a module imports, wherever in it."""
+    """Yields the dotted names that a module imports, also in functions."""
     package = path.parts[:-1]
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Import):
@@ -118,7 +118,7 @@ class ImportsTest(parameterized.TestCase):
         ("keras_resnet/__init__.py", "keras_resnet"),
         ("apps/train.py", "apps"),
     )
-    def test_parts_are_told_apart(self, source, expected):
+    def test_parts_are_distinguished(self, source, expected):
         module = ".".join(pathlib.Path(source).with_suffix("").parts)
         self.assertEqual(part(module), expected)
 

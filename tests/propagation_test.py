@@ -41,13 +41,13 @@ def units(report, key):
 
 class PropagationTest(parameterized.TestCase):
     def test_the_last_signal_is_the_first_and_all_residuals(self):
-        """[2, Eq. 4], and not where f or h is another."""
+        """Tests [2, Eq. 4], which fails with another f or h."""
         self.assertLess(report(small())["identity_error"], 1e-5)
         for kwargs in ({"unit": "original"}, {"shortcut": "constant_scaling"}):
             self.assertGreater(report(small(**kwargs))["identity_error"], 0.01)
 
     def test_an_identity_hands_the_gradient_on_as_it_is(self):
-        """The 1 of [2, Eq. 5], within a stage."""
+        """Tests the 1 of [2, Eq. 5] within a stage."""
         found = report(small())
         self.assertEqual(found["scale_product"], 1.0)
         through = units(found, "shortcut_gradient")
@@ -62,7 +62,7 @@ class PropagationTest(parameterized.TestCase):
 
     @parameterized.parameters(0.5, 0.9, 1.2)
     def test_a_scale_is_handed_on_to_the_power_of_the_depth(self, scale):
-        """The product of [2, Eq. 8], within a stage."""
+        """Tests the product of [2, Eq. 8] within a stage."""
         shortcut = keras_resnet.layers.ConstantScaling(shortcut_scale=scale)
         found = report(small(shortcut=shortcut))
         np.testing.assert_allclose(found["scale_product"], scale**8, rtol=1e-4)
@@ -94,7 +94,7 @@ class PropagationTest(parameterized.TestCase):
 
     @parameterized.parameters(0, 8)
     def test_the_gradient_is_that_of_differences(self, index):
-        """In inference, where E is a mean over the images."""
+        """Tests inference, in which E is a mean over the images."""
         model = small(classifier_activation=None)
         found = report(model, training=False)
         layers = [layer for layer in model.layers if "stage" in layer.name]
@@ -113,7 +113,7 @@ class PropagationTest(parameterized.TestCase):
 
         slopes = losses(signal + step * directions)
         slopes -= losses(signal - step * directions)
-        # A random direction of variance 1 sees the norm of the gradient.
+        # A random direction of variance 1 measures the norm of the gradient.
         norm = np.sqrt(np.mean(np.square(slopes))) / (2 * step)
         expected = found["units"][index]["gradient"]
         self.assertAlmostEqual(norm / expected, 1, delta=0.2)
@@ -196,7 +196,7 @@ class PagesTest(parameterized.TestCase):
 @pytest.mark.large
 class DepthTest(parameterized.TestCase):
     def test_what_vanishes_at_110_layers_is_what_failed_in_the_paper(self):
-        """[2, Sec. 3 and Table 1], at the start of training."""
+        """Tests [2, Sec. 3 and Table 1] at the start of training."""
         found = {}
         for name, shortcut in shortcuts.TABLE_1.items():
             keras.utils.set_random_seed(0)
@@ -215,7 +215,7 @@ class DepthTest(parameterized.TestCase):
                 self.assertLess(found[name]["scale_product"], 1e-10, name)
                 self.assertLess(decay, 1e-6 * identity["shortcut_decay"], name)
             elif name.endswith("bias -6"):
-                # Less than 0.9975^52 where the signal is large.
+                # The product is below 0.9975^52 if the signal is large.
                 self.assertGreater(found[name]["scale_product"], 0.05, name)
                 self.assertGreater(decay, 0.1 * identity["shortcut_decay"])
 

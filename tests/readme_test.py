@@ -1,8 +1,8 @@
-"""The README and docs/ say what the code does: examples, commands, tables.
+"""The README and docs/ agree with the code: examples, commands, tables.
 
-An example in Python runs, unless it is marked `python no-run`, as one that
-needs the network is; then its names and arguments are checked. A command line
-in an `sh` example or in `code` is parsed by its program, and not run.
+An example in Python runs. An example that needs a network is marked
+`python no-run`, and only its names and arguments are checked. The programs
+parse the command lines of `sh` examples and of `code`, but do not run them.
 """
 
 import ast
@@ -14,6 +14,8 @@ import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from unittest import mock
@@ -46,18 +48,18 @@ PAGES = {
 }
 README = PAGES["README.md"]
 
-# What a command line may start with, beside our programs and make.
+# Commands of other packages that may start a command line.
 OTHER_COMMANDS = ("curl", "docker", "printf", "saved_model_cli", "tensorboard")
 
 
 def examples(page: str, language: str) -> list[str]:
-    """The fenced examples of a page in a language, such as "python no-run"."""
+    """Returns the fenced examples of a page in a language ("python no-run")."""
     pattern = rf"(?ms)^```{re.escape(language)}\n(.*?)^```$"
     return re.findall(pattern, PAGES[page])
 
 
 def command_lines() -> Iterator[str]:
-    """Every command line of every page."""
+    """Yields every command line of every page."""
     for page, text in PAGES.items():
         for example in examples(page, "sh"):
             yield from example.replace("\\\n", " ").splitlines()
@@ -65,7 +67,7 @@ def command_lines() -> Iterator[str]:
 
 
 def table(page: str, title: str) -> list[list[str]]:
-    """The rows of the table whose first column has a title."""
+    """Returns the rows of the table whose first column has this title."""
     pattern = rf"(?m)^\| {title} \|.*\n\|[-| ]+\|\n((?:\|.*\n)+)"
     (rows,) = re.findall(pattern, PAGES[page])
     return [
@@ -75,7 +77,7 @@ def table(page: str, title: str) -> list[list[str]]:
 
 
 def plain(text: str) -> str:
-    """Text on one line."""
+    """Returns the text on one line."""
     return " ".join(text.split())
 
 
@@ -83,7 +85,7 @@ class ExamplesTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         directory = self.enter_context(tempfile.TemporaryDirectory())
-        # Python 3.10 has no contextlib.chdir.
+        # contextlib.chdir needs Python 3.11.
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(directory)
 
@@ -238,7 +240,7 @@ class TablesTest(parameterized.TestCase):
 
     def test_the_index_lists_every_page_and_program(self):
         index = PAGES["docs/index.md"]
-        linked = re.findall(r"\]\((\w+\.md)\)", index)
+        linked = set(re.findall(r"\]\((\w+\.md)\)", index))
         pages = [p for p in PAGES if p.startswith("docs/")]
         self.assertCountEqual(
             [f"docs/{page}" for page in linked] + ["docs/index.md"], pages
@@ -250,6 +252,16 @@ class TablesTest(parameterized.TestCase):
             [row[1].strip("`") for row in table("docs/index.md", "program")],
             [line.split()[0] for line in scripts.strip().splitlines()],
         )
+
+    def test_the_reference_of_the_flags_is_that_of_the_programs(self):
+        outcome = subprocess.run(
+            [sys.executable, ROOT / "docs" / "flags.py"],
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(outcome.returncode, 0, outcome.stderr)
+        message = "docs/flags.md is old: make docs"
+        self.assertEqual(PAGES["docs/flags.md"], outcome.stdout, message)
 
     def test_every_network_is_in_a_table(self):
         cells = [row[0] for row in table("docs/networks.md", "network")]
@@ -308,7 +320,7 @@ def argument_row(argument: arguments.Argument) -> list[str]:
 
 
 def recipe_row(recipe: recipes.Recipe) -> list[str]:
-    """What docs/training.md has to say of a recipe."""
+    """Returns the row of a recipe in docs/training.md."""
     rate = f"{recipe.learning_rate:g}"
     if recipe.schedule == "cosine":
         rate += ", a cosine to 0"
@@ -332,7 +344,7 @@ def recipe_row(recipe: recipes.Recipe) -> list[str]:
 
 
 def departures() -> Iterator[str]:
-    """Every `# Departure:` of the code, as docs/departures.md lists it."""
+    """Yields every `# Departure:` of the code, as docs/departures.md has it."""
     for folder in ("keras_resnet", "apps"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for comment in re.findall(
@@ -349,7 +361,7 @@ class DeparturesTest(absltest.TestCase):
         self.assertCountEqual(map(plain, listed), departures())
 
     def test_every_mark_is_found(self):
-        """Also one that does not stand at the start of a comment."""
+        """This includes marks that are not at the start of a comment."""
         marks = sum(
             path.read_text().count("Departure:")
             for folder in ("keras_resnet", "apps")

@@ -1,8 +1,8 @@
-"""The papers' laws in plain integers and NumPy: what the tests hold as true.
+"""Laws of the papers in plain integers and NumPy, for the tests.
 
-Nothing here imports the package, Keras or TensorFlow. The counts come from the
-layouts of [1, Table 1 and Sec. 4.2] and [2, Sec. 3 to 5]; the forward passes
-are float64, with one loop over the window and no other cleverness.
+This module does not import the package, Keras or TensorFlow. The counts come
+from the layouts of [1, Table 1 and Sec. 4.2] and [2, Sec. 3 to 5]. The forward
+passes are in float64, with a plain loop over the window.
 """
 
 import itertools
@@ -33,7 +33,7 @@ NAMES = [
 
 
 class Layout(NamedTuple):
-    """What the papers say of one network."""
+    """Layout of a network in the papers."""
 
     units: tuple[int, ...]
     filters: tuple[int, ...]
@@ -46,16 +46,16 @@ class Layout(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What is counted of one network."""
+    """Counts of a network."""
 
     parameters: int
     moving_statistics: int
     multiply_adds: int
-    activations: int  # values put out by layers and additions, one image
+    activations: int  # output values of layers and additions, one image
 
 
 class Step(NamedTuple):
-    """One layer; kinds: convolution, gate, norm, addition, pool, dense."""
+    """A layer of a kind: convolution, gate, norm, addition, pool, dense."""
 
     kind: str
     kernel: int
@@ -65,7 +65,7 @@ class Step(NamedTuple):
 
 
 def layout(name: str) -> Layout:
-    """The layout of a network from its name, such as "resnet50v2"."""
+    """Returns the layout of a network by name, such as "resnet50v2"."""
     kind, depth_text, version = re.fullmatch(
         r"(resnet|plainnet)(\d+)(v2)?", name
     ).groups()
@@ -90,7 +90,7 @@ def layout(name: str) -> Layout:
 
 
 def convolve(kernel, inputs, outputs, size, stride=1) -> Step:
-    """k // 2 zeros on each side: the output has ceil(size / stride)."""
+    """Returns `ceil(size / stride)`: k // 2 zeros are on each side."""
     return Step("convolution", kernel, inputs, outputs, -(-size // stride))
 
 
@@ -103,7 +103,7 @@ def steps(
     shortcut: str | None = None,
     bottleneck_stride: str = "1x1",
 ) -> Iterator[Step]:
-    """Every convolution, normalization, addition, pooling and dense layer."""
+    """Yields all convolutions, norms, additions, poolings and dense layers."""
     shortcut = shortcut or net.shortcut
     channels = net.filters[0]
     kernel, stride = (7, 2) if net.is_imagenet else (3, 1)
@@ -132,7 +132,7 @@ def steps(
                 branch = [(3, filters, stride), (3, filters, 1)]
             c, s = channels, size
             for i, (kernel, outputs, inner_stride) in enumerate(branch):
-                # The stem's BN and ReLU are those of the very first unit.
+                # The stem has the BN and ReLU of the first unit.
                 if net.pre_activation and not (is_first and i == 0):
                     yield norm(c, s)
                 convolution = convolve(kernel, c, outputs, s, inner_stride)
@@ -158,7 +158,7 @@ def steps(
 
 
 def counts(net: Layout, *args, **kwargs) -> Counts:
-    """Totals; the arguments are those of `steps`."""
+    """Returns the totals; the arguments are those of `steps`."""
     parameters = moving_statistics = multiply_adds = activations = 0
     for kind, kernel, inputs, outputs, size in steps(net, *args, **kwargs):
         activations += outputs * size**2
@@ -174,7 +174,7 @@ def counts(net: Layout, *args, **kwargs) -> Counts:
 
 
 def vgg(depth: int) -> tuple[int, int, int]:
-    """Parameters of VGG-16 or 19; multiply-adds without and with dense layers.
+    """Counts VGG-16 or 19: parameters, multiply-adds without and with dense.
 
     [1] prints 15.3 x 10^9 for VGG-16, which is without, and 19.6 x 10^9 for
     VGG-19, which is with them.
@@ -210,7 +210,7 @@ INCEPTIONS = (
 
 
 def googlenet() -> tuple[int, int]:
-    """Parameters and multiply-adds of GoogLeNet without its side branches."""
+    """Counts GoogLeNet without side branches: parameters, multiply-adds."""
     layers = [(112, 7, 3, 64), (56, 1, 64, 64), (56, 3, 64, 192)]
     for size, inputs, one, reduce3, three, reduce5, five, pool in INCEPTIONS:
         for kernel, c_in, c_out in (
@@ -227,11 +227,11 @@ def googlenet() -> tuple[int, int]:
 
 
 def prelu_net() -> tuple[int, int, int]:
-    """Layers, parameters and multiply-adds of the widest PReLU-net.
+    """Counts layers, parameters and multiply-adds of the widest PReLU-net.
 
-    He et al. 2015, Delving Deep into Rectifiers, Table 3, model C: pyramid
-    pooling with 7x7, 3x3, 2x2 and 1x1 bins before the dense layers, and a slope
-    for each channel of every rectifier.
+    This is model C of He et al. 2015, Delving Deep into Rectifiers, Table 3.
+    Pyramid pooling with 7x7, 3x3, 2x2 and 1x1 bins precedes the dense layers.
+    Every rectifier has a slope for each channel.
     """
     layers = [(112, 7, 3, 96)]
     for size, width in ((56, 384), (28, 768), (14, 896)):
@@ -256,7 +256,7 @@ def relu(x):
 
 
 def convolution(x, kernel, stride=1):
-    """x [n, h, w, c], kernel [k, k, c, f]; k // 2 zeros on every side."""
+    """Convolves x [n, h, w, c] with [k, k, c, f] and k // 2 zeros around."""
     x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
     k = len(kernel)
     sides = (k // 2, k // 2)
@@ -271,7 +271,7 @@ def convolution(x, kernel, stride=1):
 
 
 def batch_statistics(x):
-    """Mean and biased variance of each channel."""
+    """Returns mean and biased variance of each channel."""
     x = np.asarray(x, np.float64)
     mean = x.mean((0, 1, 2))
     return mean, ((x - mean) ** 2).mean((0, 1, 2))
@@ -283,7 +283,7 @@ def batch_normalization(x, gamma, beta, mean, variance, epsilon=1e-5):
 
 
 def identity(x, stride=1, channels=None, zeros="end"):
-    """Option A's h(x): x[::stride, ::stride] and zero channels."""
+    """Returns h(x) of option A: x[::stride, ::stride] and zero channels."""
     x = np.asarray(x, np.float64)[:, ::stride, ::stride]
     missing = (channels or x.shape[-1]) - x.shape[-1]
     before = missing // 2 if zeros == "both" else 0
@@ -291,7 +291,7 @@ def identity(x, stride=1, channels=None, zeros="end"):
 
 
 def gate(x, kernel, bias, stride=1):
-    """g(x) = sigmoid(W_g x + b_g) [2, Sec. 3.1]."""
+    """Returns the gate g(x) = sigmoid(W_g x + b_g) [2, Sec. 3.1]."""
     return 1 / (1 + np.exp(-convolution(x, kernel, stride) - bias))
 
 
@@ -320,16 +320,16 @@ def dropout(h, residual, kept, rate):
 
 
 def unit(order, x, convolutions, norms, shortcut=addition, activated=False):
-    """A residual unit [2, Fig. 4] with two or three convolutions.
+    """Computes a residual unit [2, Fig. 4] of two or three convolutions.
 
     Args:
-        order: "original", "pre_activation", ... as the package names them.
-        x: The input.
-        convolutions: Functions, the convolutions of F.
-        norms: Functions, the normalizations of F.
-        shortcut: Function of (what the shortcut takes, residual) -> sum.
-        activated: Whether the shortcut takes the signal after the unit's
-            first BN and ReLU (units that change the dimension).
+        order: Name of the order in the package ("original", ...).
+        x: Input of the unit.
+        convolutions: Convolutions of F, as functions.
+        norms: Normalizations of F, as functions.
+        shortcut: Function (input of the shortcut, residual) -> sum.
+        activated: Whether the shortcut receives the signal after the first BN
+            and ReLU of the unit (units that change the dimension).
     """
     signal = y = x
     layers = list(enumerate(zip(convolutions, norms, strict=True)))
@@ -364,7 +364,7 @@ def unit(order, x, convolutions, norms, shortcut=addition, activated=False):
 
 
 def preprocessed(pixels, mode, mean=None):
-    """Images of 0..255 as the weights of `mode` want them, channels last."""
+    """Preprocesses images of 0..255 for `mode`, channels last."""
     x = np.asarray(pixels, "float64")
     if mode == "caffe":
         return x[..., ::-1] - [103.939, 116.779, 123.68]

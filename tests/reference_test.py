@@ -1,4 +1,4 @@
-"""The reference against the totals that the papers and the field print."""
+"""The reference against totals that papers and other packages print."""
 
 import numpy as np
 import pytest

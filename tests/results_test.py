@@ -1,4 +1,4 @@
-"""What apps.report makes of work directories, and the page that is kept."""
+"""Reports of work directories, and the page of results in docs/."""
 
 import csv
 import dataclasses
@@ -31,7 +31,7 @@ RECIPE = recipes.RECIPES["cifar10"].with_steps(1_000)
 
 
 def a_run(name, error, model="resnet20", seed=0, step=1_000, **fields):
-    """A run whose test error falls from 90% to `error`."""
+    """Returns a run whose test error falls from 90% to `error`."""
     shortcut = fields.pop("shortcut", None)
     arguments = {"shortcut": shortcut} if shortcut else {}
     fields = {
@@ -53,7 +53,7 @@ def a_run(name, error, model="resnet20", seed=0, step=1_000, **fields):
 
 
 def save(run, directory):
-    """The two files of a run."""
+    """Writes the two files of a run."""
     workdir = pathlib.Path(directory) / run.name
     workdir.mkdir(parents=True)
     (workdir / "config.json").write_text(json.dumps(run.config.to_json()))
@@ -173,7 +173,7 @@ class TablesTest(parameterized.TestCase):
             table.notes,
             (
                 "Of the runs of 1,000 steps in float32, 2 of 3 pairs of rows "
-                "stand in the order of the paper, which has 66.",
+                "have the order of the paper, which has 66.",
                 "Rows of the paper's table that were run: 3 of 12.",
             ),
         )
@@ -281,14 +281,14 @@ class CurvesTest(parameterized.TestCase):
 
 
 class InterruptedTest(parameterized.TestCase):
-    """A run that was stopped anywhere is no result."""
+    """Tests that a run that was stopped is not a result."""
 
     def setUp(self):
         super().setUp()
         self.root = self.enter_context(tempfile.TemporaryDirectory())
 
     def results(self, text):
-        """What a finished run comes to if its metrics.csv is another."""
+        """Returns the results of a finished run with another metrics.csv."""
         workdir = save(a_run("run", 12.34), self.root)
         whole = (workdir / "metrics.csv").read_text()
         (workdir / "metrics.csv").write_text(text(whole))
@@ -325,7 +325,7 @@ class InterruptedTest(parameterized.TestCase):
 
 
 class _Page(html.parser.HTMLParser):
-    """Checks that elements are closed in order; keeps what they refer to."""
+    """Checks that elements are closed in order, and records their links."""
 
     VOID = ("meta", "path", "use", "rect", "wbr")
 
@@ -390,7 +390,7 @@ class PageTest(parameterized.TestCase):
         self.assertNotRegex(text, r"url\((?!#)|@import|<script|<link")
         self.assertIn("ours &lt;own&gt;", text)
         self.assertIn("<svg", text)
-        # Pictures take the colours of the page, light or dark.
+        # Pictures have the colours of the page, light or dark.
         self.assertIn("var(--ink)", text)
         self.assertNotIn(f"fill: {figures.INK}", text)
 
@@ -436,7 +436,7 @@ class PageTest(parameterized.TestCase):
         text = (self.root / "report/results.md").read_text()
         headings = re.findall("^## (.*)", text, re.MULTILINE)
         self.assertEqual(headings[:2], ["Runs", "Beside the papers"])
-        # The weights that ship are of none of these runs.
+        # The shipped weights do not come from these runs.
         self.assertNotIn("confusion", text)
         self.assertNotIn("not run", text)
 
@@ -520,7 +520,7 @@ class PageTest(parameterized.TestCase):
         self.assertEqual(outcome.out[0], "5 runs, 5 of them finished")
 
     @parameterized.parameters(
-        ("nowhere", "is no work directory and holds none"),
+        ("nowhere", "must be a work directory or contain one"),
         ("broken", "must hold config.json and metrics.csv"),
     )
     def test_what_is_no_run_is_refused(self, name, message):
@@ -536,17 +536,17 @@ class PageTest(parameterized.TestCase):
     def test_both_flags_are_asked_for(self, given):
         outcome = programs.run("report", given)
         self.assertEqual(outcome.code, 2)
-        self.assertIn("name a directory", outcome.err[0])
+        self.assertIn("must name a directory", outcome.err[0])
 
 
 class KeptResultsTest(absltest.TestCase):
-    """docs/results/results.md and the runs beside it."""
+    """Tests of docs/results/results.md and the runs beside it."""
 
     def test_the_page_is_what_the_kept_runs_give(self):
         flags = [f"--workdirs={ROOT}/docs/results/runs"]
         with (
             tempfile.TemporaryDirectory() as output,
-            # The text alone: other tests draw.
+            # Other tests draw the pictures.
             mock.patch.object(figures, "png", lambda figure: b""),
             mock.patch.object(figures, "svg", lambda figure: ""),
             mock.patch.object(pictures, "_propagations", dict),

@@ -1,4 +1,4 @@
-"""The model of the time of a step, and what docs/scaling.md says of it."""
+"""The model of the time of a step, and the tables of docs/scaling.md."""
 
 import pathlib
 import re
@@ -14,7 +14,7 @@ PAGE = (pathlib.Path(__file__).parent.parent / "docs/scaling.md").read_text()
 
 
 def ring(n, size):
-    """Bytes that each device sends, and the rounds, by doing it."""
+    """Simulates an all-reduce. Returns the bytes of a device and the rounds."""
     parts = [[float(i == j) for j in range(n)] for i in range(n)]
     held = np.array(parts) + np.arange(n)[:, None]
     total = held.sum(0)

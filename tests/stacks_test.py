@@ -1,4 +1,4 @@
-"""A loop over units equals the units one after the other."""
+"""Loops over units equal the units one after the other."""
 
 import gc
 import itertools
@@ -36,7 +36,7 @@ def images(shape=SHAPE):
 
 
 def make(unit, shortcut, probabilities=None, remat=False, dtype=None):
-    """N units and a stack of N with the same values."""
+    """Returns N units and a stack of N units with the same values."""
     cls, filters = units.UNITS[unit], SHAPE[-1]
     arguments = {"shortcut": shortcut, "dtype": dtype}
     unrolled = [
@@ -63,7 +63,7 @@ def make(unit, shortcut, probabilities=None, remat=False, dtype=None):
 
 
 def results(call, x, parameters):
-    """Output and gradients of a training step, in a graph."""
+    """Returns the output and the gradients of a training step in a graph."""
 
     @tf.function
     def step(x):
@@ -77,14 +77,14 @@ def results(call, x, parameters):
 
 
 def in_stacks(unrolled, values):
-    """Values of the units, one unit after the other, in the stack's form."""
+    """Returns the values of the units in the form of the stack."""
     count = len(values) // len(unrolled)
     return [np.stack(values[j::count]) for j in range(count)]
 
 
 @keras.saving.register_keras_serializable(package="stacks_test")
 class OwnShortcut(layers.Shortcut):
-    """`sum = x + kernel * F`, kernel = 0 at the start."""
+    """Shortcut `sum = x + kernel * F`, with kernel = 0 at the start."""
 
     def build(self, x_shape, residual_shape):
         super().build(x_shape, residual_shape)
@@ -98,7 +98,7 @@ class OwnShortcut(layers.Shortcut):
 
 @keras.saving.register_keras_serializable(package="stacks_test")
 class OwnUnit(layers.OriginalUnit):
-    """A unit with a dense layer, which starts as Keras starts it."""
+    """Unit with a dense layer, which Keras initializes."""
 
     def build(self, x_shape):
         super().build(x_shape)
@@ -137,7 +137,7 @@ class UnitStackTest(parameterized.TestCase):
     def test_outputs_gradients_and_states_equal_the_unrolled_units(
         self, kind, remat
     ):
-        """Law 4 of the design, with a survival probability for each unit."""
+        """Compares them with a survival probability for each unit."""
         unrolled, stack = make(*kind, PROBABILITIES, remat)
         self.assert_same(unrolled, stack, images())
 
@@ -150,7 +150,7 @@ class UnitStackTest(parameterized.TestCase):
 
     @parameterized.parameters(itertools.product(units.UNITS, "AC"))
     def test_units_that_are_computed_again_are_the_same(self, unit, shortcut):
-        """remat of single units: gradients right, statistics updated once."""
+        """Tests remat of single units: gradients, and one update."""
         unrolled, _ = make(unit, shortcut, PROBABILITIES)
         again, _ = make(unit, shortcut, PROBABILITIES)
         for a, b in zip(unrolled, again, strict=True):
@@ -209,7 +209,7 @@ class UnitStackTest(parameterized.TestCase):
         self.assertGreater(np.abs(kernel[0] - kernel[1]).max(), 0.1)
 
     def test_layers_of_ones_own_start_as_they_say(self):
-        """In a loop as one after the other, and each unit by itself."""
+        """Compares the loop with separate units."""
         keras.utils.set_random_seed(0)
         stack = layers.UnitStack(OwnUnit(8, shortcut=OwnShortcut()), 40)
         stack.build(SHAPE)
@@ -270,7 +270,7 @@ class UnitStackTest(parameterized.TestCase):
 
 class RecomputationTest(absltest.TestCase):
     def test_takes_the_kernels_of_training(self):
-        """Where 1x1 convolutions train as products, both times."""
+        """Runs 1x1 convolutions as products, both times."""
         unit = layers.OriginalUnit(8, bottleneck=True, remat=True)
         x = tf.ones((2, 4, 4, 32))
         unit.build(x.shape)
@@ -294,7 +294,7 @@ class RecomputationTest(absltest.TestCase):
 
 
 def gradients(call, x, order):
-    """The gradient of a scalar of the output, of an order, by nested tapes."""
+    """Returns the gradient of an order of a scalar, by nested tapes."""
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = call(x) if order == 1 else gradients(call, x, order - 1)
@@ -319,7 +319,7 @@ def hessian(call, x):
 
 
 def gradients_twice(call, x):
-    """By a tape that is persistent, also of rows that `tf.gather` takes."""
+    """Returns the gradients of a persistent tape, also of gathered rows."""
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
         y = tf.gather(call(x), [1, 0, 1]) ** 2
@@ -333,7 +333,7 @@ def tangents(call, x):
 
 
 class DerivativesTest(parameterized.TestCase):
-    """Looped and recomputed units have the derivatives of plain ones."""
+    """Tests that looped and recomputed units have the plain derivatives."""
 
     def assert_same(self, derivative, kind, training=True, function="none"):
         """`function`: whether the inner or the outer call is a tf.function."""
@@ -442,7 +442,7 @@ class MemoryTest(parameterized.TestCase):
 
 
 def nodes(model, batch=2):
-    """Operations of a training step, inside functions too."""
+    """Returns the operations of a training step, also inside functions."""
     x = tf.zeros((batch, *model.input_shape[1:]))
 
     @tf.function
@@ -473,7 +473,7 @@ class LoopedNetworkTest(parameterized.TestCase):
             )
             counts.add(nodes(model))
         self.assertLen(counts, 1)
-        # Fewer operations than the deepest of them has convolutions.
+        # There are fewer operations than convolutions in the deepest network.
         self.assertLess(counts.pop(), 3 * 900 * 2)
 
     @pytest.mark.large

@@ -280,12 +280,12 @@ class CommandTest(TuningTestCase):
             **kwargs,
         }
         config = configs.Config(**kwargs)
-        command = tuning.train_command(config, "a workdir")
+        arguments = tuning.train_flags(config, "a workdir")
         result = {"test_top1_error": 0.0, "test_images": 1}
         with mock.patch.object(
             loop, "train_and_evaluate", return_value=result
         ) as train:
-            outcome = programs.run("train", *shlex.split(command)[3:])
+            outcome = programs.run("train", *arguments)
         self.assertEqual(outcome.code, 0, outcome.err)
         self.assertEqual(train.call_args.args[:2], (config, "a workdir"))
 

@@ -1,1 +1,1 @@
-"""What a network costs, and how signals travel through it."""
+"""Costs of networks, and signals and gradients in them."""

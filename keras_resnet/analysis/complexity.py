@@ -1,8 +1,8 @@
 """Parameters, multiply-adds and activations of a network, layer by layer.
 
-[1] He et al. 2016, "Deep Residual Learning for Image Recognition", counts one
-multiply-add of a convolution or dense layer as one FLOP, and nothing for
-normalization, pooling and additions (Sec. 3.3 and Table 1); so does this.
+As in [1, Sec. 3.3 and Table 1], one multiply-add of a convolution or dense
+layer counts as one FLOP. Normalization, pooling and additions are not counted.
+[1] is He et al. 2016, "Deep Residual Learning for Image Recognition".
 """
 
 import contextlib
@@ -28,9 +28,10 @@ COUNTS = (
     "activation_bytes",
 )
 
-#: The nets that [1, Sec. 3.3 and Table 3] compares with; `printed` are their
-#: multiply-adds in `source`. GoogLeNet is without the side branches of its
-#: training. PReLU-net has a slope for each channel of a rectifier.
+#: The networks that [1, Sec. 3.3 and Table 3] compares with. `printed` is the
+#: number of multiply-adds in `source`. GoogLeNet is counted without the side
+#: branches of its training. PReLU-net has a slope for each channel of a
+#: rectifier.
 OTHERS: tuple[dict[str, Any], ...] = (
     {
         "name": "vgg16",
@@ -81,35 +82,44 @@ _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 def complexity(
     model: keras.Model, input_shape: tuple[int, int, int] | None = None
 ) -> dict[str, Any]:
-    """Counts what a network costs, for one image.
+    """Counts the parameters, multiply-adds and activations of a network.
 
     `multiply_adds = k * k * c_in * c_out * height_out * width_out` for a
-    convolution with a k x k window from c_in to c_out channels.
+    convolution with a k x k window from c_in to c_out channels. The counts are
+    those of one image.
 
     Args:
         model: A network of this package, or another functional or sequential
             model of convolutions, normalizations, pooling and dense layers. A
-            layer or network that it calls twice computes twice.
-        input_shape: `(height, width, channels)` of the image, for a model that
-            leaves them open or for another size than the model's.
+            layer or network that the model calls twice counts twice.
+        input_shape: `(height, width, channels)` of the image. It is needed if
+            the model leaves the size open, and may differ from the size of the
+            model.
 
     Returns:
-        A dict of the model's `name`, four totals and two lists:
+        A dict with the `name` of the model, four totals and two lists.
 
-        - `parameters`: what is trained, that is without
-        - `moving_statistics`: those of batch normalization;
-        - `multiply_adds`: those of convolutions and dense layers;
-        - `activation_bytes`: size of what convolutions, normalizations,
-          additions, pooling and dense layers put out, in their compute dtypes
-          (a ReLU works in place): about what training keeps of an image;
-        - `stages`: a dict of the same counts for the stem, each stage, the top;
-        - `layers`: one for each call of a layer, with its `kind` and
-          `output_shape`; the first call has the parameters.
+        - `parameters`: Number of parameters, without moving statistics.
+
+        - `moving_statistics`: Number of moving statistics.
+
+        - `multiply_adds`: Number of multiply-adds of convolutions and dense
+          layers.
+
+        - `activation_bytes`: Size of the outputs of convolutions,
+          normalizations, additions, pooling and dense layers in their compute
+          dtypes. A ReLU works in place. Training keeps about this size for an
+          image.
+
+        - `stages`: The same counts for the stem, each stage and the top.
+
+        - `layers`: The same counts for each call of a layer, with its `kind`
+          and `output_shape`. The first call of a layer has its parameters.
 
     Raises:
-        ValueError: If the size of the image is open or does not suit the model,
-            the model has no graph, or a layer has a kernel but is no
-            convolution or dense layer.
+        ValueError: If the model is not a graph, the size of the image is open
+            or does not match, or a layer with a kernel is not a convolution or
+            dense layer.
 
     Example:
 
@@ -135,14 +145,17 @@ def complexity(
 
 
 def table(report: dict[str, Any], by: str = "stages") -> str:
-    """A report of `complexity` as text, one line a stage or layer.
+    """Formats a report of `complexity`, with one line for each stage or layer.
 
     Args:
-        report: What `complexity` returned.
+        report: Result of `complexity`.
         by: `"stages"` or `"layers"`.
 
     Returns:
-        Lines of equal columns; the last one is the total.
+        Lines with aligned columns. The last line is the total.
+
+    Raises:
+        ValueError: If `by` is unknown.
 
     Example:
 
@@ -173,13 +186,13 @@ def table(report: dict[str, Any], by: str = "stages") -> str:
 
 
 def comparison(reports: list[dict[str, Any]]) -> str:
-    """Networks beside those of `OTHERS`, as in [1, Sec. 3.3], as text.
+    """Formats the costs of networks beside those of `OTHERS` [1, Sec. 3.3].
 
     Args:
-        reports: What `complexity` returned for each network.
+        reports: Results of `complexity`, one for each network.
 
     Returns:
-        Lines of equal columns, from the fewest multiply-adds to the most.
+        Lines with aligned columns, sorted by multiply-adds.
     """
     rows = [["network", "parameters, M", "multiply-adds, G"]]
     for report in sorted(
@@ -192,7 +205,9 @@ def comparison(reports: list[dict[str, Any]]) -> str:
 
 
 def columns(rows: list[list[str]]) -> str:
-    """Rows of text as lines of equal columns, the first one to the left.
+    """Formats rows of text as lines with aligned columns.
+
+    The first column is aligned to the left, the others to the right.
 
     >>> print(columns([["a", "10"], ["bcd", "9"]]))
     a    10
@@ -212,7 +227,7 @@ Shape = tuple[int | None, ...]
 
 
 def _images(model: keras.Model, input_shape: Shape | None) -> list:
-    """The inputs of a model, at another size if one is given."""
+    """Returns the inputs of a model, with the size of `input_shape` if set."""
     inputs = graphs.graph(model).inputs
     if input_shape is not None:
         if len(inputs) != 1:
@@ -242,20 +257,20 @@ def _images(model: keras.Model, input_shape: Shape | None) -> list:
 
 
 def _model_layers(model, inputs, called, prefix="") -> tuple[list[dict], Any]:
-    """The counts of every call of a model, and what the model gives.
+    """Returns the counts of all calls of a model, and the outputs.
 
     Args:
-        model: The model.
-        inputs: Its inputs; they may have another size than those of its graph.
-        called: The layers called so far; those called here are added.
-        prefix: Names of the models around it.
+        model: A model with a graph.
+        inputs: Inputs of any size, also of another size than in the graph.
+        called: Layers that were called before. This function adds to it.
+        prefix: Names of the outer models.
     """
     rows: list[dict] = []
 
     def counted(operation):
         def call(*args, **kwargs):
             if isinstance(operation, keras.Layer):
-                # Keras has checked the size of the graph, and no other.
+                # Keras checked only the size of the graph.
                 first = (*args, *kwargs.values())[0]
                 operation._assert_input_compatibility(first)
             new, outputs = _layers(
@@ -273,13 +288,13 @@ def _model_layers(model, inputs, called, prefix="") -> tuple[list[dict], Any]:
 
 
 def _layers(layer, name, args, kwargs, called) -> tuple[list[dict], Any]:
-    """The counts of a call of a layer and of the layers inside, its outputs."""
+    """Returns the counts of a call of a layer, and its outputs."""
     if graphs.has_graph(layer):
         first = (*args, *kwargs.values())[0]
         return _model_layers(layer, first, called, f"{name}/")
     outputs = layer.compute_output_spec(*args, **kwargs)
     if not isinstance(layer, keras.Layer):
-        return [], outputs  # a function of keras.ops has no weights
+        return [], outputs  # a function of keras.ops, without weights
     if isinstance(layer, UnitStack):
         unit = _unit_layers(layer.pattern(), "", args[0], set())
         rows = [
@@ -303,7 +318,7 @@ def _layers(layer, name, args, kwargs, called) -> tuple[list[dict], Any]:
             rows.append(_count(layer, name, kind, own, outputs.shape))
         elif own:
             rows.append(_count(layer, name, kind, own))
-    if layer in called:  # its weights are there once
+    if layer in called:  # its weights count once
         for row in rows:
             row["parameters"] = row["moving_statistics"] = 0
     called.add(layer)
@@ -311,7 +326,7 @@ def _layers(layer, name, args, kwargs, called) -> tuple[list[dict], Any]:
 
 
 def _unit_layers(unit: Unit, name: str, x, called) -> list[dict]:
-    """The convolutions follow one another; the shortcut starts at x."""
+    """Returns the counts of the convolutions, the shortcut and the addition."""
     rows: list[dict] = []
 
     def add(layer, part, *args):
@@ -331,7 +346,7 @@ def _unit_layers(unit: Unit, name: str, x, called) -> list[dict]:
 
 
 def _parts(layer, name, args, kwargs, called) -> list[dict]:
-    """The counts of the layers that a layer calls, as often as it does."""
+    """Returns the counts of the layers that a layer calls, for each call."""
     parts = layer._flatten_layers(include_self=False, recursive=False)
     if not parts:
         return []
@@ -347,7 +362,7 @@ def _parts(layer, name, args, kwargs, called) -> list[dict]:
     with contextlib.ExitStack() as stack:
         for part in parts:
             stack.enter_context(called_as(part, recorded(part, part.call)))
-        # One image: JAX traces a batch of open size several times.
+        # The batch is one image. JAX traces a batch of open size several times.
         args, kwargs = keras.tree.map_structure(_of_one_image, (args, kwargs))
         keras.Operation.compute_output_spec(layer, *args, **kwargs)
     for part in parts:
@@ -365,7 +380,7 @@ def _parts(layer, name, args, kwargs, called) -> list[dict]:
 
 @contextlib.contextmanager
 def called_as(layer: keras.Layer, call: Callable) -> Iterator[None]:
-    """Has a layer run another function in place of its `call`."""
+    """Replaces the `call` of a layer by another function, in a context."""
     layer.call = call
     try:
         yield
@@ -423,6 +438,6 @@ def _count(
                     "cannot be counted: a kernel must be one of a Conv2D or "
                     "Dense layer"
                 )
-            # Each value put out takes one for each weight of its channel.
+            # Each output value needs one for each weight of its channel.
             row["multiply_adds"] = values * math.prod(weight.shape[:-1])
     return row

@@ -1,10 +1,10 @@
-"""How signals and gradients travel through a network, measured on a batch.
+"""Signals and gradients in a network, measured on a batch.
 
-[2] He et al. 2016, "Identity Mappings in Deep Residual Networks", Sec. 2 and 3.
-With identity shortcuts and pre-activation units `x_L = x_l + sum of F(x_i)`
-[2, Eq. 4] and `dE/dx_l = dE/dx_L (1 + d/dx_l sum of F)` [2, Eq. 5]; where a
-shortcut scales, the 1 becomes the product of the scales [2, Eq. 8], which
-vanishes with depth. Here every term of these equations is a number.
+With identity shortcuts and pre-activation units, `x_L = x_l + sum of F(x_i)`
+[2, Eq. 4] and `dE/dx_l = dE/dx_L (1 + d/dx_l sum of F)` [2, Eq. 5]. If the
+shortcuts scale, the product of the scales replaces the 1 [2, Eq. 8]. It
+vanishes with depth. This module measures every term of these equations.
+[2] is He et al. 2016, "Identity Mappings in Deep Residual Networks".
 """
 
 import contextlib
@@ -30,36 +30,45 @@ from keras_resnet.weights.loading import unit_names
 def propagation(
     model: keras.Model, images: Any, labels: Any, training: bool = True
 ) -> dict[str, Any]:
-    """Measures what passes each unit, forward and backward.
+    """Measures the signal, the residual and the gradient at each unit.
 
-    Nothing of the model is changed, its moving statistics neither.
+    The model and its moving statistics do not change.
 
     Args:
         model: A network of this package with its classifier, looped or not,
             or a model that is one chain of layers with such a network inside.
-        images: `[batch, height, width, channels]`, as the network wants them.
-        labels: Integers, `[batch]`; E is the mean cross entropy.
+        images: Preprocessed images, `[batch, height, width, channels]`.
+        labels: Integers, `[batch]`. E is the mean cross entropy.
         training: Whether to normalize by the batch and drop at random.
 
     Returns:
-        A dict of the model's `name` and
+        A dict with the `name` of the model and these entries.
 
-        - `units`: for each unit a dict of its `name` and
+        - `units`: A list of dicts, one for each unit:
 
-          - `signal`, `residual`: the norms of its input x and of F(x), for an
-            image (the root of the mean square over the batch);
-          - `scale`: |h(x)| / |x|, None where the unit changes the dimension;
-          - `gradient`: |dE/dx|, with x the unit's input;
-          - `shortcut_gradient`: the part of it that passes no residual from
-            here on: dE/dx_L times the product of the derivatives of h, gates
-            taken as factors (and, in original units, of their ReLUs);
+          - `name`: Name of the unit.
 
-        - `last_gradient`: |dE/dx_L|, at the output of the last unit;
-        - `scale_product`: of all scales [2, Eq. 8];
-        - `shortcut_decay` and `gradient_decay`: the two gradients at the
-          first unit as shares of `last_gradient`;
-        - `identity_error`: |x_L - x_l - sum of F| / |x_L| [2, Eq. 4], from the
-          second unit of a stage to its end, of the worst stage.
+          - `signal`, `residual`: Norms of the input x and of F(x) for an image
+            (the root of the mean square over the batch).
+
+          - `scale`: |h(x)| / |x|, or None if the unit changes the dimension.
+
+          - `gradient`: |dE/dx| at the input x of the unit.
+
+          - `shortcut_gradient`: Part of the gradient that passes through no
+            residual after x. It is dE/dx_L times the product of the derivatives
+            of h. Gates count as factors. In original units, the product
+            includes the derivatives of the ReLUs.
+
+        - `last_gradient`: |dE/dx_L| at the output of the last unit.
+
+        - `scale_product`: Product of all scales [2, Eq. 8].
+
+        - `shortcut_decay`, `gradient_decay`: Both gradients at the first unit,
+          divided by `last_gradient`.
+
+        - `identity_error`: |x_L - x_l - sum of F| / |x_L| [2, Eq. 4] from the
+          second unit of a stage to its end, for the worst stage.
 
     Raises:
         ValueError: If the model is not a chain that calls each unit once and
@@ -77,8 +86,8 @@ def propagation(
     steps = _steps(model)
     images = ops.convert_to_tensor(images, "float32")
     labels = ops.convert_to_tensor(labels, "int32")
-    # A zero is added to the input of each unit, and to the last one's output:
-    # the gradient of it is that of the signal.
+    # Zeros are added to the input of each unit and to the output of the last
+    # one. The gradient of the zeros is the gradient of the signal.
     probes = [
         ops.zeros_like(x)
         for x in _forward(steps, images, None, labels, training)[1]["signals"]
@@ -117,13 +126,13 @@ def propagation(
 
 
 def table(report: dict[str, Any]) -> str:
-    """A report of `propagation` as text, one line a unit.
+    """Formats a report of `propagation`, with one line for each unit.
 
     Args:
-        report: What `propagation` returned.
+        report: Result of `propagation`.
 
     Returns:
-        Lines of equal columns; gradients are shares of the last one.
+        Lines with aligned columns. Gradients are divided by the last gradient.
     """
     last = report["last_gradient"]
     rows = [
@@ -146,15 +155,15 @@ def table(report: dict[str, Any]) -> str:
 
 
 def comparison(reports: dict[str, dict[str, Any]]) -> str:
-    """Reports of several networks as text, one line a network.
+    """Formats reports of several networks, with one line for each network.
 
     Args:
-        reports: What `propagation` returned, by what to call it.
+        reports: Results of `propagation` by label.
 
     Returns:
-        Lines of equal columns: the product of the scales, how much of the last
-        unit's gradient comes to the first one through shortcuts alone and in
-        all, and the error of `x_L = x_l + sum of F`.
+        Lines with aligned columns: the product of the scales, the share of the
+        last gradient that reaches the first unit through shortcuts alone and in
+        total, and the error of `x_L = x_l + sum of F`.
     """
     rows = [["network", "scales", "through shortcuts", "gradient", "Eq. 4"]]
     for name, report in reports.items():
@@ -174,17 +183,17 @@ def comparison(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def draw(reports: dict[str, dict[str, Any]]) -> Any:
-    """Signals and gradients by unit, one line a network, as a picture.
+    """Draws signals and gradients by unit, with one line for each network.
 
-    Needs matplotlib (`pip install keras-resnet[report]`).
+    The function needs matplotlib (`pip install matplotlib`).
 
     Args:
-        reports: What `propagation` returned, by what to call it.
+        reports: Results of `propagation` by label.
 
     Returns:
-        A `matplotlib.figure.Figure`: the norms of the units' inputs, and the
-        gradients there as shares of the last one, through shortcuts alone and
-        in all.
+        A `matplotlib.figure.Figure` with the norms of the inputs of the units,
+        and the gradients there, divided by the last gradient, through shortcuts
+        alone and in total.
     """
     from matplotlib.figure import Figure
 
@@ -199,7 +208,7 @@ def draw(reports: dict[str, dict[str, Any]]) -> Any:
                 values = [value / report["last_gradient"] for value in values]
             axes.plot(
                 range(1, len(values) + 1),
-                # What is 0 has no place on a logarithmic axis.
+                # A logarithmic axis cannot show 0.
                 [value or math.nan for value in values],
                 label=name,
                 linestyle=("-", "--", ":")[i * 3 // max(len(reports), 1)],
@@ -218,11 +227,11 @@ def draw(reports: dict[str, dict[str, Any]]) -> Any:
 
 
 def plot(reports: dict[str, dict[str, Any]], path: str | os.PathLike) -> None:
-    """Writes the picture of `draw`.
+    """Writes the picture of `draw` to a file.
 
     Args:
-        reports: What `propagation` returned, by what to call it.
-        path: Where to write; its ending (`.svg`, `.png`) is the format.
+        reports: Results of `propagation` by label.
+        path: Path of the file. Its ending (`.svg`, `.png`) is the format.
     """
     draw(reports).savefig(path)
 
@@ -231,9 +240,12 @@ Step = tuple[str | None, Any]
 
 
 def _steps(model: keras.Model) -> list[Step]:
-    """The calls of a chain: (name, unit) and (None, another call).
+    """Returns the calls of a chain: (name, unit) or (None, another call).
 
-    Each is a function (x, training) -> y; a unit has its shortcut.
+    Each call is a function `(x, training) -> y`.
+
+    Raises:
+        ValueError: If the model is not a chain of units with a classifier.
     """
     steps = list(_chain(model))
     names = [name for name, _ in steps if name is not None]
@@ -258,7 +270,7 @@ def _steps(model: keras.Model) -> list[Step]:
 
 
 def _chain(model: keras.Model) -> Iterator[Step]:
-    """The calls of a model, and of those inside it, one after the other."""
+    """Yields the calls of a model and of its inner models, in order."""
     graph = graphs.graph(model)
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise _no_chain(model)
@@ -291,7 +303,7 @@ def _no_chain(model) -> ValueError:
 
 
 class _Call:
-    """A call of any other operation, with the arguments that it has there."""
+    """Call of another operation, with the arguments from the graph."""
 
     def __init__(self, node):
         self.operation = node.operation
@@ -306,7 +318,7 @@ class _Call:
 
 
 class _One:
-    """A unit with its own values, or with those of one in a stack."""
+    """Unit with its own values, or with the values of a unit in a stack."""
 
     def __init__(self, unit: Unit, values: Sequence | None):
         self.unit = unit
@@ -321,10 +333,10 @@ class _One:
 
 @contextlib.contextmanager
 def _watched(shortcut, record, is_alone) -> Iterator[None]:
-    """Notes the residual and h(x) of the calls of a shortcut.
+    """Records the residual and h(x) of the calls of a shortcut.
 
-    With `is_alone`, the gradient of the residual is stopped, and that of a
-    gate: [2, Sec. 3.1] takes it as the factor that it is.
+    With `is_alone`, the gradients of the residual and of a gate are stopped:
+    [2, Sec. 3.1] treats the gate as a constant factor.
     """
     call = shortcut.call
 
@@ -349,7 +361,7 @@ def _watched(shortcut, record, is_alone) -> Iterator[None]:
 
 
 def _forward(steps, images, probes, labels, training, is_alone=False):
-    """E, and a dict of the signals, residuals and shortcuts of all units."""
+    """Returns E, and the signals, residuals and shortcuts of all units."""
     record: dict[str, list] = {"signals": [], "residuals": [], "shortcuts": []}
     probes = iter(probes or [])
 
@@ -360,7 +372,7 @@ def _forward(steps, images, probes, labels, training, is_alone=False):
 
     x = images
     after_units = [name for name, _ in steps].index(None, _last_unit(steps))
-    with keras.StatelessScope():  # moving statistics stay as they are
+    with keras.StatelessScope():  # keeps the moving statistics unchanged
         for i, (name, layer) in enumerate(steps):
             if name is not None:
                 x = probed(x)
@@ -385,7 +397,7 @@ def _gives_logits(classifier) -> bool:
 
 
 def _gradients(function, inputs):
-    """The gradients of the first output of a function; its second output."""
+    """Returns gradients of a function's first output, and its second output."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -411,7 +423,7 @@ def _gradients(function, inputs):
 
 
 def _norm(x) -> float:
-    # Products of fifty halves are not zero yet, their squares would be.
+    # A product of fifty halves is not zero in float32, but its square would be.
     return float(
         np.linalg.norm(ops.convert_to_numpy(ops.cast(x, "float32")).astype("d"))
     )
@@ -422,7 +434,7 @@ def _scale(x, h) -> float | None:
 
 
 def _identity_error(names, record) -> float:
-    """|x_L - x_l - sum of F| / |x_L| of the worst stage."""
+    """Returns |x_L - x_l - sum of F| / |x_L| of the worst stage."""
     worst = 0.0
     arrays = {
         key: [

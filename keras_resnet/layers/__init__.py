@@ -1,4 +1,4 @@
-"""The parts of residual networks as Keras layers, on every Keras backend."""
+"""Layers of residual networks, for every Keras backend."""
 
 from keras_resnet.layers.convolutions import Convolution
 from keras_resnet.layers.normalization import BatchNormalization

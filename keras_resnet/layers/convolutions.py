@@ -1,6 +1,6 @@
-"""The convolution of both papers: no bias, padded alike on both sides.
+"""Convolution of both papers: without a bias, with equal padding on both sides.
 
-It is apart from the units because shortcuts and stems convolve too.
+Units, shortcuts and stems use it.
 """
 
 import functools
@@ -13,10 +13,14 @@ PADDINGS = ("symmetric", "same")
 
 
 def papers_initializer() -> keras.initializers.Initializer:
-    """A normal distribution of variance 2 / (k * k * filters), not truncated.
+    """Returns a normal initializer of variance `2 / (k * k * filters)`.
 
-    [1, Sec. 3.4] initializes as He et al. 2015, whose n the authors' code
-    takes as fan out. Each call gives an initializer with a seed of its own.
+    The distribution is not truncated. [1, Sec. 3.4] initializes as He et al.
+    2015, and the authors' code takes the fan out as n. Each call returns an
+    initializer with its own seed.
+
+    >>> papers_initializer()((3, 3, 16, 32)).shape
+    TensorShape([3, 3, 16, 32])
     """
     return keras.initializers.VarianceScaling(
         2.0, "fan_out", "untruncated_normal"
@@ -25,30 +29,33 @@ def papers_initializer() -> keras.initializers.Initializer:
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class Convolution(keras.layers.Layer):
-    """`y[i, j] = sum over u, v of x[s i + u - p, s j + v - p] . w[u, v]`.
+    """Two-dimensional convolution without a bias, padded on both sides.
 
-    A two-dimensional convolution (channels last) with kernel size k, stride
-    s and p = (k - 1) / 2 zeros on each side, as in the authors' code; no
-    bias, since batch normalization follows.
+    `y[i, j] = sum over u, v of x[s i + u - p, s j + v - p] . w[u, v]`
+
+    k is the kernel size, s the stride, and p = (k - 1) / 2 the number of zeros
+    on each side, as in the authors' code. Batch normalization follows, so a
+    bias is not needed. Images have channels last.
 
     Args:
         filters: Number of channels of the output.
         kernel_size: Side k of the square kernel; odd.
         stride: Stride s of the window, in pixels.
-        padding: `"symmetric"`, p zeros on each side, or `"same"`, TensorFlow's
-            rule, which at stride 2 pads after the image only (for weights
-            that were trained so). The two differ only where s > 1 and k > 1.
+        padding: `"symmetric"`, p zeros on each side, or `"same"`, the rule of
+            TensorFlow, which at stride 2 pads only after the image. Use it for
+            weights that were trained with it. The two differ only if s > 1 and
+            k > 1.
 
     Call arguments:
         x: Tensor of shape `[batch, height, width, channels]`.
-        training: Whether a gradient is taken, which on some processors makes
-            another kernel the faster one. The function is the same.
+        training: Whether a gradient follows. On some processors another
+            kernel is then faster. The function is the same.
 
     Returns:
         A tensor of shape `[batch, ceil(height / s), ceil(width / s), filters]`.
 
     Raises:
-        ValueError: If the kernel size is even or the padding unknown.
+        ValueError: If the kernel size is even or the padding is unknown.
 
     Example:
 
@@ -97,10 +104,11 @@ class Convolution(keras.layers.Layer):
             if training and _is_fast_as_product(x):
                 return self._product(x)
         elif self.padding == "symmetric" and stride > 1:
-            # Not by the paddings that TensorFlow's convolution itself takes:
-            # their gradients have no oneDNN kernel. Forward and backward, the
-            # stem of ResNet-50 is 2.1 times as fast so, a 3x3 in bfloat16, on
-            # a processor that multiplies it, 10 to 26 times.
+            # Padding first is faster than the explicit padding of TensorFlow's
+            # convolution, whose gradients have no oneDNN kernel. Forward and
+            # backward together, the stem of ResNet-50 is 2.1 times as fast. A
+            # 3x3 convolution in bfloat16 is 10 to 26 times as fast on a
+            # processor that multiplies bfloat16.
             sides = (self.kernel_size // 2,) * 2
             x = ops.pad(x, ((0, 0), sides, sides, (0, 0)))
             padding = "valid"
@@ -113,7 +121,7 @@ class Convolution(keras.layers.Layer):
         )
 
     def _product(self, x):
-        """A 1x1 convolution as a product of matrices."""
+        """Computes a 1x1 convolution as a product of matrices."""
         *shape, channels = ops.shape(x)
         y = ops.matmul(
             ops.reshape(x, (-1, channels)),
@@ -141,29 +149,29 @@ class Convolution(keras.layers.Layer):
 
 
 def subsampled(x, stride: int):
-    """`x[:, ::stride, ::stride]`, of `[batch, height, width, channels]`.
+    """Returns `x[:, ::stride, ::stride]` of `[batch, height, width, channels]`.
 
-    A strided 1x1 convolution is this and a convolution of stride 1. TensorFlow
-    2.21 aborts in the gradient of the strided one, on a processor with AMX, if
-    it has 8 input channels and the batch is odd.
+    A strided 1x1 convolution is computed as `subsampled` and a convolution of
+    stride 1. On a processor with AMX, TensorFlow 2.21 aborts in the gradient of
+    the strided convolution if it has 8 input channels and the batch is odd.
 
     >>> subsampled(ops.ones((1, 7, 8, 3)), 2).shape
     TensorShape([1, 4, 4, 3])
     """
     if stride == 1:
         return x
-    # The average of one pixel is that pixel: on TensorFlow a slice with
+    # The average over one pixel is the pixel. On TensorFlow, a slice with
     # strides takes 4 to 9 times as long, forward and backward.
     return ops.average_pool(x, 1, stride, "valid", data_format="channels_last")
 
 
 def _is_fast_as_product(x) -> bool:
-    """Whether x times a matrix trains faster than a 1x1 convolution of x.
+    """Returns whether a matrix product trains faster than a 1x1 convolution.
 
-    In bfloat16, on a processor with tiles (Intel's AMX): the products take as
-    long forward and for the gradient of x, and for that of the kernel a third,
-    all layers of ResNet-50 together. In float32 and without tiles they gain
-    nothing.
+    This is so in bfloat16 on a processor with tiles (Intel's AMX). For all
+    layers of ResNet-50 together, the products take a third of the time for the
+    gradient of the kernel. Forward, and for the gradient of x, they take the
+    same time. In float32 and without tiles, products gain nothing.
     """
     return (
         keras.backend.backend() == "tensorflow"
@@ -174,7 +182,7 @@ def _is_fast_as_product(x) -> bool:
 
 @functools.cache
 def _multiplies_tiles() -> bool:
-    """Whether TensorFlow runs on a processor with AMX for bfloat16."""
+    """Returns whether TensorFlow runs on a processor with AMX for bfloat16."""
     import tensorflow as tf
 
     if any(d.device_type != "CPU" for d in tf.config.get_visible_devices()):
@@ -184,7 +192,7 @@ def _multiplies_tiles() -> bool:
 
 
 def strided(size: int | None, stride: int) -> int | None:
-    """`ceil(size / stride)`, or None where the size is not known yet.
+    """Returns `ceil(size / stride)`, or None if the size is unknown.
 
     >>> strided(7, 2)
     4

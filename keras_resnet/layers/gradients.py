@@ -1,4 +1,4 @@
-"""Custom gradients on TensorFlow that end with the graph they belong to."""
+"""Custom gradients on TensorFlow that are deleted with their graph."""
 
 import functools
 import weakref
@@ -7,17 +7,18 @@ _GRADIENT = "KerasResnetCustomGradient"
 
 
 def custom_gradient(function, layer):
-    """Returns what `tf.custom_gradient` does, without its hold on the layer.
+    """Returns a function with a custom gradient that does not keep the layer.
 
-    TensorFlow keeps the gradient of every call in a graph until the process
-    ends. That gradient would keep the graph, the layer and its kernels. Here
-    the graph holds the gradient, and neither holds the layer.
+    `tf.custom_gradient` keeps the gradient of every call in a graph until the
+    process ends. Such a gradient would keep the graph, the layer and its
+    kernels in memory. Here the graph owns the gradient, and the gradient has
+    only a weak reference to the layer.
 
     Args:
-        function: Takes the layer and tensors. Returns a tuple of tensors and a
-            function from the layer and their gradients to those of the
-            arguments. It must read no variable.
-        layer: The layer whose gradient this is.
+        function: Function of the layer and tensors. It returns a tuple of
+            tensors, and a function from the layer and their gradients to the
+            gradients of the arguments. It must not read a variable.
+        layer: The layer that the function computes.
 
     Returns:
         A function from the tensors to the tuple.
@@ -50,7 +51,7 @@ def custom_gradient(function, layer):
             return [*(None,) * count, *found]
 
         graph.add_to_collection(_collection(copies[0].op), gradient_of_copies)
-        # A tape does not see the map of the graph.
+        # A tape does not use the gradient map of the graph.
         tf.__internal__.record_gradient(_GRADIENT, tensors, (), copies)
         return copies[:count]
 
@@ -58,7 +59,7 @@ def custom_gradient(function, layer):
 
 
 def _dense(gradients):
-    """Tensors for gradients, those of `tf.gather` included."""
+    """Converts gradients to tensors, also the sparse ones of `tf.gather`."""
     import tensorflow as tf
 
     return [
@@ -79,14 +80,14 @@ def _register_gradient():
                 "training: save it with tf.saved_model.SaveOptions("
                 "experimental_custom_gradients=False)"
             )
-        op = op.outputs[0].op  # a tape gives a stand-in for the operation
+        op = op.outputs[0].op  # a tape passes a copy of the operation
         found = op.graph.get_collection(_collection(op))
         if not found:
             raise NotImplementedError(
                 "forward-mode derivatives of a network in training are not "
                 "available in a tf.function: take them eagerly"
             )
-        # A graph inside another one starts with the collections of that one.
+        # An inner graph starts with the collections of the outer graph.
         return found[-1](dy)
 
 

@@ -23,29 +23,32 @@ EPSILON = 1e-5
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`y = gamma * (x - mean) / sqrt(variance + epsilon) + beta`.
+    """Batch normalization by TensorFlow's fused kernels.
 
-    This is `keras.layers.BatchNormalization` (the same arguments, weights,
-    config and saved files) computed by one kernel forward and one backward
-    where TensorFlow has them: channels last, rank 4, float32, bfloat16 or
-    float16 (with float32 statistics), neither mask nor synchronized
-    statistics. Everything else, and every other backend, takes Keras' own
-    path, and a program that XLA compiles (`jit_compile=True`) Keras' formula.
-    All agree in outputs, gradients and moving statistics.
+    `y = gamma * (x - mean) / sqrt(variance + epsilon) + beta`
 
-    Synchronized, the statistics are those of the images of all devices. Keras
-    takes the variance as `mean(x^2) - mean(x)^2`, which loses the digits that
-    the two have in common: all of them where the variance is small beside the
-    mean. Here it is `mean((x - mean)^2)`, as on one device.
+    The layer has the arguments, weights, config and saved files of
+    `keras.layers.BatchNormalization`. On TensorFlow it runs one kernel forward
+    and one backward for tensors of rank 4 with channels last, in float32,
+    bfloat16 or float16 with float32 statistics. A program that XLA compiles
+    (`jit_compile=True`) computes Keras' formula. With a mask, with synchronized
+    statistics and in all other cases, Keras' layer runs. Outputs, gradients and
+    moving statistics agree.
+
+    Synchronized statistics are those of the images of all devices. Keras
+    computes the variance as `mean(x^2) - mean(x)^2`, which loses the digits
+    that both terms share. If the variance is small compared with the mean, all
+    digits are lost. This layer computes `mean((x - mean)^2)`, as on one device.
 
     Args:
         axis, momentum, epsilon, ...: As in `keras.layers.BatchNormalization`.
 
     Call arguments:
-        inputs: Tensor of any rank; the statistics are taken over all axes
-            but `axis`, the moving ones as
+        inputs: Tensor of any rank. The statistics cover all axes except
+            `axis`. The update of a moving statistic is
             `moving = momentum * moving + (1 - momentum) * batch`.
-        training: Whether to use, and record, the statistics of the batch.
+        training: Whether to use the statistics of the batch and to update the
+            moving statistics.
         mask: As in `keras.layers.BatchNormalization`.
 
     Returns:
@@ -98,7 +101,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         context = tf.distribute.get_replica_context()
         channels = inputs.shape[self.axis]
         count = tf.cast(tf.size(inputs) // channels, inputs.dtype)
-        # One message for the sum and the count, one for the squares. The
+        # One message has the sum and the count, a second one the squares. The
         # gradient of a sum over devices is the sum of their gradients.
         total = context.all_reduce(
             "SUM",
@@ -112,7 +115,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return mean, squares / count
 
     def _is_shared(self) -> bool:
-        """Whether the statistics are those of several devices."""
+        """Returns whether several devices share the statistics."""
         if not self.synchronized:
             return False
         import tensorflow as tf
@@ -140,7 +143,7 @@ def _normalized(layer, x, gamma, beta):
     """Normalizes a batch by its own statistics.
 
     XLA compiles TensorFlow's kernel to `mean(x^2) - mean(x)^2`, which loses the
-    digits that the two have in common. A program of XLA therefore computes the
+    digits that both terms share. A program of XLA therefore computes the
     formula of Keras' layer.
 
     Args:
@@ -169,8 +172,8 @@ def _normalized(layer, x, gamma, beta):
             epsilon=epsilon,
             is_training=True,
         )[:6]
-        # The kernel returns the sum of squares over n - 1; Keras keeps the
-        # one over n, which is what normalizes the batch.
+        # The kernel divides the sum of squares by n - 1. Keras divides it by n,
+        # and the batch is normalized with the latter.
         n = tf.cast(tf.size(x) // x.shape[-1], "float32")
         variance *= tf.maximum(n - 1.0, 1.0) / tf.maximum(n, 1.0)
         return y, mean, variance, *saved
@@ -184,15 +187,15 @@ def _normalized(layer, x, gamma, beta):
         saved = mean, variance, tf.zeros([0])
         return tf.cast(y, x.dtype), mean, variance, *saved
 
-    # DeviceIndex returns the place of its device among the names, and in a
-    # program of XLA their number. The result is not known while tracing: a
-    # function that XLA compiles may call one that was traced before.
+    # DeviceIndex returns the index of its device in the names. In a program of
+    # XLA it returns the number of names. The result is unknown during tracing,
+    # because a function that XLA compiles may call one that was traced before.
     devices = ["CPU", "GPU"]
     index = tf.raw_ops.DeviceIndex(device_names=devices)
     is_xla = tf.equal(index, len(devices))
     y, mean, variance, *saved, scratch = tf.cond(is_xla, formula, kernel)
-    # TensorFlow takes the shape of the formula's for that of both, and a loop
-    # could then not keep the kernel's.
+    # TensorFlow would assume the scratch shape of `formula` for both branches,
+    # and a loop could not keep the scratch of `kernel`.
     scratch = tf.raw_ops.PlaceholderWithDefault(
         input=scratch, shape=tf.TensorShape(None)
     )
@@ -214,7 +217,7 @@ def _normalized(layer, x, gamma, beta):
 
 
 def _xla_clusters() -> bool:
-    """Returns whether autoclustering is on: XLA may compile any operation."""
+    """Returns whether XLA's autoclustering is on, for any operation."""
     import tensorflow as tf
 
     flags = os.environ.get("TF_XLA_FLAGS", "")
@@ -235,16 +238,16 @@ def _state(name: str):
 
 
 def unfused():
-    """Returns a context in which `BatchNormalization` takes Keras' own path."""
+    """Returns a context in which `BatchNormalization` runs Keras' layer."""
     return _state("is_unfused")
 
 
 @contextlib.contextmanager
 def exact_gradients():
-    """Has the fused kernel differentiated by its formula, in a graph.
+    """Differentiates the fused kernel by its formula, in a graph.
 
-    In the body of a `tf.while_loop`, TensorFlow differentiates the gradient of
-    the kernel wrongly: second derivatives miss terms, without an error.
+    In the body of a `tf.while_loop`, TensorFlow's gradient of the kernel has
+    wrong derivatives: second derivatives lack terms, without an error.
     """
     import tensorflow as tf
 
@@ -311,7 +314,7 @@ def _register_gradients():
 
 
 def norms(layer: keras.layers.Layer) -> list[keras.layers.BatchNormalization]:
-    """The batch normalizations of a layer, itself and those inside of it.
+    """Returns the batch normalizations of a layer, including the layer itself.
 
     >>> len(norms(keras.Sequential([BatchNormalization()])))
     1
@@ -324,12 +327,18 @@ def norms(layer: keras.layers.Layer) -> list[keras.layers.BatchNormalization]:
 
 
 def freeze(layer: keras.layers.Layer) -> None:
-    """Has a layer normalize by the moving statistics, in training too.
+    """Freezes the batch normalizations of a layer.
 
-    They stay as they are, and gamma and beta are not trained.
+    They normalize by the moving statistics in training too. Training changes
+    neither the moving statistics nor gamma and beta.
+
+    >>> layer = BatchNormalization()
+    >>> freeze(layer)
+    >>> layer.trainable
+    False
     """
     for inner in layer._flatten_layers():
         if isinstance(inner, keras.layers.BatchNormalization):
             inner.trainable = False
-        elif hasattr(inner, "freeze_norms"):  # Keras does not find all norms
+        elif hasattr(inner, "freeze_norms"):  # norms that Keras cannot find
             inner.freeze_norms()

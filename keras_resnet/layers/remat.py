@@ -1,10 +1,10 @@
-"""Units as pure functions, and their activations computed again.
+"""Units as pure functions, and units that recompute their activations.
 
 Training keeps the activations of every layer for the backward pass. A
-recomputed unit keeps its input only and runs forward once more when its
-gradient is asked for (Chen et al. 2016, "Training Deep Nets with Sublinear
-Memory Cost"); the moving statistics are updated once all the same, and random
-layers draw the same numbers twice.
+recomputed unit keeps only its input, and runs forward again in the backward
+pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). It
+updates its moving statistics once, and its random layers draw the same numbers
+both times.
 """
 
 import functools
@@ -16,17 +16,17 @@ from keras_resnet.layers import gradients
 
 
 def apply(unit, values, x, training, survival_probability=None):
-    """A unit as a function of its variables.
+    """Computes a unit as a pure function of its variables.
 
     Args:
-        unit: A built `Unit`; none of its variables is read or written.
-        values: A tensor in place of each of `unit.variables`.
-        x: The unit's input, `[batch, height, width, channels]`.
+        unit: A built `Unit`. Its variables are neither read nor written.
+        values: Tensors that replace `unit.variables`, in the same order.
+        x: Input of the unit, `[batch, height, width, channels]`.
         training: Whether to normalize by the batch and drop at random.
-        survival_probability: A scalar tensor, or None for the unit's own.
+        survival_probability: A scalar tensor, or None for that of the unit.
 
     Returns:
-        The unit's output and the list of the new values of its variables.
+        The output of the unit, and the list of the new values of its variables.
     """
     mapping = list(zip(unit.variables, values, strict=True))
     with keras.StatelessScope(state_mapping=mapping) as scope:
@@ -35,14 +35,16 @@ def apply(unit, values, x, training, survival_probability=None):
 
 
 def recomputed(unit, x):
-    """The unit's output in training, its activations not kept.
+    """Computes a unit in training without keeping its activations.
+
+    The moving statistics and the seeds of the unit are updated once.
 
     Args:
         unit: A built `Unit`.
-        x: Its input, `[batch, height, width, channels]`.
+        x: Input of the unit, `[batch, height, width, channels]`.
 
     Returns:
-        The output; the unit's moving statistics and seeds are updated, once.
+        The output of the unit.
     """
     variables = unit.variables
     values = [ops.copy(v.value) for v in variables]
@@ -54,9 +56,9 @@ def recomputed(unit, x):
         updated[:] = [i for i, v in enumerate(new) if v is not every[i]]
         return (y, *(new[i] for i in updated))
 
-    # `keras.remat` over the layer itself would update the statistics twice; a
-    # pure function has nothing that could happen twice. On TensorFlow it
-    # cannot differentiate past the integers of a seed.
+    # `keras.remat` of the layer would update the statistics twice. A pure
+    # function does not update anything. On TensorFlow, `keras.remat` cannot
+    # differentiate past the integers of a seed.
     tensorflow = keras.backend.backend() == "tensorflow"
     remat = _recompute_in_tensorflow if tensorflow else _recompute_in_keras
     y, *new = remat(run, unit)(
@@ -68,7 +70,7 @@ def recomputed(unit, x):
 
 
 def _merge(variables, parameters, values):
-    """`values`, with `parameters` for those of the trainable variables."""
+    """Returns `values`, with `parameters` in the trainable places."""
     given = iter(parameters)
     return [
         next(given) if variable.trainable else value
@@ -85,8 +87,8 @@ def _recompute_in_tensorflow(run, unit):
 
     def recomputed_run(unit, *inputs):
         def gradient(unit, dy, *_):
-            # Without this, the optimizer of the graph would find that the
-            # second run computes what the first did, and keep its results.
+            # Without this dependency, the graph optimizer would merge the
+            # second run with the first one, and keep all activations.
             with tf.control_dependencies([dy]):
                 again = [tf.identity(tensor) for tensor in inputs]
             with tf.GradientTape() as tape:

@@ -1,7 +1,7 @@
-"""Every shortcut h(x) of [1, Sec. 3.3 and 4.1] and [2, Sec. 3].
+"""Shortcuts h(x) of [1, Sec. 3.3 and 4.1] and [2, Sec. 3].
 
-A shortcut is a layer with the contract `(x, residual) -> sum`: it owns the
-addition, because the exclusive gate of [2] scales the residual too.
+A shortcut is a layer with the contract `(x, residual) -> sum`. It includes the
+addition, because the exclusive gate of [2] also scales the residual.
 """
 
 import keras
@@ -16,17 +16,20 @@ from keras_resnet.layers.normalization import BatchNormalization
 
 
 def match(x, channels: int, stride: int, zeros: str = "end"):
-    """`x[::stride, ::stride]` with zero channels appended: option A.
+    """Returns `x[::stride, ::stride]` with zero channels added (option A).
 
     Args:
         x: Tensor of shape `[batch, height, width, c]`, c <= `channels`.
         channels: Number of channels of the result.
-        stride: Every how many pixels one is kept.
-        zeros: `"end"` appends the zero channels, `"both"` puts half of them
-            before and half after (the usual torch code for CIFAR).
+        stride: Distance of the pixels that are kept.
+        zeros: `"end"` appends the zero channels. `"both"` adds half of them
+            before and half after, as the usual torch code for CIFAR.
 
     Returns:
         A tensor of shape `[batch, ceil(height / stride), ..., channels]`.
+
+    >>> match(ops.ones((1, 8, 8, 16)), channels=32, stride=2).shape
+    TensorShape([1, 4, 4, 32])
     """
     x = subsampled(x, stride)
     missing = channels - x.shape[-1]
@@ -37,17 +40,17 @@ def match(x, channels: int, stride: int, zeros: str = "end"):
 
 
 class Shortcut(keras.layers.Layer):
-    """`sum = h(x) + F`: the base of every shortcut.
+    """Base class of the shortcuts, `sum = h(x) + F`.
 
-    Subclasses add their weights in `build` and the sum in `call`. A unit makes
-    its shortcut by `identifiers.get`, which sets `stride` and, for shortcuts
-    that normalize, the settings of the normalization.
+    Subclasses create their weights in `build` and compute the sum in `call`. A
+    unit creates its shortcut with `identifiers.get`, which sets `stride` and the
+    settings of the normalization.
 
     Args:
         stride: Stride of the unit, in pixels.
 
     Call arguments:
-        x: The unit's input, `[batch, height, width, channels]`.
+        x: Input of the unit, `[batch, height, width, channels]`.
         residual: F(x), `[batch, ceil(height / stride), ..., out channels]`.
         training: Whether to normalize by the batch and drop at random.
 
@@ -55,11 +58,11 @@ class Shortcut(keras.layers.Layer):
         The sum, a tensor of the shape of `residual`.
 
     Raises:
-        ValueError: If an identity would have to drop channels.
+        ValueError: If an identity shortcut would have to drop channels.
     """
 
-    #: Whether h(x) = x where the unit keeps the dimension: a zero residual
-    #: then leaves the input as it is.
+    #: Whether the shortcut changes x in every unit. If False, h(x) = x in units
+    #: that keep the dimension.
     projects_always = False
 
     def __init__(self, stride: int = 1, **kwargs):
@@ -82,11 +85,11 @@ class Shortcut(keras.layers.Layer):
             )
 
     def changes_dimension(self, x_shape, residual_shape) -> bool:
-        """Whether the unit strides or changes the number of channels."""
+        """Returns whether the unit strides or changes the channels."""
         return self.stride > 1 or x_shape[-1] != residual_shape[-1]
 
     def matched(self, x, residual):
-        """x in the dimension of the residual, by option A."""
+        """Returns x in the dimension of the residual, by option A."""
         return match(x, residual.shape[-1], self.stride)
 
     def compute_output_shape(self, x_shape, residual_shape):
@@ -98,16 +101,20 @@ class Shortcut(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class OptionA(Shortcut):
-    """`sum = x + F`, with zero channels appended where the dimension grows.
+    """Identity shortcut with zero padding of the channels, `sum = x + F`.
 
-    Option A of [1, Sec. 3.3]: identity everywhere, subsampled as
-    `x[::stride, ::stride]`; no parameters. The CIFAR networks of [1] use it.
+    This is option A of [1, Sec. 3.3]. If the unit changes the dimension, x is
+    subsampled as `x[::stride, ::stride]`, and zero channels are added. The
+    shortcut has no parameters. The CIFAR networks of [1] use it.
 
     Args:
         stride: Stride of the unit, in pixels.
-        zeros: `"end"` appends the zero channels; `"both"` puts half on each
-            side, as much torch code for CIFAR does (a permutation of channels
-            makes the two the same function).
+        zeros: `"end"` appends the zero channels. `"both"` adds half on each
+            side, as the usual torch code for CIFAR. A permutation of the
+            channels makes the two the same function.
+
+    Raises:
+        ValueError: If `zeros` is unknown.
 
     Example:
 
@@ -137,7 +144,7 @@ class OptionA(Shortcut):
 
 
 class _Projection(Shortcut):
-    """The 1x1 convolution that options B and C share."""
+    """Base class of the shortcuts with a 1x1 convolution."""
 
     def __init__(
         self,
@@ -192,17 +199,19 @@ class _Projection(Shortcut):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class OptionB(_Projection):
-    """`sum = W_s x + F` where the dimension changes, else `x + F`.
+    """Projection where the dimension changes, and identity elsewhere.
 
-    Option B of [1, Eq. 2 and Sec. 3.3]: a strided 1x1 convolution, normalized
-    unless the unit is a pre-activation one. The ImageNet networks of [1] use
-    it.
+    `sum = W_s x + F` if the unit changes the dimension, else `sum = x + F`
+
+    This is option B of [1, Eq. 2 and Sec. 3.3]. W_s is a strided 1x1
+    convolution. It is normalized, except in pre-activation units. The ImageNet
+    networks of [1] use option B.
 
     Args:
         stride: Stride of the unit, in pixels.
         batch_norm: Whether batch normalization follows the projection.
-        batch_norm_momentum: Momentum of its moving statistics.
-        batch_norm_epsilon: Its epsilon.
+        batch_norm_momentum: Momentum of the moving statistics.
+        batch_norm_epsilon: Number that is added to the variance.
 
     Example:
 
@@ -214,11 +223,15 @@ class OptionB(_Projection):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class OptionC(_Projection):
-    """`sum = W_s x + F` in every unit: option C of [1, Sec. 4.1].
+    """Projection in every unit, `sum = W_s x + F`.
+
+    This is option C of [1, Sec. 4.1].
 
     Args:
-        stride, batch_norm, batch_norm_momentum, batch_norm_epsilon: As in
-            `OptionB`.
+        stride: Stride of the unit, in pixels.
+        batch_norm: Whether batch normalization follows the projection.
+        batch_norm_momentum: Momentum of the moving statistics.
+        batch_norm_epsilon: Number that is added to the variance.
 
     Example:
 
@@ -232,10 +245,10 @@ class OptionC(_Projection):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class NoShortcut(Shortcut):
-    """`sum = F`: the plain network of [1, Sec. 3.3].
+    """Shortcut of the plain networks of [1, Sec. 3.3], `sum = F`.
 
     Args:
-        stride: Stride of the unit, in pixels (not used: nothing is added).
+        stride: Stride of the unit, in pixels. It has no effect.
 
     Example:
 
@@ -244,7 +257,7 @@ class NoShortcut(Shortcut):
     3.0
     """
 
-    projects_always = True  # nothing of x is kept, so any channels will do
+    projects_always = True  # x is not used and may have any channels
 
     def call(self, x, residual, training=None):
         return residual
@@ -252,16 +265,24 @@ class NoShortcut(Shortcut):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class ConstantScaling(Shortcut):
-    """`sum = shortcut_scale * x + residual_scale * F` [2, Sec. 3.1].
+    """Sum with constant scales of the shortcut and of the residual.
 
-    [2, Table 1]: (0.5, 0.5) trained to 12.35% on ResNet-110, (0.5, 1) and
-    (0, 1) failed; identity, (1, 1), has 6.61%. Where the dimension changes, x
-    is matched by option A.
+    `sum = shortcut_scale * x + residual_scale * F` [2, Sec. 3.1]
+
+    If the unit changes the dimension, x is matched by option A. Errors of
+    ResNet-110 in [2, Table 1]:
+
+    | shortcut_scale | residual_scale | test error, % |
+    |---|---|---|
+    | 1 (identity) | 1 | 6.61 |
+    | 0.5 | 0.5 | 12.35 |
+    | 0.5 | 1 | fail |
+    | 0 | 1 | fail |
 
     Args:
         stride: Stride of the unit, in pixels.
         shortcut_scale: lambda of [2, Eq. 5 ff.].
-        residual_scale: 1 - lambda, or 1 for the residual as it is.
+        residual_scale: 1 - lambda, or 1 for an unscaled residual.
 
     Example:
 
@@ -296,7 +317,7 @@ class ConstantScaling(Shortcut):
 
 
 class _Gate(keras.layers.Conv2D):
-    """A 1x1 convolution that strides by subsampling (see `subsampled`)."""
+    """Strided 1x1 convolution of a subsampled input (see `subsampled`)."""
 
     def convolution_op(self, x, kernel):
         x = subsampled(x, self.strides[0])
@@ -304,7 +325,7 @@ class _Gate(keras.layers.Conv2D):
 
 
 class _Gating(Shortcut):
-    """The gate g(x) = sigmoid(W_g x + b_g) that both gated shortcuts share."""
+    """Base class of shortcuts with a gate `g(x) = sigmoid(W_g x + b_g)`."""
 
     def __init__(self, stride: int = 1, gate_bias: float = -6.0, **kwargs):
         super().__init__(stride, **kwargs)
@@ -331,13 +352,15 @@ class _Gating(Shortcut):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class ExclusiveGating(_Gating):
-    """`sum = (1 - g(x)) * x + g(x) * F`, `g(x) = sigmoid(W_g x + b_g)`.
+    """Gate between the shortcut and the residual, as in Highway networks.
 
-    The Highway form [2, Sec. 3.1]; W_g is a 1x1 convolution. [2, Table 1] on
-    ResNet-110: b_g of 0 to -5 failed, -6 gave 8.70% and -7 gave 9.81%. The
-    authors of Highway networks replied that better tuned gates match identity
-    shortcuts: these numbers are an ablation, not a verdict. Where the dimension
-    changes, x is matched by option A.
+    `sum = (1 - g(x)) * x + g(x) * F`, `g(x) = sigmoid(W_g x + b_g)`
+    [2, Sec. 3.1]
+
+    W_g is a 1x1 convolution. If the unit changes the dimension, x is matched by
+    option A. In [2, Table 1], ResNet-110 failed with b_g from 0 to -5. Its test
+    error was 8.70% with -6, and 9.81% with -7. The authors of Highway networks
+    replied that better tuned gates match identity shortcuts.
 
     Args:
         stride: Stride of the unit, in pixels.
@@ -357,10 +380,13 @@ class ExclusiveGating(_Gating):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class ShortcutOnlyGating(_Gating):
-    """`sum = (1 - g(x)) * x + F`, `g(x) = sigmoid(W_g x + b_g)`.
+    """Gate of the shortcut alone.
 
-    [2, Sec. 3.1 and Table 1]: on ResNet-110, b_g = 0 gave 12.86% and b_g = -6
-    gave 6.91%. Where the dimension changes, x is matched by option A.
+    `sum = (1 - g(x)) * x + F`, `g(x) = sigmoid(W_g x + b_g)` [2, Sec. 3.1]
+
+    If the unit changes the dimension, x is matched by option A. In [2, Table
+    1], the test error of ResNet-110 was 12.86% with b_g = 0, and 6.91% with
+    b_g = -6.
 
     Args:
         stride: Stride of the unit, in pixels.
@@ -379,9 +405,11 @@ class ShortcutOnlyGating(_Gating):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class ConvolutionShortcut(_Projection):
-    """`sum = W_s x + F` in every unit, without normalization [2, Sec. 3.2].
+    """Projection without normalization in every unit, `sum = W_s x + F`.
 
-    [2, Table 1]: 12.22% on ResNet-110, and 1,822,170 parameters.
+    This is the 1x1 convolutional shortcut of [2, Sec. 3.2]. In [2, Table 1],
+    the test error of ResNet-110 was 12.22%. The network has 1,822,170
+    parameters.
 
     Args:
         stride: Stride of the unit, in pixels.
@@ -411,11 +439,11 @@ class ConvolutionShortcut(_Projection):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class DropoutShortcut(Shortcut):
-    """`sum = dropout(x) + F` [2, Sec. 3.3].
+    """Dropout of the shortcut, `sum = dropout(x) + F` [2, Sec. 3.3].
 
-    [2, Table 1]: with rate 0.5, ResNet-110 failed (over 20%): in expectation
-    it scales every shortcut. Where the dimension changes, x is matched by
-    option A.
+    If the unit changes the dimension, x is matched by option A. In [2, Table
+    1], ResNet-110 failed with a rate of 0.5 (a test error of more than 20%),
+    because dropout scales every shortcut in expectation.
 
     Args:
         stride: Stride of the unit, in pixels.
@@ -436,7 +464,7 @@ class DropoutShortcut(Shortcut):
             rate, dtype=self.dtype_policy, name="dropout"
         )
         if rate > 0 and keras.backend.backend() == "tensorflow":
-            # Checkpoints of TensorFlow do not look into the generator.
+            # A checkpoint of TensorFlow does not find the generator's state.
             self.seed = self.dropout.seed_generator.state.value
 
     @classmethod
@@ -465,8 +493,9 @@ SHORTCUTS: dict[str, type[Shortcut]] = {
     "dropout": DropoutShortcut,
 }
 
-#: The shortcuts of [2, Table 1], as `get` takes them. A shortcut scaled by 0 is
-#: none; of the gates that failed, 0 to -5, the ends.
+#: Shortcuts of [2, Table 1], as arguments of `get`. The paper's shortcut with a
+#: scale of 0 is "no shortcut". Of the failed gates (biases 0 to -5), the table
+#: has the first and the last.
 TABLE_1: dict[str, str] = {
     "identity": "A",
     "no shortcut": "none",

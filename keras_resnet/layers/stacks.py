@@ -1,9 +1,9 @@
-"""Identical units as one loop: a graph that does not grow with depth.
+"""Identical units as one loop, so that the graph does not grow with depth.
 
-A stage of [1] or [2] is one unit that may change the dimension and then n - 1
-units that are alike. As layers of a graph, their number decides how long it
-takes to build, trace and optimize; as a loop over weights of shape [n, ...] it
-decides nothing but the time of a step.
+A stage of [1] or [2] starts with a unit that may change the dimension. Its
+other n - 1 units are identical. If each unit is a layer, the time to build,
+trace and optimize the graph grows with n. If the units are a loop over weights
+of shape `[n, ...]`, only the time of a step grows.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from keras_resnet.layers.convolutions import papers_initializer
 from keras_resnet.layers.units import Unit
 from keras_resnet.layers.units import check_survival_probability
 
-# Units of a loop that TensorFlow may work on at once: the gradient of one's
-# kernels is computed beside the next one's backward pass.
+# Number of units that TensorFlow may compute at once. The gradients of the
+# kernels of one unit overlap with the backward pass of the next.
 _PARALLEL_ITERATIONS = 2
 
-# A loop of fewer units is unrolled at inference, where there is no backward
-# pass to build: then its kernels are constants to whatever converts the graph.
+# A loop of fewer units is unrolled at inference, which needs no backward pass.
+# Programs that convert the graph then find constant kernels.
 _UNROLLED_BELOW = 40
 
 _CONSTANTS = (
@@ -39,24 +39,25 @@ _CONSTANTS = (
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class UnitStack(keras.layers.Layer):
-    """`x_{l+1} = f(h(x_l) + F(x_l, W_l))` for l = 1 ... n, as one loop.
+    """Stack of n identical units as one loop.
 
-    The same function as n units one after the other: outputs, gradients and
-    moving statistics are equal. Each weight of the unit, of shape `[...]`, is
-    one weight of shape `[n, ...]` here, named after its layer
-    (`conv1_kernel`). On TensorFlow the loop is a `tf.while_loop`, on JAX a
-    `jax.lax.scan`; elsewhere the units run one by one, and keep what they
-    compute whatever `remat` says. TensorFlow also runs fewer than 40 units one
-    by one at inference.
+    `x_{l+1} = f(h(x_l) + F(x_l, W_l))` for l = 1 ... n
+
+    Outputs, gradients and moving statistics equal those of n units one after
+    the other. A weight of shape `[...]` of the unit is one weight of shape
+    `[n, ...]` here, named after its layer (`conv1_kernel`). The loop is a
+    `tf.while_loop` on TensorFlow and a `jax.lax.scan` on JAX. On other backends
+    the units run one by one, and `remat` has no effect. At inference,
+    TensorFlow also runs fewer than 40 units one by one.
 
     Args:
-        unit: A unit as the pattern of all of them; it must keep the shape of
-            its input. It is copied, so its own weights are not used.
-        count: n, the number of units.
-        survival_probabilities: p of each unit's stochastic depth; None for
-            that of `unit`.
-        remat: Whether training keeps nothing but the input of each unit, and
-            computes the activations inside again in the backward pass.
+        unit: Pattern of all units. It must keep the shape of its input. The
+            stack copies its configuration, and does not use its weights.
+        count: Number n of units.
+        survival_probabilities: Survival probability of each unit in stochastic
+            depth, or None for that of `unit`.
+        remat: Whether training keeps only the input of each unit, and
+            recomputes the activations inside it in the backward pass.
 
     Call arguments:
         x: Tensor of shape `[batch, height, width, channels]`.
@@ -115,13 +116,13 @@ class UnitStack(keras.layers.Layer):
                 "survival_probability": min(self.survival_probabilities),
             }
         )
-        # The pattern's variables stand for those of whichever unit runs. They
-        # are no weights of this layer, so Keras must not find them.
+        # The variables of the pattern are placeholders for those of the unit
+        # that runs. Keras must not find them among the weights of this layer.
         self._pattern = lambda: pattern
 
     def pattern(self) -> Unit:
-        """A unit like those of the stack; its own values are never used."""
-        # A method: Keras saves the layers that it finds in properties.
+        """Returns a unit like those of the stack. Its values are never used."""
+        # It is a method, because Keras saves the layers that properties return.
         return self._pattern()
 
     def build(self, x_shape):
@@ -135,16 +136,16 @@ class UnitStack(keras.layers.Layer):
         unit.build(x_shape)
         norms_train = unit.batch_norm_trainable
         for layer in unit._flatten_layers():
-            layer.trainable = True  # what is a state is one frozen or not
+            layer.trainable = True  # frozen units have states too
         self.stacked = []
-        self._states = []  # the places of moving statistics and seeds
+        self._states = []  # indices of moving statistics and seeds
         initializers = _initializers(unit, x_shape, self.count)
         for i, (variable, initializer) in enumerate(
             zip(unit.variables, initializers, strict=True)
         ):
             path = variable.path.rpartition(f"{unit.name}/")[2]
             if variable.name == "seed_generator_state":
-                path = f"seed{i}"  # Keras numbers the generators of a session
+                path = f"seed{i}"  # Keras adds the number of the generator
             name = path.replace("/", "_")
             weight = self.add_weight(
                 name=name,
@@ -155,8 +156,8 @@ class UnitStack(keras.layers.Layer):
                 autocast=False,
             )
             self.stacked.append(weight)
-            # Checkpoints of TensorFlow find a weight that is an attribute, and
-            # none that is in a list.
+            # A checkpoint of TensorFlow finds weights in attributes, but not in
+            # lists.
             attribute = f"stacked_{name}"
             if hasattr(self, attribute):
                 attribute = f"{attribute}_{i}"
@@ -175,7 +176,7 @@ class UnitStack(keras.layers.Layer):
         self.pattern().trainable = self.trainable
 
     def freeze_norms(self) -> None:
-        """`layers.normalization.freeze` for the units of the stack."""
+        """Freezes the normalizations of the units (`normalization.freeze`)."""
         unit = self.pattern()
         normalization.freeze(unit)
         if not self.built:
@@ -195,7 +196,7 @@ class UnitStack(keras.layers.Layer):
         return y
 
     def run(self, x, values, probability, training):
-        """One unit: its output and the new values of its states."""
+        """Computes one unit: its output and the new values of its states."""
         y, new = remat_lib.apply(
             self.pattern(), values, x, training, probability
         )
@@ -217,15 +218,15 @@ class UnitStack(keras.layers.Layer):
 
 
 def _initializers(unit, x_shape, count):
-    """Initializers of shape [n, ...] for the variables of n such units."""
-    owners = {  # the innermost comes last
+    """Returns initializers of shape `[n, ...]` for the variables of n units."""
+    owners = {  # the innermost layer comes last
         id(variable): layer
         for layer in unit._flatten_layers()
         for variable in layer.variables
     }
     rules = [_initializer(v, owners[id(v)]) for v in unit.variables]
     if None in rules:
-        # How a layer of one's own starts only units of its own can tell.
+        # A layer of the user may start in any way, so n units are built.
         values = []
         for _ in range(count):
             copy = type(unit).from_config(unit.get_config())
@@ -247,9 +248,9 @@ def _initializers(unit, x_shape, count):
 
 
 def _initializer(variable, owner):
-    """An initializer of shape [n, ...] for n variables like this one.
+    """Returns an initializer of shape `[n, ...]` for n variables like this one.
 
-    None where it takes n units to know.
+    Returns None if only n built units have the values.
     """
     if variable.name == "seed_generator_state":
         return lambda shape, dtype: ops.convert_to_tensor(
@@ -261,7 +262,7 @@ def _initializer(variable, owner):
     if isinstance(initializer, keras.initializers.VarianceScaling):
         papers = papers_initializer()
         if initializer.get_config() == papers.get_config():
-            # The variance depends on the shape of one kernel, not of the stack.
+            # The variance depends on the shape of one kernel.
             fan_out = np.prod(variable.shape[:-2]) * variable.shape[-1]
             return keras.initializers.RandomNormal(
                 0.0, (papers.scale / fan_out) ** 0.5
@@ -311,9 +312,10 @@ def _loop_in_tensorflow(stack, x, values, training):
 
 
 def _without_forward_mode(stack, x):
-    """Returns x, which raises an error in forward-mode differentiation.
+    """Returns x, and raises an error in forward-mode differentiation.
 
-    TensorFlow would differentiate the normalizations of the loop wrongly.
+    TensorFlow's forward-mode derivatives of the normalizations in the loop are
+    wrong.
     """
     import tensorflow as tf
 
@@ -324,17 +326,17 @@ def _without_forward_mode(stack, x):
 
 
 def _forward(stack, x, values, training, keeps_inputs=False):
-    """The units one after the other.
+    """Computes the units one after the other.
 
     Returns:
-        The output, the new states if training, and a TensorArray of the input
-        of each unit if `keeps_inputs`.
+        The output, the new states in training, and a TensorArray of the input
+        of each unit if `keeps_inputs` is set.
     """
     import tensorflow as tf
 
     n = stack.count
-    # A value is read by its place in a TensorArray: the gradient of that costs
-    # as much as one value, that of a slice as much as the whole stack.
+    # The gradient of a read from a TensorArray costs as much as one value. The
+    # gradient of a slice would cost as much as the whole stack.
     read = [_array(value).unstack(value) for value in values]
     written = [_array(values[i]) for i in stack._states if training]
     inputs: Any = ()
@@ -351,8 +353,8 @@ def _forward(stack, x, values, training, keeps_inputs=False):
         if keeps_inputs:
             inputs = inputs.write(i, x)
         one = [array.read(i) for array in read]
-        # Nothing is differentiated by a state: without this, the loop would
-        # keep what that takes for every unit.
+        # No gradient is taken with respect to a state. Without this line, the
+        # loop would keep the intermediate results of such a gradient.
         for j in stack._states:
             one[j] = tf.stop_gradient(one[j])
         with _exact_norms(training):
@@ -376,7 +378,7 @@ def _forward(stack, x, values, training, keeps_inputs=False):
 
 
 def _recompute_in_tensorflow(stack, x, values):
-    """Keeps the input of each unit; its tape runs in the backward loop."""
+    """Keeps the input of each unit, and recomputes it in the backward loop."""
     import tensorflow as tf
 
     n = stack.count
@@ -398,7 +400,7 @@ def _recompute_in_tensorflow(stack, x, values):
             probability = _probability(stack)
             kept = inputs
             if eagerly and not tf.executing_eagerly():
-                # `tf.GradientTape.jacobian` takes the gradient in a graph.
+                # `tf.GradientTape.jacobian` computes the gradient in a graph.
                 stacked = inputs.stack()
                 kept = _array(stacked).unstack(stacked)
 
@@ -449,16 +451,16 @@ def _recompute_in_tensorflow(stack, x, values):
 
 
 def _probability(stack):
-    """A function from the number of a unit to its survival probability."""
+    """Returns a function from the index of a unit to its probability."""
     import tensorflow as tf
 
     if min(stack.survival_probabilities) == 1.0:
-        return lambda i: None  # nothing is dropped, nothing looked up
+        return lambda i: None  # nothing is dropped
     return tf.constant(stack.survival_probabilities).__getitem__
 
 
 def _array(values):
-    """An empty TensorArray for tensors like those stacked in `values`."""
+    """Returns an empty TensorArray for the tensors that `values` stacks."""
     import tensorflow as tf
 
     return tf.TensorArray(
@@ -467,9 +469,9 @@ def _array(values):
 
 
 def _exact_norms(training):
-    """Has the normalizations in the loop of a graph differentiated exactly.
+    """Returns a context for exact derivatives of normalizations in a loop.
 
-    Inference takes Keras' own path, because a SavedModel cannot hold the
+    Inference runs Keras' layer, because a SavedModel cannot contain the
     gradients that `normalization.exact_gradients` registers.
     """
     import tensorflow as tf

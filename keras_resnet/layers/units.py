@@ -1,8 +1,8 @@
-"""The residual units: `x_{l+1} = f(y_l)`, `y_l = h(x_l) + F(x_l, W_l)`.
+"""Residual units `x_{l+1} = f(y_l)` with `y_l = h(x_l) + F(x_l, W_l)`.
 
-[2, Eqs. 1 and 2]. The original unit of [1], the pre-activation unit of [2] and
-the other units of [2, Fig. 4] differ only in the order of convolution, batch
-normalization (BN) and ReLU.
+These are [2, Eqs. 1 and 2]. The original unit of [1], the pre-activation unit
+of [2] and the other units of [2, Fig. 4] differ only in the order of
+convolution, batch normalization (BN) and ReLU.
 """
 
 import keras
@@ -18,7 +18,7 @@ from keras_resnet.layers.normalization import EPSILON
 from keras_resnet.layers.normalization import MOMENTUM
 from keras_resnet.layers.normalization import BatchNormalization
 
-EXPANSION = 4  # a bottleneck's last 1x1 convolution widens it [1, Sec. 4.1]
+EXPANSION = 4  # factor of a bottleneck's last convolution [1, Sec. 4.1]
 STRIDES = ("1x1", "3x3")
 
 
@@ -35,10 +35,11 @@ def check_survival_probability(survival_probability: float) -> None:
 
 
 class Unit(keras.layers.Layer):
-    """The base of the five units: two 3x3 convolutions, or a bottleneck.
+    """Base class of the five units: two 3x3 convolutions, or a bottleneck.
 
     A bottleneck has 1x1, 3x3 and 1x1 convolutions of `filters`, `filters` and
-    `4 * filters` channels [1, Fig. 5]. Subclasses give the order in `forward`.
+    `4 * filters` channels [1, Fig. 5]. Subclasses define the order of the
+    layers in `forward`.
 
     Args:
         filters: Number of filters of the 3x3 convolutions.
@@ -46,7 +47,7 @@ class Unit(keras.layers.Layer):
         bottleneck: Whether the unit is a bottleneck.
         shortcut: Name, class or configured instance (`identifiers.get`). The
             unit sets its stride and the settings of its normalization.
-        bottleneck_stride: Which convolution of a bottleneck strides: `"1x1"`,
+        bottleneck_stride: Convolution of a bottleneck that strides: `"1x1"`,
             the first one [1], or `"3x3"` (torchvision's v1.5).
         padding: Padding of the convolutions (see `Convolution`).
         remat: Whether training keeps only the input of the unit, and recomputes
@@ -55,7 +56,7 @@ class Unit(keras.layers.Layer):
             2016). Training drops the residual of an image with probability
             1 - p and divides it by p otherwise. Inference does not change it.
         batch_norm_momentum: Momentum of the moving statistics.
-        batch_norm_epsilon: Added to the variance.
+        batch_norm_epsilon: Number that is added to the variance.
         batch_norm_trainable: Whether the normalizations train with the unit. If
             False, they use the moving statistics in training also
             (`keras_resnet.freeze`).
@@ -120,11 +121,11 @@ class Unit(keras.layers.Layer):
         if survival_probability < 1.0:
             self.seed_generator = keras.random.SeedGenerator()
             if keras.backend.backend() == "tensorflow":
-                # Checkpoints of TensorFlow do not look into the generator.
+                # TensorFlow's checkpoints do not find the generator's state.
                 self.seed = self.seed_generator.state.value
 
     def layout(self) -> list[tuple[int, int, int]]:
-        """Kernel size, filters and stride of each convolution."""
+        """Returns kernel size, filters and stride of each convolution."""
         if not self.bottleneck:
             return [(3, self.filters, self.stride), (3, self.filters, 1)]
         first, middle = self.stride, 1
@@ -138,7 +139,7 @@ class Unit(keras.layers.Layer):
 
     @property
     def output_filters(self) -> int:
-        """Channels of the output: `filters`, or 4 times that."""
+        """Number of output channels: `filters`, or 4 times as many."""
         return self.filters * (EXPANSION if self.bottleneck else 1)
 
     def build(self, x_shape):
@@ -183,15 +184,15 @@ class Unit(keras.layers.Layer):
         return not norms or any(norm.trainable for norm in norms)
 
     def freeze_norms(self) -> None:
-        """Freezes the normalizations that `build` makes."""
+        """Freezes the normalizations that `build` creates."""
         self._batch_norm_trainable = False
 
     def normalizes(self, i: int) -> bool:
-        """Whether the unit has its i-th normalization."""
+        """Returns whether the unit has its i-th normalization."""
         return True
 
     def pairs(self) -> list[tuple]:
-        """The convolutions, each with the normalization of its number."""
+        """Returns each convolution with the normalization of its number."""
         return [
             (getattr(self, f"conv{i}"), getattr(self, f"norm{i}", None))
             for i in range(1, len(self.layout()) + 1)
@@ -203,12 +204,16 @@ class Unit(keras.layers.Layer):
         return self.forward(x, training)
 
     def survive(self, residual, training, survival_probability=None):
-        """The residual, dropped at random in training (stochastic depth).
+        """Drops the residual of random images in training (stochastic depth).
 
         Args:
             residual: F(x), `[batch, height, width, channels]`.
-            training: Whether to drop at all.
-            survival_probability: p as a scalar tensor; None for the unit's.
+            training: Whether to drop.
+            survival_probability: p as a scalar tensor, or None for that of the
+                unit.
+
+        Returns:
+            A tensor of the shape of `residual`.
         """
         if not training or self.survival_probability == 1.0:
             return residual
@@ -232,8 +237,7 @@ class Unit(keras.layers.Layer):
         )
 
     def get_config(self):
-        # A copy does not record the shapes that this unit's shortcut was built
-        # with.
+        # The copy does not record the shapes of this unit.
         shortcut = identifiers.get(self.shortcut)
         return {
             **super().get_config(),
@@ -253,9 +257,9 @@ class Unit(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class OriginalUnit(Unit):
-    """`x_{l+1} = relu(h(x) + F(x))`, F = conv, BN, ReLU, conv, BN.
+    """Original unit of [1, Fig. 2] and [2, Fig. 4 (a)].
 
-    The unit of [1, Fig. 2] and [2, Fig. 4 (a)].
+    `x_{l+1} = relu(h(x) + F(x))`, F = conv, BN, ReLU, conv, BN
 
     Args:
         filters, ...: As in `Unit`.
@@ -282,18 +286,19 @@ class OriginalUnit(Unit):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class PreActivationUnit(Unit):
-    """`x_{l+1} = h(x) + F(x)`, F = BN, ReLU, conv, BN, ReLU, conv.
+    """Full pre-activation unit of [2, Fig. 4 (e)].
 
-    The full pre-activation of [2, Fig. 4 (e)]: f is the identity, so that
-    `x_L = x_l + sum of F(x_i)` [2, Eq. 4]. If the unit changes the dimension,
-    its shortcut receives the signal after the first BN and ReLU. Its projection
-    is not normalized.
+    `x_{l+1} = h(x) + F(x)`, F = BN, ReLU, conv, BN, ReLU, conv
+
+    f is the identity, so that `x_L = x_l + sum of F(x_i)` [2, Eq. 4]. If the
+    unit changes the dimension, its shortcut receives the signal after the first
+    BN and ReLU. Its projection is not normalized.
 
     Args:
         filters, ...: As in `Unit`.
-        activated_input: Whether x has already passed BN and ReLU, so that the
-            unit starts with its convolution. This is the first unit of a
-            network, whose two paths carry the activated signal of the stem
+        activated_input: Whether x has already passed BN and ReLU. The unit then
+            starts with its convolution. This is so in the first unit of a
+            network, whose two paths start from the activated signal of the stem
             [2, Appendix].
 
     Example:
@@ -334,10 +339,11 @@ class PreActivationUnit(Unit):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class BatchNormAfterAdditionUnit(Unit):
-    """`x_{l+1} = relu(BN(h(x) + F(x)))`, F = conv, BN, ReLU, conv.
+    """Unit with BN after the addition, of [2, Fig. 4 (b)].
 
-    [2, Fig. 4 (b)]: f has a normalization, which alters the signal that the
-    shortcut carries.
+    `x_{l+1} = relu(BN(h(x) + F(x)))`, F = conv, BN, ReLU, conv
+
+    The normalization in f changes the signal of the shortcut.
 
     Args:
         filters, ...: As in `Unit`.
@@ -362,10 +368,11 @@ class BatchNormAfterAdditionUnit(Unit):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class ReLUBeforeAdditionUnit(Unit):
-    """`x_{l+1} = h(x) + F(x)`, F = conv, BN, ReLU, conv, BN, ReLU.
+    """Unit with ReLU before the addition, of [2, Fig. 4 (c)].
 
-    [2, Fig. 4 (c)]: the residual is never negative, so the signal can only
-    grow.
+    `x_{l+1} = h(x) + F(x)`, F = conv, BN, ReLU, conv, BN, ReLU
+
+    The residual is never negative, so the signal can only grow.
 
     Args:
         filters, ...: As in `Unit`.
@@ -387,10 +394,11 @@ class ReLUBeforeAdditionUnit(Unit):
 
 @keras.saving.register_keras_serializable(package="keras_resnet")
 class ReLUOnlyPreActivationUnit(PreActivationUnit):
-    """`x_{l+1} = h(x) + F(x)`, F = ReLU, conv, BN, ReLU, conv, BN.
+    """Unit with only ReLU as pre-activation, of [2, Fig. 4 (d)].
 
-    [2, Fig. 4 (d)]: the ReLU precedes its convolution, and the normalization
-    follows it.
+    `x_{l+1} = h(x) + F(x)`, F = ReLU, conv, BN, ReLU, conv, BN
+
+    The ReLU precedes its convolution, and the normalization follows it.
 
     Args:
         filters, ..., activated_input: As in `PreActivationUnit`.
@@ -430,7 +438,7 @@ UNITS: dict[str, type[Unit]] = {
 
 
 def get(identifier) -> type[Unit]:
-    """Returns the class of a unit from its name (a key of `UNITS`) or itself.
+    """Returns the class of a unit from a key of `UNITS` or from the class.
 
     Raises:
         ValueError: If the identifier is unknown.

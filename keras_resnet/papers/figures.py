@@ -1,7 +1,7 @@
-"""Pictures of runs, drawn by matplotlib: SVG for a page, PNG for elsewhere.
+"""Pictures of runs, drawn by matplotlib, as SVG for a page and as PNG.
 
-An SVG takes its colours of text and lines from the page, so that it can be
-read on a light and on a dark one.
+An SVG uses the page's colours of text and lines, so that it is readable on a
+light and on a dark page.
 """
 
 import io
@@ -19,18 +19,18 @@ from matplotlib.figure import Figure
 from keras_resnet.analysis import propagation
 from keras_resnet.papers.runs import Run
 
-# Colours that stand out from white and from black alike, and from each other
-# for those who do not tell red from green.
+# Colours that are visible on white and on black. A reader who does not
+# distinguish red from green can distinguish them.
 _COLOURS = (
     *("#1f88c9", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#8a6fd1"),
     *("#7f7f7f", "#8c564b"),
 )
-# Those of a light page; an SVG names the page's own in their place.
+# Colours of a light page. An SVG has variables of the page instead.
 INK = "#24292e"
-_WIDTH = 6.0  # inches; letters can be read on a telephone too
+_WIDTH = 6.0  # inches; the letters are readable on a telephone
 _GRID = "#d0d7dd"
 
-# Any: matplotlib 3.11 wants the keys as literals, 3.10 as text.
+# The type is Any because matplotlib 3.11 expects literal keys, 3.10 text.
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "keras_resnet",  # the same picture is the same file
@@ -51,19 +51,19 @@ _STYLE: Any = {
 
 
 def _label(run: Run) -> str:
-    """The run's label; a dollar starts a formula, a "_" hides the label."""
+    """Returns the label of a run, without the special meaning of $ and _."""
     label = run.label.replace("$", r"\$")
     return f" {label}" if label.startswith("_") else label
 
 
 def error_by_step(runs: Sequence[Run]) -> Figure:
-    """Training and test error against the step, as in [1, Fig. 6].
+    """Draws training and test error against the step, as in [1, Fig. 6].
 
     Args:
-        runs: The runs to draw; those of one experiment share a colour.
+        runs: Runs to draw. Runs of one experiment have the same colour.
 
     Returns:
-        A figure: thin lines for training, bold ones for the test.
+        A figure with thin lines for training and bold lines for the test.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 4.0), layout="constrained")
@@ -95,13 +95,13 @@ def error_by_step(runs: Sequence[Run]) -> Figure:
 
 
 def last_errors(runs: Sequence[Run]) -> Figure:
-    """Training and test error after the last step, a line an experiment.
+    """Draws the errors after the last step, with a line for each experiment.
 
     Args:
-        runs: Finished runs; each is a dot on the line of its experiment.
+        runs: Finished runs. Each is a dot on the line of its experiment.
 
     Returns:
-        A figure: rings for training, dots for the test.
+        A figure with rings for training and dots for the test.
     """
     with matplotlib.rc_context(_STYLE):
         names = list(dict.fromkeys(_label(run) for run in runs))
@@ -133,12 +133,12 @@ def last_errors(runs: Sequence[Run]) -> Figure:
 def lines(
     series: Mapping[str, Mapping[float, float]], x_label: str, y_label: str
 ) -> Figure:
-    """One line for each name, through its points, on logarithmic axes.
+    """Draws one line for each name, on logarithmic axes.
 
     Args:
-        series: For each name, y of each x.
-        x_label: What x is, and its unit.
-        y_label: What y is, and its unit.
+        series: For each name, the value of y at each x.
+        x_label: Name and unit of x.
+        y_label: Name and unit of y.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 4.0), layout="constrained")
@@ -162,22 +162,22 @@ def lines(
 
 
 def signals_and_gradients(reports: dict[str, dict[str, Any]]) -> Figure:
-    """Signals and gradients by unit, one line a network.
+    """Draws signals and gradients by unit, with one line for each network.
 
     Args:
-        reports: What `propagation.propagation` returned, by what to
-            call it.
+        reports: Results of `propagation.propagation` by label.
     """
     with matplotlib.rc_context(_STYLE):
         return propagation.draw(reports)
 
 
 def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
-    """How often images of each class got each answer; right ones are pale.
+    """Draws a confusion matrix, in which only the errors are coloured.
 
     Args:
-        counts: Images of each class (row) with each answer (column).
-        names: The classes.
+        counts: Number of images of each class (row) with each prediction
+            (column).
+        names: Names of the classes.
     """
     size = len(names)
     wrong = counts * (1 - np.eye(size, dtype=int))
@@ -214,14 +214,14 @@ def wrong_answers(
     names: Sequence[str],
     count: int = 24,
 ) -> Figure:
-    """The images whose wrong answer was the surest.
+    """Draws the images with the most probable wrong predictions.
 
     Args:
         images: uint8 `[images, height, width, channels]`.
-        labels: The class of each.
+        labels: Class of each image.
         probabilities: `[images, classes]`.
-        names: The classes.
-        count: How many images, at most.
+        names: Names of the classes.
+        count: Largest number of images.
     """
     best = probabilities.argmax(-1)
     sure = np.where(best != labels, probabilities.max(-1), 0.0)
@@ -245,9 +245,10 @@ def wrong_answers(
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element whose colours are the page's.
+    """Returns the figure as an `<svg>` element with the colours of the page.
 
-    It is as wide as what it stands in; the page defines `--ink` and `--grid`.
+    The element fills the width of its parent. The page must define `--ink` and
+    `--grid`.
     """
     text = io.StringIO()
     with matplotlib.rc_context(_STYLE):
@@ -259,14 +260,14 @@ def svg(figure: Figure) -> str:
     head, rest = element.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     element = f"{head}>{rest}"
-    # Names that nothing refers to would be there twice with a second picture.
+    # Unused names would not be unique on a page with two pictures.
     element = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", element)
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     return element.replace(INK, "var(--ink)").replace(_GRID, "var(--grid)")
 
 
 def png(figure: Figure) -> bytes:
-    """The figure on white; the same figure gives the same bytes."""
+    """Returns the figure on white as PNG. Equal figures give equal bytes."""
     content = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
         figure.savefig(

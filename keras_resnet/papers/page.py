@@ -1,6 +1,7 @@
-"""One page in two forms: Markdown for the repository, HTML for a browser.
+"""Page of results in two forms: Markdown for the repository, and HTML.
 
-The HTML needs no network and no other file: styles and pictures are inside.
+The HTML file contains its styles and pictures, so a browser can open it without
+a network.
 """
 
 import html
@@ -23,8 +24,7 @@ _TITLE = "Results"
 _INTRODUCTION = (
     "`python -m apps.report --workdirs=runs --output=report` writes such a "
     "page. A test error is that of the last step, in percent of all test "
-    "images, never that of the best step. Every run is listed, whatever came "
-    "out.",
+    "images, never that of the best step. The table lists every run.",
 )
 
 _PAPERS = Table(
@@ -36,11 +36,11 @@ _PAPERS = Table(
         "[1] is He et al. 2016a, Deep Residual Learning for Image Recognition; "
         "[2] is He et al. 2016b, Identity Mappings in Deep Residual Networks.",
         "The tables have the rows of the papers that were run to their last "
-        "step. Ours is the mean over n runs and, where n > 1, their standard "
-        "deviation; the runs differ in their seed or backend. A shortened "
-        "recipe keeps its shape: compare an error after 16,000 steps with "
-        "others of 16,000 steps, and with the papers' (64,000 steps) only in "
-        "its order.",
+        'step. The column "ours" has the mean over n runs and, if n > 1, '
+        "their standard deviation. The runs differ in their seed or backend. "
+        "A shortened recipe keeps its shape. Compare an error after 16,000 "
+        "steps with other errors after 16,000 steps. Compare only the order "
+        "of the errors with the papers, which train for 64,000 steps.",
         "`python -m apps.train --experiment=resnet20 --seed=0` trains a row, "
         "and `--steps=16000` shortens its recipe.",
     ),
@@ -56,14 +56,14 @@ def write(
     """Writes `results.md`, `results.html` and the pictures as PNG.
 
     Args:
-        runs: What to report on, in the order in which they are listed.
-        output: Directory for the files; made where there is none.
-        dataset: Test images, to show those that the weights that ship for
-            this data set get wrong, or None.
-        damaged: What is wrong with the runs that could not be read.
+        runs: Runs of the report, in this order.
+        output: Directory for the files. It is created if it does not exist.
+        dataset: Test images, or None. The page shows the images that the
+            shipped weights for this data set get wrong.
+        damaged: Reasons why other runs could not be read.
 
     Returns:
-        The paths that were written.
+        The paths of the files.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def write(
     ]
     sections = [
         tables.run_table(runs, damaged),
-        tables.Table("", tables.ANSWERS, (), ()),
+        tables.Table("", tables.PREDICTIONS, (), ()),
     ]
     if papers := tables.paper_tables(runs):
         shown += pictures.curves(runs, errors)
@@ -93,7 +93,7 @@ def write(
         path = output / f"{picture.name}.png"
         atomic.write(path, figures.png(picture.figure))
         written.append(str(path))
-    # The pages come last: what they show is there.
+    # The pages come last, when their pictures exist.
     for name, text in (
         ("results.md", _markdown(parts)),
         ("results.html", _html(parts)),

@@ -1,4 +1,4 @@
-"""What the page of results shows beside its tables, each as a picture."""
+"""Pictures of the page of results."""
 
 import dataclasses
 import functools
@@ -22,15 +22,15 @@ from keras_resnet.weights import shipped
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A figure and where it goes.
+    """Figure with its name and its place on the page.
 
     Attributes:
-        name: Its file name without ending.
-        section: Where on the page: a key of `experiments.TABLES`, or what
-            `tables` calls the section.
-        caption: What it shows, in sentences.
-        figure: What is drawn.
-        curves: Names of the runs of which it draws every error.
+        name: File name without ending.
+        section: Section of the page: a key of `experiments.TABLES`, or a
+            section of `tables`.
+        caption: Sentences that describe the figure.
+        figure: The figure.
+        curves: Names of the runs whose errors are drawn at every step.
     """
 
     name: str
@@ -40,15 +40,15 @@ class Picture:
     curves: frozenset[str] = frozenset()
 
 
-# Of how many experiments the curves can be told apart.
+# Largest number of experiments whose curves are distinguishable.
 _MOST_CURVES = 6
 
 
 def run_errors(runs: Sequence[Run]) -> list[Picture]:
-    """Errors of the runs of each data set and length, as `curves` draws them.
+    """Draws the errors of runs, one picture for each data set and length.
 
     Args:
-        runs: Any runs, whether or not the papers have their like.
+        runs: Runs of the papers' rows, or other runs.
     """
     pictures = []
     kinds = dict.fromkeys(
@@ -75,10 +75,14 @@ def run_errors(runs: Sequence[Run]) -> list[Picture]:
 
 
 def _errors(runs: list[Run]) -> tuple[Figure | None, frozenset[str]]:
-    """Draws errors of runs of one length, and returns whose curves it shows.
+    """Draws the errors of runs of one length.
 
-    They are drawn against the step. Of more than `_MOST_CURVES` experiments,
-    and of runs that were tested once, those of the last step are drawn.
+    The errors are drawn against the step. For more than `_MOST_CURVES`
+    experiments, and for runs that were tested once, only the errors of the last
+    step are drawn.
+
+    Returns:
+        The figure, and the names of the runs that it draws at every step.
     """
     tested = [run for run in runs if len(run.column("test_top1_error")[0]) > 1]
     finished = [run for run in runs if run.is_finished]
@@ -97,13 +101,13 @@ def _errors(runs: list[Run]) -> tuple[Figure | None, frozenset[str]]:
 def curves(
     runs: Sequence[Run], others: Sequence[Picture] = ()
 ) -> list[Picture]:
-    """For each table and length what no other picture shows.
+    """Draws the errors of each table and length that no other picture shows.
 
-    Errors against the step; of more than `_MOST_CURVES` experiments, those of
-    the last step.
+    The errors are drawn against the step. For more than `_MOST_CURVES`
+    experiments, only the errors of the last step are drawn.
 
     Args:
-        runs: Any runs.
+        runs: Runs of the papers' rows, or other runs.
         others: Pictures of the same page.
     """
     pictures: list[Picture] = []
@@ -135,13 +139,13 @@ def curves(
 
 
 def costs() -> list[Picture]:
-    """What the networks of [1, Sec. 4.2] cost, counted."""
+    """Draws the counted costs of the networks of [1, Sec. 4.2]."""
     return [
         Picture(
             "cost_by_depth",
             tables.COSTS,
-            "What a network of [1, Sec. 4.2] costs by its depth. Activations "
-            "are about what training keeps of an image, in float32.",
+            "Costs of the networks of [1, Sec. 4.2] by depth. Training keeps "
+            "about this size of activations for an image, in float32.",
             figures.lines(_costs(), "depth", "millions"),
         )
     ]
@@ -164,16 +168,16 @@ def _costs() -> dict[str, dict[float, float]]:
 
 
 def propagations() -> list[Picture]:
-    """Signals and gradients by depth for each shortcut of [2, Table 1]."""
+    """Draws signals and gradients for the shortcuts of [2, Table 1]."""
     return [
         Picture(
             "propagation_by_depth",
             "[2, Table 1] at 20 layers",
             "Signals and gradients at the start of training for each shortcut "
             "of [2, Table 1]: ResNet-32 with pre-activation units, seed 0, on "
-            "32 of the bundled digits. The norm of a unit's input, and of the "
-            "gradient there as a share of the last one. A line that is missing "
-            "is 0.",
+            "32 of the bundled digits. The pictures show the norm of the input "
+            "of a unit, and the norm of the gradient there, divided by the "
+            "last gradient. A missing line is 0.",
             figures.signals_and_gradients(_propagations()),
         )
     ]
@@ -197,7 +201,7 @@ def _propagations() -> dict[str, dict]:
 
 
 def confusions(runs: Sequence[Run]) -> list[Picture]:
-    """Predictions for each class, by the weights that ship of a run."""
+    """Draws the confusion matrices of shipped weights of the runs."""
     trained = {
         (c.model, c.dataset, c.recipe.name, c.recipe.steps, c.seed, c.dtype)
         for c in (run.config for run in runs)
@@ -211,7 +215,7 @@ def confusions(runs: Sequence[Run]) -> list[Picture]:
         pictures.append(
             Picture(
                 f"{name}_confusion",
-                tables.ANSWERS,
+                tables.PREDICTIONS,
                 f"{_whose(name, card['dataset'])}: {card['top1_errors']:,} "
                 f"errors on {card['test_images']:,} test images.",
                 figures.confusion(np.array(card["confusion"]), card["labels"]),
@@ -221,7 +225,7 @@ def confusions(runs: Sequence[Run]) -> list[Picture]:
 
 
 def wrong_answers(dataset: datasets.DataSet) -> list[Picture]:
-    """Images of a data set that the weights that ship for it get wrong."""
+    """Draws the images of a data set that its shipped weights get wrong."""
     pictures = []
     for name in shipped.networks(dataset.name):
         model = models.resnet(name, weights=dataset.name)
@@ -231,9 +235,9 @@ def wrong_answers(dataset: datasets.DataSet) -> list[Picture]:
         pictures.append(
             Picture(
                 f"{name}_wrong_answers",
-                tables.ANSWERS,
-                f"{_whose(name, dataset.name)}: the surest of its wrong "
-                "answers (class: answer, its probability).",
+                tables.PREDICTIONS,
+                f"{_whose(name, dataset.name)}: the most probable of its wrong "
+                "predictions (class: prediction, its probability).",
                 figures.wrong_answers(
                     images, labels, probabilities, dataset.labels
                 ),

@@ -1,4 +1,4 @@
-"""Work directories, as a report reads them: what was trained, and its rows."""
+"""Runs, read from work directories for a report."""
 
 import dataclasses
 import functools
@@ -18,13 +18,12 @@ _MOST_REASON = 200
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training, of which nothing but two small files is needed.
+    """Training run, read from the two small files of a work directory.
 
     Attributes:
         name: Name of the work directory.
-        config: The configuration (`config.json`).
-        metrics: The rows of `metrics.csv`: numbers by column, without those
-            that a row has not.
+        config: Configuration of the run (`config.json`).
+        metrics: Rows of `metrics.csv`: numbers by column, without empty cells.
     """
 
     name: str
@@ -33,12 +32,12 @@ class Run:
 
     @property
     def step(self) -> int:
-        """How many steps were taken."""
+        """Number of finished steps."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
     @property
     def is_finished(self) -> bool:
-        """Whether all steps of the recipe were taken, and tested."""
+        """Whether all steps were taken, and the last one was tested."""
         return (
             self.step == self.config.recipe.steps
             and "test_top1_error" in self.metrics[-1]
@@ -46,22 +45,22 @@ class Run:
 
     @property
     def test_error(self) -> float:
-        """Of the last step, in percent: no step is chosen by its error."""
+        """Test error of the last step in percent, not that of the best step."""
         return self.metrics[-1]["test_top1_error"]
 
     @functools.cached_property
     def experiment(self) -> experiments.Experiment | None:
-        """The row that was trained, at its own length or another."""
+        """Row of the papers that was trained, of any length, or None."""
         name = self.config.experiment
         return None if name is None else experiments.get_experiment(name)
 
     @property
     def label(self) -> str:
-        """Name in pictures: the experiment, or else the work directory."""
+        """Label in pictures: the name of the experiment, or of the run."""
         return self.experiment.name if self.experiment else self.name
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
-        """The steps and values of a column, where it has values."""
+        """Returns the steps and values of a column, without empty cells."""
         rows = [row for row in self.metrics if name in row]
         return [row["step"] for row in rows], [row[name] for row in rows]
 
@@ -87,18 +86,18 @@ def load(workdir: str | os.PathLike) -> Run:
             experiments.get_experiment(config.experiment)  # raises if unknown
         path = workdir / "metrics.csv"
         rows = metrics.read_rows(_text(path))
-    # A file that was changed by hand raises nearly everything.
+    # A file that was changed by hand may raise nearly any error.
     except Exception as error:
         reason = str(error)[:_MOST_REASON] or type(error).__name__
         raise ValueError(
-            f"{workdir} must hold config.json and metrics.csv, as apps.train "
+            f"{workdir} must hold config.json and metrics.csv, as training "
             f"writes them: {path.name}: {reason}"
         ) from error
     return Run(workdir.name, config, rows)
 
 
 def _text(path: Path) -> str:
-    """The text of a small file; an editor may have added a mark of order."""
+    """Returns the text of a small file, without a byte order mark."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait
         raise ValueError("it must be a regular file")
@@ -116,10 +115,11 @@ def find(
     """Reads work directories, and directories of work directories.
 
     Returns:
-        The runs, and for each run that could not be read, what is wrong.
+        The runs, and the reasons why other runs could not be read.
 
     Raises:
-        ValueError: If one of the directories is neither, or no run can be read.
+        ValueError: If a directory is neither a work directory nor contains one,
+            or no run can be read.
     """
     found, damaged = [], []
     for directory in map(Path, directories):
@@ -130,8 +130,8 @@ def find(
             )
         if not workdirs:
             raise ValueError(
-                f"{directory} is no work directory and holds none: "
-                "config.json is missing, which apps.train writes"
+                f"{directory} must be a work directory or contain one, but "
+                "config.json is missing"
             )
         for workdir in workdirs:
             try:

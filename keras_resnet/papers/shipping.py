@@ -1,7 +1,7 @@
-"""From a work directory to weights that ship, with the card that says what.
+"""Writes the weights of a run into the package, with their card.
 
-from keras_resnet.papers import shipping
 from keras_resnet.data import datasets
+from keras_resnet.papers import shipping
 
 shipping.ship("runs/resnet20_0", datasets.load("cifar10"))
 """
@@ -32,36 +32,34 @@ def ship(
     """Writes the weights of a run, its card and its mean into the package.
 
     Args:
-        workdir: What `train_and_evaluate` left, finished or not.
-        dataset: What it was trained on, with its own preprocessing.
-        folder: Where the files go; None for `keras_resnet/weights/shipped`.
+        workdir: Work directory of a run, finished or not.
+        dataset: Data set of the run, with its preprocessing.
+        folder: Folder for the files. None is `keras_resnet/weights/shipped`.
 
     Returns:
-        The card, as `keras_resnet.weights.shipped.card` has it.
+        The card (see `keras_resnet.weights.shipped.card`).
 
     Raises:
-        ValueError: If the run was one of another data set or has arguments or
-            a preprocessing that `weights="DATASET"` could not know.
+        ValueError: If the run has another data set, arguments of the network,
+            or a preprocessing that `weights="DATASET"` does not support.
     """
     folder = Path(folder or Path(shipped.__file__).parent)
     trained = trained_networks.load_workdir(workdir, classifier_activation=None)
     config, preprocessing = trained.config, trained.preprocessing
     if config.dataset != dataset.name or config.model_arguments:
         raise ValueError(
-            f"{workdir} must be a run of a network of MODELS as it is on "
-            f"{dataset.name}, received {config.model} with "
+            f"{workdir} must be a run of a network of MODELS without arguments "
+            f"on {dataset.name}, received {config.model} with "
             f"{networks.texts(config.model_arguments)} on {config.dataset}"
         )
     if (
         preprocessing.mean.ndim != 3
         or preprocessing.standard_deviation is not None
     ):
-        raise ValueError(
-            f"{workdir} must subtract a mean from each pixel and do no more"
-        )
+        raise ValueError(f"{workdir} must only subtract a mean from each pixel")
     evaluate = evaluation.Evaluator(trained.model)
     result = evaluate(dataset, 100, counts_classes=True)
-    assert result is not None  # nobody asks it to stop
+    assert result is not None  # it was not asked to stop
     name = f"{config.model}_{config.dataset}"
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "network.weights.h5"

@@ -1,8 +1,7 @@
-"""Tables of runs, and the papers' tables with our numbers beside theirs.
+"""Tables of runs, and the papers' tables with the errors of our runs.
 
-Each error of ours is that of the last step of a run on all test images: the
-mean over n runs and, where n > 1, the standard deviation of the runs around
-it (n - 1 in the denominator).
+An error is that of the last step on all test images. The tables have the mean
+over n runs and, if n > 1, their standard deviation (n - 1 in the denominator).
 """
 
 import dataclasses
@@ -20,9 +19,9 @@ from keras_resnet.analysis import complexity
 from keras_resnet.papers import experiments
 from keras_resnet.papers.runs import Run
 
-#: Sections of the page that are about no table of the papers.
+#: Sections of the page without a table of the papers.
 RUNS = "Runs"
-ANSWERS = "Answers"
+PREDICTIONS = "Predictions"
 COSTS = "Costs"
 
 
@@ -31,11 +30,11 @@ class Table:
     """Text in rows and columns.
 
     Attributes:
-        source: The paper's table that it is beside, or empty.
-        title: What it is about.
+        source: Table of the papers to compare with, or empty.
+        title: Subject of the table.
         header: Titles of the columns.
-        rows: Cells, as many in each row.
-        notes: Sentences for below it.
+        rows: Cells of each row.
+        notes: Sentences below the table.
     """
 
     source: str
@@ -46,16 +45,16 @@ class Table:
 
     @property
     def section(self) -> str:
-        """What pictures name that belong to it."""
+        """Name of the section, which pictures refer to."""
         return self.source or self.title
 
     @property
     def heading(self) -> str:
-        """The source, where there is one, and the title."""
+        """Heading: the source, if it is not empty, and the title."""
         return f"{self.source}. {self.title}" if self.source else self.title
 
     def markdown(self) -> str:
-        """The table without its title, in GitHub's form."""
+        """Returns the table without its title as Markdown."""
         lines = [
             _line(self.header),
             _line(["---"] * len(self.header)),
@@ -71,14 +70,14 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text from a directory's name or a file, which may look like Markdown."""
+    """Escapes text from a directory's name or a file for Markdown."""
     text = html.escape(" ".join(text.split()), quote=False)
     return text.replace("|", "\\|")
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The finished runs of a row that differ in their seeds alone."""
+    """Errors of the finished runs of a row that differ only in their seeds."""
 
     steps: int
     dtype: str
@@ -86,7 +85,7 @@ class Result:
 
     @property
     def mean(self) -> float:
-        """In percent."""
+        """Mean error in percent."""
         return statistics.fmean(self.errors)
 
     def __str__(self):
@@ -96,15 +95,15 @@ class Result:
 
 
 def results(runs: Iterable[Run], experiment: str) -> list[Result]:
-    """What the finished runs of a row came to, the longest runs first.
+    """Returns the errors of the finished runs of a row, the longest runs first.
 
     Args:
-        runs: Any runs.
+        runs: Runs of any rows.
         experiment: A name in `EXPERIMENTS`.
 
     Returns:
-        A `Result` for each number of steps and dtype; a seed that was run
-        twice on a backend counts once, with the run that is named first.
+        A `Result` for each number of steps and dtype. If a seed was run twice
+        on a backend, only the first run counts.
     """
     by_kind: dict[tuple[int, str], dict[tuple[str, int], float]] = {}
     for run in runs:
@@ -121,7 +120,7 @@ def results(runs: Iterable[Run], experiment: str) -> list[Result]:
 
 
 def paper_tables(runs: Sequence[Run]) -> list[Table]:
-    """The tables of the papers of which a row was run, with these rows."""
+    """Returns the tables of the papers, with the rows that were run."""
     tables = [
         _paper_table(runs, source, about)
         for source, about in experiments.TABLES.items()
@@ -151,8 +150,8 @@ def _paper_table(runs, source, about):
         if pairs:
             notes.append(
                 f"Of the runs of {steps:,} steps in {dtype}, {right} of "
-                f"{pairs} pairs of rows stand in the order of the paper, which "
-                f"has {all_pairs}."
+                f"{pairs} pairs of rows have the order of the paper, which has "
+                f"{all_pairs}."
             )
     names = {name for errors in found.values() for name in errors}
     if len(names) < len(rows):
@@ -162,9 +161,9 @@ def _paper_table(runs, source, about):
         )
     if rows[0].dataset == "imagenet2012":
         notes.append(
-            "Ours are of one central view of 224x224 pixels an image, as "
-            "in training; `apps.evaluate --protocol=ten_crop` has the papers' "
-            "ten."
+            "Our errors are those of one central view of 224x224 pixels. "
+            "`apps.evaluate --protocol=ten_crop` measures the papers' ten "
+            "views."
         )
     return Table(
         source,
@@ -184,12 +183,15 @@ def _printed(error: float | None) -> str:
 def in_order(
     printed: dict[str, float | None], errors: dict[str, float]
 ) -> tuple[int, int]:
-    """How many pairs of rows stand in the order of the paper, of how many.
+    """Counts the pairs of rows in the order of the paper.
 
     Args:
-        printed: The paper's errors by row; pairs whose errors are equal or
-            not printed do not count.
-        errors: Ours, by row; a pair that is equal here is not in order.
+        printed: Errors of the paper by row. Pairs with equal or unprinted
+            errors do not count.
+        errors: Our errors by row. A pair with equal errors is not in order.
+
+    Returns:
+        The number of pairs in order, and the number of all pairs.
 
     >>> in_order({"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 5.0, "b": 4.0, "c": 6.0})
     (2, 3)
@@ -208,7 +210,7 @@ def in_order(
     return right, len(pairs)
 
 
-#: Multiply-adds of residual networks as [1, Table 1] prints them.
+#: Multiply-adds of residual networks in [1, Table 1].
 _PRINTED_MULTIPLY_ADDS = {
     "resnet18": 1.8e9,
     "resnet34": 3.6e9,
@@ -219,7 +221,7 @@ _PRINTED_MULTIPLY_ADDS = {
 
 
 def cost_table() -> Table:
-    """Networks on ImageNet: counted costs beside printed ones."""
+    """Returns counted and printed costs of networks for ImageNet."""
     rows = [
         (
             report["name"],
@@ -239,8 +241,8 @@ def cost_table() -> Table:
         ("network", "parameters", "multiply-adds", "printed, 10⁹", "source"),
         tuple(rows),
         (
-            "Of one image of 224x224 pixels, 1000 classes; parameters and "
-            "multiply-adds are counted from the layouts.",
+            "The counts are for one image of 224x224 pixels and 1000 classes. "
+            "They come from the layouts.",
         ),
     )
 
@@ -258,11 +260,11 @@ def _residual_costs() -> tuple[dict[str, Any], ...]:
 
 
 def run_table(runs: Iterable[Run], damaged: Sequence[str] = ()) -> Table:
-    """Every run, finished or not, whether or not the papers have its like.
+    """Returns a table of all runs, finished or not.
 
     Args:
-        runs: Any runs.
-        damaged: What is wrong with the runs that could not be read.
+        runs: Runs of the papers' rows, or other runs.
+        damaged: Reasons why other runs could not be read.
     """
     rows = []
     for run in runs:

@@ -490,7 +490,7 @@ def _check_recorded(probabilities: np.ndarray, images: Images) -> None:
             f"{recorded.source} has {recorded.top1_error:.2f}% of "
             f"{recorded.images:,} images; nothing was exported. The weights, "
             "the test images or the preprocessing are others than in training: "
-            "compare with python -m apps.evaluate"
+            "measure its error with the evaluate program"
         )
 
 

@@ -127,7 +127,7 @@ def _onnx_packages():
     except ImportError as error:
         raise ValueError(
             f"onnx needs the package {error.name}: "
-            "pip install 'keras-resnet[onnx]'"
+            "pip install onnxruntime tf2onnx"
         ) from error
     return tf2onnx, onnxruntime
 

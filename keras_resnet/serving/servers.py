@@ -396,7 +396,7 @@ class GrpcServer(Server):
             raise ArgumentError(
                 "address",
                 f"gRPC needs the package {error.name}: pip install "
-                "'keras-resnet[serving]', or ask over REST: "
+                "tensorflow-serving-api, or use REST: "
                 f"http://HOST:{_REST_PORT}",
             ) from error
         self._grpc = grpc

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import shlex
 import time
 import typing
 from collections.abc import Callable
@@ -352,14 +351,15 @@ def tune(
     )
 
 
-def train_command(config: configs.Config, workdir: str | os.PathLike) -> str:
-    """Returns the command line that trains a configuration.
+def train_flags(
+    config: configs.Config, workdir: str | os.PathLike
+) -> list[str]:
+    """Returns the flags with which the train program trains a configuration.
 
     >>> recipe = recipes.RECIPES["digits"].with_field("optimizer", "adam")
     >>> config = configs.Config("resnet20", "digits", recipe)
-    >>> print(train_command(config, "best"))
-    python -m apps.train --model=resnet20 --dataset=digits --recipe=digits \
---set=recipe.optimizer=adam --workdir=best
+    >>> train_flags(config, "best")[2:]
+    ['--recipe=digits', '--set=recipe.optimizer=adam', '--workdir=best']
     """
     recipe = recipes.get_recipe(config.recipe.name)
     flags: dict[str, typing.Any] = {
@@ -387,8 +387,7 @@ def train_command(config: configs.Config, workdir: str | os.PathLike) -> str:
         value = getattr(config, name)
         if value != configs.Config.__dataclass_fields__[name].default:
             words.append(f"--{name}={str(value).lower()}")
-    words.append(f"--workdir={os.fspath(workdir)}")
-    return shlex.join(["python", "-m", "apps.train", *words])
+    return [*words, f"--workdir={os.fspath(workdir)}"]
 
 
 class _Tuner(BaseTuner):
