@@ -18,7 +18,8 @@ BUILD = (ROOT / "BUILD").read_text()
 
 # What `import keras_resnet` may load of ours.
 LIGHT = {"atomic", "graphs", "keras_resnet", "layers", "models", "names"} | {
-    "weights"
+    "specs",
+    "weights",
 }
 
 # Which parts a part may import from, beside itself: only those below it.
@@ -27,7 +28,8 @@ MAY_IMPORT = {
     "atomic": set(),
     "graphs": set(),
     "layers": {"names"},
-    "weights": {"atomic", "graphs", "layers", "names"},
+    "specs": {"names"},
+    "weights": {"atomic", "graphs", "layers", "names", "specs"},
     "models": {"graphs", "layers", "names", "weights"},
     "keras_resnet": LIGHT,
     "data": {"atomic", "names"},
