@@ -25,7 +25,7 @@ VALUES = np.arange(6, dtype="float32").reshape(2, 3)
 
 
 def untyped(key):
-    """A tensor of a dtype that has no storage class, such as torch.uint16."""
+    """A tensor of torch.uint16 or another dtype without a storage class."""
     tensor = Tensor(np.zeros(4, "uint8"), key)
     call = Call(
         weight_files._rebuild_tensor_v3,
@@ -35,7 +35,7 @@ def untyped(key):
 
 
 class TrainingProgramsTest(WeightsTestCase):
-    """What a training program keeps beside the tensors."""
+    """Values that a training program keeps beside the tensors."""
 
     @parameterized.product(
         write=(torch_zip, torch_legacy),

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 
+import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 
 import keras_resnet
 from keras_resnet import weights
+from keras_resnet.weights import advice
 from tests.weight_files import WeightsTestCase
 from tests.weight_files import randomized
 from tests.weight_files import safetensors
@@ -18,7 +20,7 @@ from tests.weight_files import untouched
 
 @functools.cache
 def built_once(builder, **kwargs):
-    """A network that refuses files, and so never changes."""
+    """One network for all files that are rejected."""
     return getattr(keras_resnet, builder)(**kwargs)
 
 
@@ -27,8 +29,8 @@ class AdviceTest(WeightsTestCase):
         ("ResNet20", {}, "ResNet20", {"classes": 100}, "predictions/kernel has "
          r"shape \(64, 10\) in the file and \(64, 100\) in the model .*"
          r"ResNet20\(classes=10, shortcut='A'\) \(or 'none'"),
-        ("ResNet32", {}, "ResNet20", {}, r"stage1_unit4/conv1/kernel .* no "
-         r"place in the model .*ResNet32\(classes=10, shortcut='A'\)"),
+        ("ResNet32", {}, "ResNet20", {}, r"stage1_unit4/conv1/kernel .* is not "
+         r"in the model .*ResNet32\(classes=10, shortcut='A'\)"),
         ("ResNet20", {}, "ResNet32", {}, r"stage1_unit4/conv1/kernel .* is not "
          r"in the file .*ResNet20\("),
         ("ResNet20", {"shortcut": "C"}, "ResNet20", {},
@@ -61,8 +63,8 @@ class AdviceTest(WeightsTestCase):
         saved = randomized(small(unit="pre_activation"), seed=1)
         saved.save_weights(path)
         text = self.assert_refused(built_once("ResNet20"), path, "Spec")
-        advice = text.partition("It would fit ")[2]
-        model = eval(advice, {"keras_resnet": keras_resnet})
+        expression = text.partition("It would fit ")[2]
+        model = eval(expression, {"keras_resnet": keras_resnet})
         weights.load(model, path)
         self.assert_weights_equal(model, saved)
 
@@ -74,7 +76,7 @@ class AdviceTest(WeightsTestCase):
     def test_advice_is_a_builder_only_where_it_is_that_network(
         self, looped=False, **fields
     ):
-        """Neither of a depth that has none, nor of one with other units."""
+        """Other depths, and other units of the same depth, are described."""
         spec = keras_resnet.Spec(
             "other", filters=(16, 32, 64), stem="cifar", classes=10,
             image_size=32, **fields,
@@ -87,6 +89,36 @@ class AdviceTest(WeightsTestCase):
             keras_resnet.resnet(one, shortcut="A"), path, "Spec"
         )
         self.assertIn(f"units={spec.units}", text)
+
+    @parameterized.parameters(
+        *(name for name in keras_resnet.MODELS if name.startswith("resnet"))
+    )
+    def test_every_network_with_shortcuts_is_advised_by_its_name(self, name):
+        spec = keras_resnet.MODELS[name]
+        size = 7 if spec.stem == "imagenet" else 3
+        is_v2 = name.endswith("v2")
+        shapes = {"stem_conv/kernel": (size, size, 3, spec.filters[0])}
+        channels = spec.filters[0]
+        for s, (count, filters) in enumerate(
+            zip(spec.units, spec.filters, strict=True), 1
+        ):
+            for unit in (f"stage{s}_unit{u + 1}" for u in range(count)):
+                shapes[f"{unit}/conv1/kernel"] = (3, 3, channels, filters)
+                normalized = channels if is_v2 else filters
+                if unit != "stage1_unit1" or not is_v2:  # the stem's there
+                    shapes[f"{unit}/norm1/gamma"] = (normalized,)
+                channels = filters * (4 if spec.bottleneck else 1)
+                if spec.bottleneck:
+                    shapes[f"{unit}/conv3/kernel"] = (1, 1, filters, channels)
+        arrays = {
+            path: np.broadcast_to(np.float32(0), shape)
+            for path, shape in shapes.items()
+        }
+        builder = name.replace("resnet", "ResNet").replace("v2", "V2")
+        self.assertTrue(hasattr(keras_resnet, builder))
+        self.assertStartsWith(
+            advice.advice(arrays), f"It would fit keras_resnet.{builder}("
+        )
 
     def test_two_arrays_for_one_weight_are_an_error(self):
         arrays = state_dict(small())

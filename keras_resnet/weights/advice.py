@@ -86,7 +86,7 @@ def _layout(arrays: Arrays) -> _Layout | None:
     kernel: Any = arrays.get("stem_conv/kernel")
     if kernel is None or any((s, 1) not in conv1 for s in stages):
         return None
-    found = {  # those of loops too, whatever their variables are called
+    found = {  # units of loops too, whose variables may have other names
         (int(match[1]), int(match[2]))
         for path in arrays
         if (match := re.match(r"stage(\d+)_unit(\d+)/", path))

@@ -27,8 +27,8 @@ MOST_BYTES = 2**31
 MOST_DIMENSIONS = 8
 MOST_LETTERS = 256
 
-#: Ratio of the bytes of all arrays to the bytes of a compressed file. Arrays
-#: of trained weights hardly compress.
+# Ratio of the bytes of all arrays to the bytes of a compressed file. Trained
+# weights hardly compress.
 EXPANSION = 16
 
 # --- HDF5 ---

@@ -1,7 +1,7 @@
 """Numbers in files of weights: little-endian NumPy dtypes, and bfloat16.
 
-NumPy has no bfloat16. Its numbers are the upper halves of float32 numbers, and
-are read as float32.
+A bfloat16 number is the upper half of a float32 number. It is read as float32,
+because NumPy lacks bfloat16.
 """
 
 import numpy as np

@@ -218,7 +218,7 @@ def _read_dataset(path: str, item: Any) -> np.ndarray:
 
 
 def _text(item: Any, name: str) -> str | None:
-    """Returns a short text in an attribute, or None where there is none."""
+    """Returns a short text in an attribute, or None if the item lacks it."""
     import h5py
 
     if not h5py.h5a.exists(item, name.encode()):

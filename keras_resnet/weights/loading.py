@@ -3,17 +3,15 @@
 A file goes this way: `files` reads its arrays, `matching` gives each the path
 of a weight here and checks that all fit, `model_paths` assigns them.
 
-The arrays of a file do not determine all arguments of its network. Give these
-to the builder:
+Some arguments of a network leave no trace in its arrays. Give them to the
+builder:
 
-- torchvision's bottlenecks have their stride in the 3x3 convolution:
-  `bottleneck_stride="3x3"`;
-- keras.applications normalizes with `batch_norm_epsilon=1.001e-5`;
-- much torch code for CIFAR pads option A on both sides:
-  `shortcut=keras_resnet.layers.OptionA(zeros="both")`;
-- networks trained with TensorFlow's padding need `padding="same"`;
-- pre-activation networks whose first unit normalizes for its residual alone
-  need `first_norm="unit"`.
+    torchvision, 50 layers and more     bottleneck_stride="3x3"
+    keras.applications                  batch_norm_epsilon=1.001e-5
+    torch code for CIFAR, option A      shortcut=OptionA(zeros="both")
+    TensorFlow's padding                padding="same"
+    pre-activation networks that first
+    normalize in their first unit       first_norm="unit"
 """
 
 import math
@@ -36,8 +34,8 @@ def load(
 ) -> None:
     """Gives the weights of `model` the values of a file.
 
-    Weights are matched by name. If one array has no weight of its shape, the
-    model is left unchanged. There are two exceptions: a file with a classifier
+    Weights are matched by name. If one array does not match, the model is left
+    unchanged. There are two exceptions: a file with a classifier
     loads into a model without one, and biases of convolutions that batch
     normalization follows are folded into its moving mean.
 
@@ -46,11 +44,11 @@ def load(
 
     Args:
         model: A network of this package, or a model with such networks inside.
-        path: A `.weights.h5`, `.keras` or `.h5` file of such a network; a file
-            of `keras.applications`' ResNet50, 101 or 152; or a torch
-            checkpoint (`.pth`, `.pt`, `.th`) or `.safetensors` with the names
-            of torchvision, of the usual CIFAR code, of pytorchcv or of
-            transformers. The first bytes of the file determine its format.
+        path: A `.weights.h5`, `.keras` or `.h5` file of such a network or of
+            `keras.applications`' ResNet50, 101 or 152. Or a torch checkpoint
+            (`.pth`, `.pt`, `.th`) or a `.safetensors` file with the names of
+            torchvision, timm, transformers, pytorchcv or the usual code for
+            CIFAR. The first bytes of the file determine its format.
         rename: Function from a name in the file to one of a known source, for
             files with other names.
 
@@ -102,8 +100,8 @@ def copy(source: keras.Model, target: keras.Model) -> None:
         target: The model to copy to.
 
     Raises:
-        ValueError: If a weight of one has no counterpart in the other, or the
-            two have several networks with different names.
+        ValueError: If the two have different weights, or several networks
+            with different names.
 
     Example:
 

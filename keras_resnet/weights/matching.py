@@ -134,8 +134,8 @@ def _unstacked(arrays: Arrays, shapes: Shapes) -> Arrays:
         if match and (
             match[1] in parts or re.search(r"(?:^|/)stage\d+$", match[1])
         ):
-            # Random states, whole numbers, are nobody's weights, and the
-            # network of the file may have them where this one has none.
+            # Random states are integers and not weights. A file may have them
+            # although the model needs none.
             if not (match[2].isdecimal() and array.dtype.kind in "iu"):
                 stacked[match[1]][match[2]] = array
         else:
@@ -265,7 +265,7 @@ def check_fit(arrays: Arrays, shapes: Shapes) -> None:
 
     The error names the first weight that differs, and a network that fits.
     """
-    # From the first layer to the last, whatever the order in the file.
+    # The order of the file may differ from that of the layers.
     arrays = {
         path: arrays[path]
         for path in sorted(
@@ -279,7 +279,7 @@ def check_fit(arrays: Arrays, shapes: Shapes) -> None:
         if path in shapes and array.shape != shapes[path]
     ]
     problems += [
-        f"{path} {array.shape} of the file has no place in the model"
+        f"{path} {array.shape} of the file is not in the model"
         for path, array in arrays.items()
         if path not in shapes
     ]

@@ -95,7 +95,7 @@ def _variables(
         for home, variable in zip(
             layer.stacked, pattern.variables, strict=True
         ):
-            part = parts.get(id(variable))  # a random state has none
+            part = parts.get(id(variable))  # None for a random state
             if part is not None:
                 yield home, [f"{prefix}{u}/{part}" for u in unit_names(layer)]
         return

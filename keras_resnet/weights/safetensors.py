@@ -1,12 +1,10 @@
 """Safetensors: 8 bytes of length, a JSON header of that length, the arrays.
 
-This package reads the format itself, because the `safetensors` package (0.8)
-
-- parses a header of 100 MB with any number of entries before its caller can
-  count them: 400,000 entries in a file of 30 MB took 500 MB of memory;
-- accepts a header with one key twice;
-- reads bfloat16, in which many networks are published, only with torch or
-  `ml_dtypes` installed.
+This package reads the format itself, for three reasons. The `safetensors`
+package (0.8) parses headers of 100 MB before its caller can count their
+entries: a file of 30 MB with 400,000 entries took 500 MB of memory. It accepts
+a header with one key twice. Into NumPy it cannot read bfloat16, in which many
+networks are published.
 """
 
 from typing import Any

@@ -203,7 +203,7 @@ def _our_layer(layer: str) -> str:
 def _torch_layers(layers: Iterable[str]) -> dict[str, str]:
     """Returns the paths here of torch's layers whose names are known.
 
-    Where a network is part of another module, its name stands in front.
+    The name of a module around a network stays in front.
 
     >>> _torch_layers(["query.conv1", "query.layer1.0.conv1", "other.conv1"])
     {'query.conv1': 'query/stem_conv', \

@@ -1,14 +1,13 @@
 """The pickles in torch checkpoints, interpreted without running any of them.
 
-A pickle is a program for a machine that can call any function of Python, so
-that a stranger's checkpoint can run code when torch or `pickle` loads it. This
-module stays own code for that reason, and so that torch need not be installed:
-it interprets the instructions for literals, containers and tensors, and has no
-way to import or to call anything.
+A pickle is a program that can call any function of Python, so a stranger's
+checkpoint can run code when `pickle` loads it. This machine knows the
+instructions for literals, containers and tensors alone. It imports and calls
+nothing, and works without torch: this is why it stays own code.
 
-The names that a pickle may use are those of `torch.load(weights_only=True)`.
-Beside the tensors a training program keeps counters, sets, devices and the
-like; a file may hold them, and they are read as `Other`.
+A pickle may use the names that `torch.load(weights_only=True)` accepts.
+Training programs keep counters, sets, devices and other values beside the
+tensors. They are read as `Other`.
 """
 
 import pickletools
@@ -71,7 +70,7 @@ _STORAGES = {
     "torch BoolStorage": "?",
 }
 
-# Their tensors are no weights, but may lie beside them.
+# Tensors of these may lie beside the weights.
 _OTHER_STORAGES = {
     "torch ComplexDoubleStorage": "<c16",
     "torch ComplexFloatStorage": "<c8",
@@ -339,7 +338,7 @@ def check_type(value: Any, types: Any) -> Any:
 
 
 def _call(function: Global, arguments: tuple) -> Any:
-    """Returns what a call would describe. Nothing is called."""
+    """Returns the value that a call describes, without the call."""
     name = function.name
     if name == "collections OrderedDict":
         pairs = check_type(arguments[0], list) if arguments else ()
