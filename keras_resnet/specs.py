@@ -19,12 +19,12 @@ class Spec:
     Attributes:
         name: Lower-case name, the key in `MODELS`.
         units: Number of units in each stage.
-        filters: Filters of the 3x3 convolutions in each stage; a bottleneck
-            puts out 4 times as many.
+        filters: Number of filters of the 3x3 convolutions in each stage. The
+            output of a bottleneck has 4 times as many channels.
         bottleneck: Whether the units are bottlenecks.
-        stem: `"imagenet"`, a 7x7 convolution of stride 2 and 3x3 max pooling of
-            stride 2, or `"cifar"`, a 3x3 convolution; both followed by batch
-            normalization and ReLU, with `filters[0]` filters.
+        stem: `"imagenet"` is a 7x7 convolution of stride 2 and 3x3 max pooling
+            of stride 2. `"cifar"` is a 3x3 convolution. Both convolutions have
+            `filters[0]` filters, batch normalization and ReLU.
         unit: Default order of the units.
         shortcut: Default shortcut.
         classes: Default number of classes.
@@ -79,12 +79,12 @@ class Spec:
         return sum(self.units) * (3 if self.bottleneck else 2) + 2
 
     def widened(self, width: float) -> "Spec":
-        """The network with `width` times as many filters everywhere.
+        """Returns the network with `width` times as many filters everywhere.
 
         Zagoruyko and Komodakis 2016, "Wide Residual Networks".
 
         Raises:
-            ValueError: If a number of filters would not be whole.
+            ValueError: If the number of filters of a stage is not whole.
 
         >>> MODELS["resnet20"].widened(0.5).filters
         (8, 16, 32)
@@ -103,7 +103,7 @@ class Spec:
 
     @property
     def stride(self) -> int:
-        """Product of all strides: the least height and width that make sense.
+        """Product of all strides: the least height and width of an image.
 
         Each stage after the first halves the image, and so do both layers of
         the ImageNet stem.
@@ -124,13 +124,13 @@ _IMAGENET = {  # [1, Table 1]; 200: [2, Sec. 5]
 
 
 def cifar_units(depth: int, bottleneck: bool = False) -> tuple[int, int, int]:
-    """Units in each of the three stages of a CIFAR network.
+    """Returns the number of units in the three stages of a CIFAR network.
 
     n = (depth - 2) / 6 units of two layers [1, Sec. 4.2], or (depth - 2) / 9
     bottlenecks of three [2, Sec. 5].
 
     Raises:
-        ValueError: If the depth fits no n.
+        ValueError: If no whole n gives the depth.
 
     >>> cifar_units(56)
     (9, 9, 9)
@@ -179,28 +179,35 @@ def _rows():
 MODELS: dict[str, Spec] = {spec.name: spec for spec in _rows()}
 
 
-def get_spec(name: str) -> Spec:
-    """The row of `MODELS` with this name, whatever its capitals.
+def get_spec(spec: Spec | str) -> Spec:
+    """Returns the row of `MODELS` with this name, or the spec itself.
 
     Args:
-        name: A key of `MODELS`; `"resnet20x2"` is ResNet-20 with twice as many
-            filters (`Spec.widened`).
+        spec: A `Spec`, or a key of `MODELS` in any case. `"resnet20x2"` is
+            ResNet-20 with twice as many filters (`Spec.widened`).
 
     Raises:
-        ValueError: If there is none; near names are suggested.
+        ValueError: If the name is unknown. The message suggests near names.
 
     >>> get_spec("ResNet56").units
     (9, 9, 9)
     >>> get_spec("resnet20x2").filters
     (32, 64, 128)
     """
-    spec = MODELS.get(name.lower())
-    if spec is not None:
+    if isinstance(spec, Spec):
         return spec
-    wide = re.fullmatch(r"(\w+)x([0-9]+(?:\.[0-9]+)?)", name.lower())
+    if not isinstance(spec, str):
+        raise ValueError(
+            "spec must be a keras_resnet.Spec or a name in "
+            f"keras_resnet.MODELS, received {spec!r}"
+        )
+    name = spec.lower()
+    if name in MODELS:
+        return MODELS[name]
+    wide = re.fullmatch(r"(\w+)x([0-9]+(?:\.[0-9]+)?)", name)
     if wide and wide[1] in MODELS:
         return MODELS[wide[1]].widened(float(wide[2]))
     raise ValueError(
-        f"unknown network {name!r}{names.hint(name.lower(), MODELS, 3)}: "
+        f"unknown network {spec!r}{names.hint(name, MODELS, 3)}: "
         f"keras_resnet.MODELS has {', '.join(MODELS)}"
     )

@@ -219,7 +219,7 @@ class RefusalTest(WeightsTestCase):
         self.assert_refused(untouched(), self.path(data), "offsets")
 
     @parameterized.parameters(
-        (b'{"a":' + b"[" * 10**5, "too deep"),
+        (b'{"a":' + b"[" * 10**5, "nested too deep"),
         (b'{"a":1,"a":2}', "one key twice"),
         (b'{"a":[1]}', "must have dtype"),
         (b'{"\xff":1}', "damaged"),

@@ -27,8 +27,8 @@ MOST_BYTES = 2**31
 MOST_DIMENSIONS = 8
 MOST_LETTERS = 256
 
-# Ratio of the bytes of all arrays to the bytes of a compressed file. Trained
-# weights hardly compress.
+# Ratio of the bytes of all arrays to the bytes of a compressed file. The ratio
+# of trained weights is near 1.
 EXPANSION = 16
 
 # --- HDF5 ---
@@ -114,13 +114,13 @@ def parse_json(data: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise ValueError("an object has one key twice")
+            raise ValueError("an object must not have one key twice")
         return found
 
     try:
         value = json.loads(data, object_pairs_hook=unique)
     except RecursionError:
-        raise ValueError("the JSON is too deep") from None
+        raise ValueError("the JSON is nested too deep") from None
     except ValueError as error:
         raise ValueError(f"the JSON is damaged: {error}") from None
     if not isinstance(value, dict):

@@ -120,9 +120,10 @@ def _check_object(value: dict[str, Any]) -> None:
     is_of_keras = (module or "keras").partition(".")[0] == "keras"
     if name == "__lambda__" or (name == "Lambda" and is_of_keras):
         raise ValueError(
-            "a network must have no Lambda, whose code never runs: write a "
-            "layer with @keras.saving.register_keras_serializable() instead, "
-            "and save the network again"
+            "a network must not have a Lambda, since code in a file never "
+            "runs: write a layer, register it by "
+            "@keras.saving.register_keras_serializable(), and save the network "
+            "again"
         )
     if name in ("__numpy__", "__tensor__"):
         inner = value.get("config")
