@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "atomic": set(),
     "graphs": set(),
     "layers": {"names"},
-    "weights": {"atomic", "graphs", "layers", "names"},
+    "weights": {"atomic", "graphs", "layers", "names", "specs"},
     "specs": {"names"},
     "arguments": {"layers", "specs", "weights"},
     "models": {"arguments", "layers", "specs", "weights"},

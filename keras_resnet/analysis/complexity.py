@@ -19,7 +19,7 @@ from keras_resnet.layers import Convolution
 from keras_resnet.layers import NoShortcut
 from keras_resnet.layers import Unit
 from keras_resnet.layers import UnitStack
-from keras_resnet.weights.loading import unit_names
+from keras_resnet.weights.model_paths import unit_names
 
 COUNTS = (
     "parameters",

@@ -24,7 +24,7 @@ from keras_resnet.analysis.complexity import columns
 from keras_resnet.layers import Unit
 from keras_resnet.layers import UnitStack
 from keras_resnet.layers import remat
-from keras_resnet.weights.loading import unit_names
+from keras_resnet.weights.model_paths import unit_names
 
 
 def propagation(

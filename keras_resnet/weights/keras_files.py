@@ -10,7 +10,6 @@ import contextlib
 import math
 import os
 import re
-import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,19 +20,10 @@ import keras
 from keras.src.saving import serialization_lib
 
 from keras_resnet.weights import archives
-from keras_resnet.weights import files
+from keras_resnet.weights import bounds
+from keras_resnet.weights import hdf5
 
 _MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
-
-# ResNet-1202, unrolled, has 0.7 MB of configuration with 606 layers, eleven
-# levels deep. A network in a network adds five levels.
-_MOST_CONFIG_BYTES = 2**23
-_MOST_LAYERS = 2_000
-_MOST_OBJECTS = 10 * _MOST_LAYERS
-_MOST_DEPTH = 64
-
-# Weights that a file need not hold, such as the states of random layers.
-_FREE_ELEMENTS = 2**20
 
 _MOST_REASON = 200
 _NUMBERS = re.compile(r"(u?int|b?float|complex)\d{1,3}|bool")
@@ -55,20 +45,20 @@ def load(path: str | os.PathLike) -> keras.Model:
             or describes anything but a network that Keras can build safely.
     """
     path = os.fspath(path)
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait
-        raise ValueError(f"{path} must be a regular file")
+    size = bounds.regular_size(path)
     try:
         with open(path, "rb") as file:
-            stored_bytes = _check(file, status.st_size)
+            stored_bytes = _check(file, size)
         with (
             _LOCK,
-            _bounded_variables(stored_bytes + _FREE_ELEMENTS),
+            _bounded_variables(stored_bytes + bounds.FREE_ELEMENTS),
             serialization_lib.SafeModeScope(True),
         ):
             model = keras.models.load_model(path, compile=False)
         if not isinstance(model, keras.Model):
-            raise ValueError(f"it describes a {type(model).__name__}")
+            raise ValueError(
+                f"it must describe a network, received {type(model).__name__}"
+            )
     except Exception as error:  # Keras raises nearly everything
         raise ValueError(
             f"{path} cannot be loaded as a network: {_reason(error)}"
@@ -83,12 +73,12 @@ def _check(file: Any, size: int) -> int:
         if names - _MEMBERS:
             raise ValueError(
                 f"it must hold {', '.join(sorted(_MEMBERS))} alone, received "
-                f"{archives.short(min(names - _MEMBERS))}"
+                f"{bounds.short(min(names - _MEMBERS))}"
             )
-        config = archives.read(archive, "config.json", _MOST_CONFIG_BYTES)
-        _check_config(archives.parse_json(config))
+        config = archives.read(archive, "config.json", bounds.MOST_CONFIG_BYTES)
+        _check_config(bounds.parse_json(config))
         contents = archives.read(archive, "model.weights.h5", sys.maxsize)
-    return files.hdf5_bytes(contents)
+    return hdf5.array_bytes(contents)
 
 
 def _check_config(config: dict[str, Any]) -> None:
@@ -97,9 +87,10 @@ def _check_config(config: dict[str, Any]) -> None:
     pending: list[tuple[Any, int]] = [(config, 1)]
     while pending:
         value, depth = pending.pop()
-        if depth > _MOST_DEPTH:
+        if depth > bounds.MOST_CONFIG_DEPTH:
             raise ValueError(
-                f"its configuration must be at most {_MOST_DEPTH} deep"
+                "its configuration must be at most "
+                f"{bounds.MOST_CONFIG_DEPTH} deep"
             )
         if isinstance(value, dict):
             if "class_name" in value:
@@ -110,33 +101,36 @@ def _check_config(config: dict[str, Any]) -> None:
             pending += [(inner, depth + 1) for inner in value.values()]
         elif isinstance(value, list):
             pending += [(inner, depth + 1) for inner in value]
-    if layers > _MOST_LAYERS or objects > _MOST_OBJECTS:
+    if layers > bounds.MOST_LAYERS or objects > bounds.MOST_OBJECTS:
         raise ValueError(
-            f"its configuration must have at most {_MOST_LAYERS:,} layers and "
-            f"{_MOST_OBJECTS:,} objects, received {layers:,} and {objects:,}"
+            f"its configuration must have at most {bounds.MOST_LAYERS:,} "
+            f"layers and {bounds.MOST_OBJECTS:,} objects, received "
+            f"{layers:,} and {objects:,}"
         )
 
 
 def _check_object(value: dict[str, Any]) -> None:
+    """Checks the class of an object in a configuration, and its numbers."""
     name, module = value["class_name"], value.get("module")
     if not isinstance(name, str) or not isinstance(module, str | None):
         raise ValueError(
-            f"a class must have a name, received {archives.short(name)} of "
-            f"{archives.short(module)}"
+            f"a class must have a name, received {bounds.short(name)} of "
+            f"{bounds.short(module)}"
         )
     is_of_keras = (module or "keras").partition(".")[0] == "keras"
     if name == "__lambda__" or (name == "Lambda" and is_of_keras):
         raise ValueError(
-            "it holds a Lambda, which is code and never runs: write a layer "
-            "with @keras.saving.register_keras_serializable() instead, and "
-            "save the network again"
+            "a network must not have a Lambda, since code in a file never "
+            "runs: write a layer, register it by "
+            "@keras.saving.register_keras_serializable(), and save the network "
+            "again"
         )
     if name in ("__numpy__", "__tensor__"):
         inner = value.get("config")
         dtype = inner.get("dtype") if isinstance(inner, dict) else None
         if not isinstance(dtype, str) or not _NUMBERS.fullmatch(dtype):
             raise ValueError(
-                f"an array must hold numbers, received {archives.short(dtype)}"
+                f"an array must hold numbers, received {bounds.short(dtype)}"
             )
 
 
@@ -165,7 +159,8 @@ def _bounded_variables(elements: int) -> Iterator[None]:
             left -= math.prod(int(size) for size in shape)
             if left < 0:
                 raise ValueError(
-                    "its configuration describes more weights than it holds"
+                    "its configuration must not describe more weights than "
+                    "the file holds"
                 )
         initialize(variable, initializer, shape, *args, **kwargs)
 
@@ -177,7 +172,7 @@ def _bounded_variables(elements: int) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The message of an error, without the configuration that Keras quotes."""
+    """Returns an error's message without the configuration Keras quotes."""
     text = str(error)
     for start in ("Exception encountered: ", "Error when deserializing "):
         text = text.rpartition(start)[2]

@@ -1,8 +1,11 @@
 """Trained weights that ship with the package, each with its card.
 
-`<model>_<dataset>.weights.h5` are the weights, `<model>_<dataset>.json` is the
-card: what was trained, how, and what it got wrong. `<dataset>_mean.npy` is what
-is subtracted from an image before the network sees it.
+For each network there are three files:
+
+- `<model>_<dataset>.weights.h5` has the weights;
+- `<model>_<dataset>.json` is the card: the recipe, and the errors on the test
+  images;
+- `<dataset>_mean.npy` has the mean image, which preprocessing subtracts.
 """
 
 import hashlib
@@ -17,7 +20,7 @@ _FOLDER = Path(__file__).parent
 
 
 def networks(dataset: str = "cifar10") -> list[str]:
-    """The names of the networks that ship with weights for a data set.
+    """Returns the networks that ship with weights for a data set.
 
     >>> "resnet20" in networks()
     True
@@ -28,7 +31,7 @@ def networks(dataset: str = "cifar10") -> list[str]:
 
 
 def card(model: str, dataset: str = "cifar10") -> dict[str, Any]:
-    """What is known of the weights of a network.
+    """Returns the card of a network's weights.
 
     Args:
         model: One of `networks(dataset)`.
@@ -38,12 +41,13 @@ def card(model: str, dataset: str = "cifar10") -> dict[str, Any]:
         A dict of
 
         - `model`, `dataset`, `labels` (by class), `parameters`;
-        - `recipe`, `steps` of `recipe_steps`, `seed`, `dtype`: how they were
-          trained;
-        - `test_images`, `top1_errors`, `top5_errors`: of the single view of
-          [1, Sec. 4.2], computed in float32;
-        - `confusion`: test images of each class (row) with each answer;
-        - `sha256`: of the file of weights.
+        - `recipe`, `steps` (of `recipe_steps`), `seed` and `dtype` of the
+          training;
+        - `test_images`, `top1_errors`, `top5_errors`: counts on the single
+          view of [1, Sec. 4.2], computed in float32;
+        - `confusion`: number of test images of each class (row) with each
+          prediction (column);
+        - `sha256`: hash of the file of weights.
 
     Raises:
         ValueError: If no such weights ship.
@@ -61,7 +65,7 @@ def card(model: str, dataset: str = "cifar10") -> dict[str, Any]:
 
 
 def card_text(card: dict[str, Any]) -> str:
-    """A card as JSON for a person: arrays of numbers stand on one line.
+    """Returns a card as JSON with each array of numbers on one line.
 
     >>> print(card_text({"model": "nin", "mean": [[0.5], [2]]}), end="")
     {
@@ -78,7 +82,7 @@ def card_text(card: dict[str, Any]) -> str:
 
 
 def weights_file(model: str, dataset: str = "cifar10") -> str:
-    """The path of the weights of a network, whose hash was checked.
+    """Returns the path of a network's weights after checking their hash.
 
     Raises:
         ValueError: If no such weights ship, or the file is not the one that
@@ -89,14 +93,14 @@ def weights_file(model: str, dataset: str = "cifar10") -> str:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != expected:
         raise ValueError(
-            f"{path} is not as it was shipped (its sha256 must be {expected}, "
-            f"received {found}): install the package again"
+            f"the sha256 of {path} must be {expected}, received {found}: "
+            "install the package again"
         )
     return str(path)
 
 
 def mean(dataset: str = "cifar10") -> np.ndarray:
-    """The mean of the training images, `[height, width, channels]`, of 0..1.
+    """Returns the mean training image, `[height, width, channels]`, in 0..1.
 
     [1, Sec. 4.2] subtracts it from each pixel.
 
