@@ -255,9 +255,12 @@ class DataSet:
 
         Returns:
             uint8 `[count, height, width, channels]` and int32 `[count]`.
+
+        Raises:
+            ValueError: If an image does not decode or exceeds the bounds of
+                `limits`; names it.
         """
-        count = min(count, self.test_size)
-        return pipelines.first_views(self._test, self.preprocessing, count)
+        return self._views(self._test, count)
 
     def sample(
         self, count: int, training: bool = False
@@ -273,8 +276,15 @@ class DataSet:
             The arrays that `test_images` returns.
         """
         split = self._train if training else self._test
+        return self._views(split, count, seed=0)
+
+    def _views(self, split, count, seed=None):
         count = min(count, split.size)
-        return pipelines.first_views(split, self.preprocessing, count, seed=0)
+        try:
+            return pipelines.first_views(split, self.preprocessing, count, seed)
+        except UNREADABLE:
+            self.check()  # names the image that does not decode
+            raise
 
     def check(self) -> None:
         """Decodes every image, to name one that does not decode.

@@ -92,50 +92,48 @@ def check_cheaply(image_bytes: tf.Tensor) -> tf.Tensor:
     Raises:
         tf.errors.InvalidArgumentError: As `check`.
     """
+
+    def is_ordinary_jpeg():
+        sides = tf.io.extract_jpeg_shape(image_bytes)[:2]
+        size = tf.reduce_prod(tf.cast(sides, tf.int64))
+        length = tf.cast(tf.strings.length(image_bytes), tf.int64)
+        scans = tf.maximum(length // _SCAN_BYTES, MAX_JPEG_SCANS)
+        return size * scans <= MAX_PIXELS * MAX_JPEG_SCANS
+
     return tf.cond(
-        _is_ordinary(image_bytes),
+        tf.cond(
+            tf.io.is_jpeg(image_bytes),
+            is_ordinary_jpeg,
+            lambda: tf.constant(False),
+        ),
         lambda: tf.identity(image_bytes),
-        lambda: _check_apart(image_bytes),
+        lambda: _check_png(image_bytes),
     )
 
 
 # A function that is not inlined is skipped as a whole. The operations of an
 # inlined one would be skipped one by one, which takes 40 microseconds.
 @tf.function(autograph=False, experimental_attributes={"_noinline": True})
-def _check_apart(image_bytes: tf.Tensor) -> tf.Tensor:
-    return check(image_bytes)
-
-
-def _is_ordinary(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Returns whether a JPEG or PNG needs no further check."""
+def _check_png(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Passes an ordinary PNG, and checks other images thoroughly."""
     head = tf.io.decode_raw(
         image_bytes, tf.int32, little_endian=False, fixed_length=24
     )
-
-    def area(sides):
-        """Height x width, or `tf.int64.max` for sides below 1."""
-        sides = tf.cast(sides, tf.int64)
-        is_real = tf.reduce_min(sides) > 0
-        return tf.where(is_real, tf.reduce_prod(sides), tf.int64.max)
-
-    def png():
-        texts = _occurrences(image_bytes, b"TXt", MAX_PNG_TEXTS)
-        return (area(head[4:]) <= MAX_PIXELS) & (texts <= MAX_PNG_TEXTS)
-
-    def jpeg():
-        size = area(tf.io.extract_jpeg_shape(image_bytes)[:2])
-        length = tf.cast(tf.strings.length(image_bytes), tf.int64)
-        most_scans = length // _SCAN_BYTES
-        visits = tf.minimum(size, MAX_PIXELS) * most_scans
-        return (size <= MAX_PIXELS) & (visits <= MAX_JPEG_SCANS * MAX_PIXELS)
-
+    sides = tf.cast(head[4:], tf.int64)
+    texts = _occurrences(image_bytes, b"TXt", MAX_PNG_TEXTS)
     return tf.cond(
-        tf.reduce_all(head[:4] == _PNG_HEAD),
-        png,
-        lambda: tf.cond(
-            tf.io.is_jpeg(image_bytes), jpeg, lambda: tf.constant(False)
-        ),
+        tf.reduce_all(head[:4] == _PNG_HEAD)
+        & (tf.reduce_min(sides) > 0)
+        & (tf.reduce_prod(sides) <= MAX_PIXELS)
+        & (texts <= MAX_PNG_TEXTS),
+        lambda: tf.identity(image_bytes),
+        lambda: _check_any(image_bytes),
     )
+
+
+@tf.function(autograph=False, experimental_attributes={"_noinline": True})
+def _check_any(image_bytes: tf.Tensor) -> tf.Tensor:
+    return check(image_bytes)
 
 
 def _repetitions(image_bytes: tf.Tensor) -> list[tf.Operation]:
