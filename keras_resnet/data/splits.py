@@ -318,9 +318,10 @@ def fits_memory(shape: Sequence[int | None], count: int) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """Returns an error's first line, without names of graphs."""
+    """Returns an error's first line, without TensorFlow's own names."""
     lines = (getattr(error, "message", None) or str(error)).splitlines()
     text = re.sub(r"\{\{.*?\}\} ?", "", lines[0] if lines else "")
+    text = re.sub(r"^Error in user-defined .* iterator: \S+: ", "", text)
     if text.startswith("assertion failed: "):
         text = re.sub(r"[][]", "", text.removeprefix("assertion failed: "))
     return text[:500]
