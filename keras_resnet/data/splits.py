@@ -6,6 +6,7 @@ pair (seed, epoch) decides the order of the images in an epoch.
 
 import abc
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable
@@ -310,10 +311,11 @@ def fits_memory(shape: Sequence[int | None], count: int) -> bool:
             differ.
         count: Number of images.
     """
-    return (
-        None not in shape
-        and max(shape[:2]) <= SMALL_SIDE
-        and count * np.prod(shape, dtype=np.int64) <= _SMALL_BYTES
+    sides = [side for side in shape if side is not None]
+    if len(sides) < len(shape):
+        return False
+    return max(sides[:2]) <= SMALL_SIDE and (
+        count * math.prod(sides) <= _SMALL_BYTES
     )
 
 
