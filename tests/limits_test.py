@@ -159,6 +159,54 @@ class LimitsTest(parameterized.TestCase):
         if count > 2:
             self.assertEqual(most[0], 1)
 
+    @parameterized.named_parameters(
+        ("png", png(8_001, 8_000), "at most 64000000 pixels"),
+        ("png_of_negative_sides", png(2**31, 2**31), "at most 64000000 pixels"),
+        ("jpeg", jpeg(8_001, 8_000), "at most 64000000 pixels"),
+        ("gif", gif((1, 1), *[(800, 800)] * 100), "at most 64000000 pixels"),
+        ("text", b"text", "JPEG, PNG, GIF, BMP or WebP"),
+        ("empty", b"", "JPEG, PNG, GIF, BMP or WebP"),
+        (
+            "webp",
+            webp_extended(10, 10, animated=True),
+            "must have no animation",
+        ),
+        (
+            "png_of_texts",
+            png(2, 3) + b"zTXt" * 17,
+            "at most 16 compressed texts",
+        ),
+    )
+    def test_cheap_check_rejects_the_same_images(self, image_bytes, message):
+        for check in (limits.check, limits.check_cheaply):
+            with self.assertRaisesRegex(
+                tf.errors.InvalidArgumentError, message
+            ):
+                check(image_bytes)
+
+    @parameterized.named_parameters(
+        ("png", png(8_000, 8_000)),
+        ("jpeg", jpeg(8_000, 8_000)),
+        ("jpeg_of_64_scans", jpeg_of_scans(64)),
+        ("gif", gif((3, 2), (5, 4))),
+        ("bmp", bmp(600, -500)),
+        ("webp", webp_lossy(600, 500)),
+        ("png_of_texts", png(2, 3) + b"zTXt" * 16),
+    )
+    def test_cheap_check_passes_the_same_images(self, image_bytes):
+        for check in (limits.check, limits.check_cheaply):
+            self.assertEqual(check(image_bytes).numpy(), image_bytes)
+
+    def test_cheap_check_bounds_the_work_of_the_scans_of_a_jpeg(self):
+        """Many scans pass only where they visit few pixels in all."""
+        small = jpeg_of_scans(1000)
+        self.assertEqual(limits.check_cheaply(small).numpy(), small)
+        large = jpeg(8_000, 8_000) + small[small.index(b"\xff\xda") :]
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError, "a JPEG may have at most 64 scans"
+        ):
+            limits.check_cheaply(large)
+
     def test_gif_of_more_blocks_than_anyone_counts_is_above_any_limit(self):
         image_bytes = gif((1, 1), (1, 1))
         steps = 1 + 1 + 1 + 3 + 1  # an extension, a frame, the trailer

@@ -1,6 +1,5 @@
 """Data sets of TFDS, as small as a test needs them."""
 
-import os
 import pathlib
 import tempfile
 
@@ -16,12 +15,20 @@ def scratch(test):
     return directory.name
 
 
-def tfds_set(test, shape, unlabelled=(), broken=None, /, **splits):
-    """The directory of a prepared set of TFDS in several files a split.
+def tfds_set(
+    test,
+    shape,
+    unlabelled=(),
+    broken=None,
+    damage=lambda image: b"broken",
+    /,
+    **splits,
+):
+    """Prepares a set of TFDS in several files a split, and returns its path.
 
-    Every image is of one grey, its number; the labels are the numbers modulo
-    3, or -1 in the splits that are `unlabelled`. The number `broken` is a
-    file that is no image.
+    Every image is of one grey, its number. The labels are the numbers modulo
+    3, or -1 in the splits that are `unlabelled`. Of the image with the number
+    `broken`, the set has the bytes that `damage` returns.
     """
     import tensorflow_datasets as tfds
 
@@ -32,8 +39,8 @@ def tfds_set(test, shape, unlabelled=(), broken=None, /, **splits):
             sides = [side or 30 + 3 * (i % 4) for side in shape[:2]]
             image = np.full((*sides, shape[2]), i, np.uint8)
             if i == broken:
-                image = os.path.join(directory, "broken.png")
-                pathlib.Path(image).write_bytes(b"broken")
+                content, image = damage(image), f"{directory}/broken.png"
+                pathlib.Path(image).write_bytes(content)
             label = -1 if split in unlabelled else i % 3
             yield i, {"image": image, "label": label}
 

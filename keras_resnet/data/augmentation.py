@@ -1,6 +1,7 @@
-"""What is drawn at random of a training image.
+"""Random windows, flips and colours of training images.
 
-It follows [1, Sec. 3.4 and 4.2] and [2]: see `AUGMENTATIONS`.
+The augmentations are those of [1, Sec. 3.4 and 4.2] and [2]: see
+`AUGMENTATIONS`.
 """
 
 import dataclasses
@@ -9,11 +10,11 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_resnet import names
-from keras_resnet.data.views import decode_window
-from keras_resnet.data.views import resize
+from keras_resnet.data import decoding
+from keras_resnet.data import views
 
 # The principal components of the colours of ImageNet, [Krizhevsky et al. 2012,
-# Sec. 4.1], for pixels of 0..1; the numbers are those of fb.resnet.torch.
+# Sec. 4.1], for pixels of 0..1. The numbers are from fb.resnet.torch.
 _COLOUR_SIGMA = 0.1
 _COLOUR_EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _COLOUR_EIGENVECTORS = (
@@ -24,15 +25,16 @@ _COLOUR_EIGENVECTORS = (
 
 
 def scale_jitter(height, width, random):
-    """The window of [1, Sec. 3.4]: a square of 224 / s of the shorter side.
+    """Draws the window of [1, Sec. 3.4], a square.
 
-    The papers resize the shorter side to s, an integer of 256 ... 480 drawn
-    uniformly, and crop 224 x 224 anywhere. This is that crop in the pixels of
-    the original, so that nothing outside of it need be decoded.
+    The paper resizes the shorter side to s, an integer of 256 ... 480 drawn
+    uniformly, and crops 224 x 224 anywhere. The window is that crop in the
+    pixels of the original, whose side is 224 / s of the shorter side. Only the
+    window has to be decoded.
 
     Args:
-        height: int32 scalar, of the original in pixels.
-        width: The same.
+        height: int32 scalar, height of the original in pixels.
+        width: int32 scalar, width of the original in pixels.
         random: At least 3 uniform numbers of [0, 1).
 
     Returns:
@@ -46,16 +48,17 @@ def scale_jitter(height, width, random):
 
 
 def scale_aspect(height, width, random):
-    """The window of scale and aspect ratio augmentation, as in [2].
+    """Draws the window of scale and aspect ratio augmentation, as in [2].
 
-    Its area is uniform in 8% ... 100% of the image, its aspect ratio in
-    3/4 ... 4/3, or with the inverse of that; the first of ten draws that fits
-    into the image is taken, else the largest square in the centre
-    (RandomSizedCrop of fb.resnet.torch, which trained the ResNet-200 of [2]).
+    The area is uniform in 8% ... 100% of the image. The aspect ratio, or its
+    inverse, is uniform in 3/4 ... 4/3. The window is the first of ten draws
+    that fits into the image, or the largest square in the centre if none fits.
+    This is RandomSizedCrop of fb.resnet.torch, which trained the ResNet-200
+    of [2].
 
     Args:
-        height: int32 scalar, of the original in pixels.
-        width: The same.
+        height: int32 scalar, height of the original in pixels.
+        width: int32 scalar, width of the original in pixels.
         random: At least 32 uniform numbers of [0, 1).
 
     Returns:
@@ -81,15 +84,16 @@ def scale_aspect(height, width, random):
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is drawn at random of a training image: a row of `AUGMENTATIONS`.
+    """Random changes to a training image: a row of `AUGMENTATIONS`.
 
     Args:
-        window: `(height, width, random) -> [top, left, height, width]`, what
-            is decoded and resized to the network's input; None: the test view.
-        pads: Whether it is then padded and cropped back at a random place.
+        window: `(height, width, random) -> [top, left, height, width]`: the
+            window that is decoded and resized to the network's input. None
+            for the test view.
+        pads: Whether the view is padded and cropped back at a random place.
         flips: Whether half of the images are mirrored.
         shifts_colour: Whether colours are shifted along the principal
-            components of ImageNet's.
+            components of the colours of ImageNet.
     """
 
     window: Callable | None = None
@@ -101,7 +105,7 @@ class Augmentation:
 AUGMENTATIONS = {
     # The test view.
     "none": Augmentation(),
-    # The next without flips: for digits, letters and signs.
+    # As pad_crop_flip, without flips: for digits, letters and signs.
     "pad_crop": Augmentation(pads=True),
     # CIFAR, [1, Sec. 4.2]: the mean is subtracted, an eighth of the side of
     # zeros (4 pixels of 32) is added on each side, the size is cropped back.
@@ -114,10 +118,10 @@ AUGMENTATIONS = {
 
 
 def get_augmentation(name: str) -> Augmentation:
-    """The row of `AUGMENTATIONS` with this name.
+    """Returns the row of `AUGMENTATIONS` with a name.
 
     Raises:
-        ValueError: If there is none; near names are suggested.
+        ValueError: If the name is unknown; the error suggests near names.
     """
     if name in AUGMENTATIONS:
         return AUGMENTATIONS[name]
@@ -127,14 +131,15 @@ def get_augmentation(name: str) -> Augmentation:
 
 
 def pad_crop(images, top, left, is_flipped):
-    """Zeros around images, cropped back to their size, perhaps mirrored.
+    """Pads images with zeros, crops them back, and mirrors some of them.
 
     Args:
         images: `[batch, height, width, channels]`, the mean subtracted.
         top: int32 `[batch]` in 0 ... 2 * (height // 8), the row of the padded
             image where the crop begins; height // 8 is the image itself.
-        left: The same of columns.
-        is_flipped: bool `[batch]`.
+        left: int32 `[batch]` in 0 ... 2 * (width // 8), the column where the
+            crop begins.
+        is_flipped: bool `[batch]`, whether an image is mirrored.
 
     Returns:
         A tensor of the shape of `images`.
@@ -147,8 +152,8 @@ def pad_crop(images, top, left, is_flipped):
     column = tf.range(width)
     column = tf.where(is_flipped[:, None], width - 1 - column, column)
     column += left[:, None]
-    # One gather of whole pixels is the fastest of the ways that were measured
-    # (52,000 images/s a core; ImageProjectiveTransform 33,000, slices 38,000).
+    # A gather of whole pixels was the fastest of three ways on one core:
+    # gather 52,000 images/s, slices 38,000, ImageProjectiveTransform 33,000.
     pixel = row[:, :, None] * padded_width + column[:, None, :]
     pixels = tf.reshape(
         padded, [-1, (height + 2 * above) * padded_width, channels]
@@ -157,13 +162,13 @@ def pad_crop(images, top, left, is_flipped):
 
 
 def colour_shift(normal):
-    """`E (alpha * eigenvalues)` with alpha = 0.1 `normal`, [1, Sec. 3.4].
+    """Returns `E (alpha * eigenvalues)`, alpha = 0.1 `normal`, [1, Sec. 3.4].
 
     Args:
         normal: float32 `[batch, 3]`, standard normal numbers.
 
     Returns:
-        float32 `[batch, 3]`: what is added to red, green and blue in 0..1.
+        float32 `[batch, 3]`: the shifts of red, green and blue in 0..1.
     """
     scaled = _COLOUR_SIGMA * normal * tf.constant(_COLOUR_EIGENVALUES)
     return tf.matmul(
@@ -172,20 +177,30 @@ def colour_shift(normal):
 
 
 def random_view(preprocessing, row, image, key):
-    """uint8 `[image_size, image_size, channels]`: a random window, resized."""
+    """Decodes a random window of an image, and resizes and mirrors it.
+
+    Args:
+        preprocessing: A `views.Preprocessing`.
+        row: An `Augmentation` with a window.
+        image: string scalar, or uint8 `[height, width, c]`.
+        key: int64 `[2]`, the key of the random numbers.
+
+    Returns:
+        uint8 `[image_size, image_size, channels]`.
+    """
     random = tf.random.stateless_uniform([33], key)
-    image = decode_window(
+    image = decoding.decode_window(
         image,
         lambda height, width: row.window(height, width, random[1:]),
         preprocessing.channels,
     )
     size = preprocessing.image_size
-    # Down to a half, bilinear resizing reads every pixel as it is, in a
-    # quarter of the time that antialiasing takes.
+    # Down to a half of the size, bilinear resizing reads every pixel without
+    # antialiasing, in a quarter of the time.
     image = tf.cond(
         tf.reduce_max(tf.shape(image)) <= 2 * size,
-        lambda: resize(image, [size, size], antialias=False),
-        lambda: resize(image, [size, size]),
+        lambda: views.resize(image, [size, size], antialias=False),
+        lambda: views.resize(image, [size, size]),
     )
     if row.flips:
         # A slice with a negative stride takes six times as long.
@@ -196,12 +211,12 @@ def random_view(preprocessing, row, image, key):
 
 
 def integer(random, count):
-    """Integers of 0 ... count - 1 from uniform numbers of [0, 1)."""
+    """Returns integers of 0 ... count - 1 from uniform numbers of [0, 1)."""
     return tf.cast(random * tf.cast(count, tf.float32), tf.int32)
 
 
 def _placed(height, width, full_height, full_width, random):
-    """A window of a size anywhere in the image: int32 `[4]`."""
+    """Places a window of a size anywhere in the image: int32 `[4]`."""
     top = integer(random[0], full_height - height + 1)
     left = integer(random[1], full_width - width + 1)
     return tf.stack([top, left, height, width])

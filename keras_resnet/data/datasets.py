@@ -1,13 +1,12 @@
-"""Images and labels: data sets, the papers' augmentation, test views.
+"""Data sets: training batches, test batches, and their loading by name.
 
 A training batch is a pure function of (seed, step). The training images form
-an endless sequence: position p is in epoch p // train_size, and each epoch is
-a permutation of the images that (seed, epoch) decides. The batch of a step
-has the positions step * batch_size ... (step + 1) * batch_size - 1, so that a
-run can start at any step and share its batches among any number of workers.
+an endless sequence: position p belongs to epoch p // train_size, and the pair
+(seed, epoch) decides the order of the images in an epoch. The batch of a step
+has the positions step * batch_size ... (step + 1) * batch_size - 1. A run can
+start at any step, and share its batches among any number of workers.
 
-Augmentation follows [1, Sec. 3.4 and 4.2] and [2]: see
-`augmentation.AUGMENTATIONS`.
+`pipelines` has the steps from a stored image to a batch.
 """
 
 import functools
@@ -21,11 +20,15 @@ import tensorflow as tf
 from keras_resnet import atomic
 from keras_resnet import names
 from keras_resnet.data import augmentation as augmentations
-from keras_resnet.data import sources
+from keras_resnet.data import bundled
+from keras_resnet.data import folders
+from keras_resnet.data import pipelines
 from keras_resnet.data import splits
+from keras_resnet.data import tfds_sets
 from keras_resnet.data import views as views_lib
 
-# What TensorFlow raises for an image that does not decode; it names none.
+# Errors of TensorFlow for an image that does not decode. Their messages name
+# no image: see `DataSet.check`.
 UNREADABLE = (
     tf.errors.InvalidArgumentError,
     tf.errors.DataLossError,
@@ -35,18 +38,18 @@ UNREADABLE = (
 
 
 class DataSet:
-    """Images with labels: what a network is trained and tested on.
+    """Images with labels, on which networks are trained and tested.
 
     Args:
-        name: As given to `load`.
+        name: The name that `load` received.
         labels: The names of the classes; a label is an index of this list.
-        preprocessing: Test view and normalization; None for `make`'s.
-        read: Gives the split "train" or "test"; called once for each, when
+        preprocessing: Test view and normalization.
+        read: Returns the split "train" or "test"; called once for each, when
             it is needed.
-        record: Gives what `record` returns.
+        record: Returns the value of the attribute `record`.
 
     Attributes:
-        name, labels, preprocessing: As above.
+        name, labels, preprocessing: The arguments.
 
     >>> digits = load("digits")
     >>> digits.image_shape, digits.classes, digits.train_size, digits.test_size
@@ -74,9 +77,10 @@ class DataSet:
     def record(self) -> dict:
         """Text and numbers that change if the images change.
 
-        Of a folder: for each class the number of images and a digest of their
-        names and sizes, and of their contents up to 1 GiB in all. Of a set of
-        TensorFlow Datasets: its version, configuration and sizes.
+        The record of a folder has the number of images of each class, and a
+        digest of their names and sizes, and of their contents up to 1 GiB in
+        all. The record of a set of TensorFlow Datasets has its version,
+        configuration and sizes.
         """
         return self._record()
 
@@ -90,7 +94,7 @@ class DataSet:
 
     @property
     def classes(self) -> int:
-        """The number of classes."""
+        """Number of classes."""
         return len(self.labels)
 
     @property
@@ -100,12 +104,12 @@ class DataSet:
 
     @property
     def train_size(self) -> int:
-        """The number of training images, so of positions in an epoch."""
+        """Number of training images, and of positions in an epoch."""
         return self._train.size
 
     @property
     def test_size(self) -> int:
-        """The number of test images."""
+        """Number of test images."""
         return self._test.size
 
     def train_batches(
@@ -116,15 +120,15 @@ class DataSet:
         augmentation: str = "none",
         shard: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
-        """Endless batches, each a pure function of (seed, step).
+        """Returns endless batches, each a pure function of (seed, step).
 
         Args:
-            batch_size: Images of all workers together in one step.
+            batch_size: Number of images of all workers together in one step.
             seed: Of the order of the images and of the augmentation.
-            first_step: The step of the first batch.
+            first_step: Step of the first batch.
             augmentation: A name of `AUGMENTATIONS`.
-            shard: (index, count): this worker of how many; it gets its
-                contiguous share of every batch.
+            shard: (index, count): the worker's index and the number of
+                workers. A worker gets its contiguous share of every batch.
 
         Returns:
             A data set of (images, labels): float32 `[batch_size / count,
@@ -134,27 +138,19 @@ class DataSet:
             ValueError: If the augmentation is unknown or the shard does not
                 divide the batch.
         """
-        row = augmentations.get_augmentation(augmentation)
-        share = _share(batch_size, shard)
-
-        def finished(step, images, labels):
-            draw = functools.partial(_draw, seed, step, batch_size, share)
-            return self._augmented(row, images, draw), labels
-
-        views = self._views(
+        return pipelines.train_batches(
             self._train,
-            (first_step, tf.int64.max // batch_size),
-            batch_size,
-            share,
+            self.preprocessing,
+            augmentations.get_augmentation(augmentation),
+            pipelines.Share.of_shard(batch_size, shard),
             seed,
-            row if row.window else None,
+            first_step,
         )
-        return _with_options(splits.map_in_order(views, finished))
 
     @property
     def has_photos(self) -> bool:
         """Whether the images have different sizes, and views are cropped."""
-        return self.preprocessing.shorter_side is not None
+        return self.preprocessing.is_cropped
 
     def test_batches(
         self, batch_size: int, protocol: str = "single"
@@ -172,10 +168,10 @@ class DataSet:
                 images ([1, Sec. 3.4]; Krizhevsky et al. 2012).
                 `"multi_scale"`: the whole image, its shorter side at 224, 256,
                 384, 480 and 640 pixels, or in proportion for another
-                `image_size` [1, Sec. 3.4]. The papers test photos so. For
-                small images of one size, the crops are those of the normalized
-                image with an eighth of its side of zeros on each side, and the
-                scales are its enlargements.
+                `image_size` [1, Sec. 3.4]. The papers test photos so. Small
+                images of one size are normalized first. Their crops are those
+                of the image with an eighth of its side of zeros on each side,
+                and their scales are enlargements.
 
         Returns:
             A data set of (images, labels). `images` is float32 `[batch, height,
@@ -192,18 +188,8 @@ class DataSet:
         # One batch of all images; a larger one would only hold more filler.
         batch_size = min(batch_size, self.test_size)
         padded = self.padded_test_batches(batch_size, protocol=protocol)
-
-        def whole(images, labels, counted):
-            count = tf.reduce_sum(tf.cast(counted, tf.int32))
-            return tf.nest.map_structure(
-                lambda tensor: tensor[:count], (images, labels)
-            )
-
-        batches = splits.map_in_order(padded, whole)
         count = -(-self.test_size // batch_size)
-        return _with_options(
-            batches.apply(tf.data.experimental.assert_cardinality(count))
-        )
+        return pipelines.without_filler(padded, count)
 
     def padded_test_batches(
         self,
@@ -236,36 +222,17 @@ class DataSet:
             raise ValueError(
                 names.unknown("protocol", protocol, views_lib.PROTOCOLS)
             )
-        share = _share(batch_size, shard)
-        size = self.test_size
-        steps = (0, -(-size // batch_size))
-        if self.has_photos and protocol == "multi_scale":
-            batches = self._one_by_one(batch_size, share, steps)
-            return _with_options(batches)
-
-        def finished(step, images, labels):
-            counted = _positions(step, batch_size, share) < size
-            images = self.preprocessing(images)
-            if not self.has_photos and protocol == "ten_crop":
-                images = views_lib.padded_crops(images)
-            elif not self.has_photos and protocol == "multi_scale":
-                scales = views_lib.scaled(images.shape[1])
-                images = tuple(
-                    tf.image.resize(images, [scale, scale]) for scale in scales
-                )
-            return images, labels, tf.cast(counted, tf.float32)
-
-        views = self._views(
-            self._test, steps, batch_size, share, protocol=protocol
+        share = pipelines.Share.of_shard(batch_size, shard)
+        return pipelines.test_batches(
+            self._test, self.preprocessing, share, protocol
         )
-        return _with_options(splits.map_in_order(views, finished))
 
     def with_validation(self) -> "DataSet":
-        """The set whose test images are a tenth of its training images.
+        """Returns the set whose test images are a tenth of the training images.
 
-        For choices that the test images must not decide: [1, Sec. 4.2] splits
-        CIFAR's 50,000 training images into 45,000 and 5,000 so. Of images in
-        memory and in folders it is every tenth one of each class.
+        It is for choices that the test images must not decide. [1, Sec. 4.2]
+        splits CIFAR's 50,000 training images into 45,000 and 5,000. Of images
+        in memory and in folders every tenth image of each class is held out.
 
         >>> validation = load("digits").with_validation()
         >>> validation.train_size, validation.test_size
@@ -280,151 +247,57 @@ class DataSet:
             self.name, self.labels, self.preprocessing, read, self._record
         )
 
-    def _one_by_one(self, batch_size, share, steps):
-        """Batches of one photo each, at every scale."""
-
-        def finished(position, image, label):
-            is_counted = position < self.test_size
-            views = tf.cond(
-                is_counted,
-                lambda: self.preprocessing.views(
-                    views_lib.decode(image), "multi_scale"
-                ),
-                lambda: tuple(
-                    tf.zeros(
-                        [scale, scale, self.preprocessing.channels], "uint8"
-                    )
-                    for scale in views_lib.scaled(self.preprocessing.image_size)
-                ),
-            )
-            views = tuple(self.preprocessing(view[None]) for view in views)
-            return views, label[None], tf.cast(is_counted, "float32")[None]
-
-        first, last = (step * batch_size for step in steps)
-        examples = self._test.examples(
-            None, first, last, _is_mine(batch_size, share)
-        )
-        return splits.map_in_order(examples, finished)
-
     def test_images(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first test images, as the network would see them, but uint8.
+        """Returns the first test images: single views, before normalization.
 
         Args:
-            count: How many; fewer if there are not as many.
+            count: Number of images; fewer if the set has fewer.
 
         Returns:
             uint8 `[count, height, width, channels]` and int32 `[count]`.
+
+        Raises:
+            ValueError: If an image does not decode or exceeds the bounds of
+                `limits`; names it.
         """
-        count = min(count, self.test_size)
-        views = self._views(self._test, (0, 1), count, (0, count))
-        _, images, labels = next(views.as_numpy_iterator())
-        return images, labels
+        return self._views(self._test, count)
 
     def sample(
         self, count: int, training: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Images drawn at random, each at most once; the same every time.
+        """Returns a fixed random sample of the images, without repetition.
 
         Args:
-            count: How many; fewer if there are not as many.
-            training: Whether of the training images; else of the test images.
+            count: Number of images; fewer if the set has fewer.
+            training: Whether the sample is of the training images, without
+                augmentation; else of the test images.
 
         Returns:
-            What `test_images` returns; training images are not augmented.
+            The arrays that `test_images` returns.
         """
         split = self._train if training else self._test
+        return self._views(split, count, seed=0)
+
+    def _views(self, split, count, seed=None):
         count = min(count, split.size)
-        views = self._views(split, (0, 1), count, (0, count), seed=0)
-        _, images, labels = next(views.as_numpy_iterator())
-        return images, labels
+        try:
+            return pipelines.first_views(split, self.preprocessing, count, seed)
+        except UNREADABLE:
+            self.check()  # names the image that does not decode
+            raise
 
     def check(self) -> None:
-        """Decodes every image, to find one that does not.
+        """Decodes every image, to name one that does not decode.
 
-        For a program whose batch failed with `tf.errors.InvalidArgumentError`
-        or `DataLossError`, which cannot tell of which image.
+        A program calls it after a batch failed with an error of `UNREADABLE`.
 
         Raises:
-            ValueError: Names the first image that does not decode.
+            ValueError: If an image does not decode or exceeds the bounds of
+                `limits`; names the first such image.
         """
         for split in (self._train, self._test):
             for _ in split.decoded():
                 pass
-
-    def _views(
-        self,
-        split,
-        steps,
-        batch_size,
-        share,
-        seed=None,
-        row=None,
-        protocol="single",
-    ):
-        """(step, images, labels) of this worker's share, uint8."""
-        if not self.has_photos:
-            protocol = "single"
-        if (
-            isinstance(split, splits.Memory)
-            and split.images.shape[1:] == self.image_shape
-            and row is None
-            and protocol == "single"
-        ):
-            # The whole share at once: a hundred times as fast as one by one.
-            def gathered(step):
-                positions = _positions(step, batch_size, share)
-                return step, *split.get(split.index(positions, seed))
-
-            return splits.map_in_order(tf.data.Dataset.range(*steps), gathered)
-
-        def view(position, image, label):
-            if seed is None:  # after the end, nothing is decoded
-                count = [10] if protocol == "ten_crop" else []
-                image = tf.cond(
-                    position < split.size,
-                    lambda: self.preprocessing.views(
-                        views_lib.decode(image), protocol
-                    ),
-                    lambda: tf.zeros([*count, *self.image_shape], tf.uint8),
-                )
-            elif row is None:
-                image = self.preprocessing.view(views_lib.decode(image))
-            else:
-                key = splits.random_key(seed, splits.WINDOW, position)
-                image = augmentations.random_view(
-                    self.preprocessing, row, image, key
-                )
-            return position // batch_size, image, label
-
-        first, last = (step * batch_size for step in steps)
-        is_mine = _is_mine(batch_size, share)
-        views = splits.map_in_order(
-            split.examples(seed, first, last, is_mine), view
-        )
-        return splits.map_in_order(
-            views.batch(share[1] - share[0], drop_remainder=True),
-            lambda step, images, labels: (step[0], images, labels),
-        )
-
-    def _augmented(self, row, images, draw):
-        """What the network sees of a share of a training batch, float32."""
-        images = self.preprocessing(images)
-        height, width, channels = self.image_shape
-        if row.pads:
-            random = draw(tf.random.stateless_uniform)
-            images = augmentations.pad_crop(
-                images,
-                augmentations.integer(random[:, 0], 2 * (height // 8) + 1),
-                augmentations.integer(random[:, 1], 2 * (width // 8) + 1),
-                (random[:, 2] < 0.5) & row.flips,
-            )
-        if row.shifts_colour and channels == 3:
-            shift = augmentations.colour_shift(draw(tf.random.stateless_normal))
-            if self.preprocessing.standard_deviation is not None:
-                shift /= self.preprocessing.standard_deviation
-            # As in Preprocessing, whole rows: [batch, 1, width, channels].
-            images += tf.repeat(shift[:, None, None, :], width, axis=2)
-        return images
 
 
 def load(
@@ -433,26 +306,25 @@ def load(
     image_size: int | None = None,
     preprocessing: views_lib.Preprocessing | None = None,
 ) -> DataSet:
-    """The data set of a name.
+    """Loads a data set by its name.
 
     A set of small images (of one size, at most 128 pixels a side, at most
-    1 GiB in all) is held in memory; the network sees the images as they are,
-    and the mean of each pixel over the training images is subtracted. Of
-    other sets the network sees 224 x 224 pixels from a shorter side of 256,
-    normalized by the mean and standard deviation of ImageNet's channels.
+    1 GiB in all) is held in memory. The network receives the images as they
+    are, less the mean of each pixel over the training images. Of other sets
+    the network receives 224 x 224 pixels of a shorter side of 256, normalized
+    by the mean and standard deviation of ImageNet's channels.
 
     Args:
         name: `"digits"`, `"synthetic"`, `"folder:PATH"` with one folder a
             class (in PATH, or in PATH/train and PATH/test), or an image
             classification set of TensorFlow Datasets, such as `"cifar10"`.
-            Where a set has no test images, a fifth of it is kept for test, by
-            a fixed rule.
-        data_dir: Where TensorFlow Datasets keeps its sets; None for its own
-            default. What is not there is downloaded.
+            A fixed rule keeps a fifth of a set without test images for test.
+        data_dir: Directory of the sets of TensorFlow Datasets; None for the
+            default of TensorFlow Datasets. A missing set is downloaded.
         image_size: Height and width of the network's input, in pixels; None
-            for that of the data set.
-        preprocessing: Instead of the data set's own: that of a trained
-            network, which is to be tested on this set.
+            for the data set's own.
+        preprocessing: Preprocessing of a trained network that is tested on
+            this set; None for the data set's own.
 
     Returns:
         A `DataSet`.
@@ -460,8 +332,8 @@ def load(
     Raises:
         ValueError: If the name is unknown, the set is not one for image
             classification, or an image does not decode.
-        FileNotFoundError: If the set is not there and cannot be downloaded,
-            or a folder holds no images.
+        FileNotFoundError: If the set cannot be found or downloaded, or a
+            folder holds no images.
     """
     if image_size is not None and preprocessing is not None:
         raise ValueError(
@@ -470,44 +342,44 @@ def load(
         )
     kind, _, path = name.partition(":")
     if name == "digits":
-        labels, read, shape, record = sources.digits()
+        source = bundled.digits()
     elif name == "synthetic":
-        labels, read, shape, record = sources.synthetic(
-            preprocessing.image_size if preprocessing else image_size or 32
-        )
+        size = preprocessing.image_size if preprocessing else image_size or 32
+        source = bundled.synthetic(size)
     elif kind == "folder":
-        labels, read, shape, record = sources.folder(path)
+        source = folders.folder(path)
     else:
-        labels, read, shape, record = sources.tfds_set(name, data_dir)
-    read = functools.cache(read)
+        source = tfds_sets.tfds_set(name, data_dir)
+    read = functools.cache(source.read)
     if preprocessing is None:
-        preprocessing = _own_preprocessing(shape, image_size, read)
-    return DataSet(name, labels, preprocessing, read, record)
+        preprocessing = _own_preprocessing(source.image_shape, image_size, read)
+    return DataSet(name, source.labels, preprocessing, read, source.record)
 
 
 def _own_preprocessing(shape, image_size, read):
+    """Returns the preprocessing of a set whose images have a shape."""
     height, width, channels = shape
-    is_fixed = None not in shape and max(height, width) <= sources.SMALL_SIDE
+    is_small = None not in shape and max(height, width) <= splits.SMALL_SIDE
     size = image_size or (
-        max(height, width) if is_fixed else views_lib.PHOTO_SIZE
+        max(height, width) if is_small else views_lib.PHOTO_SIZE
     )
     train = read("train")
     if isinstance(train, splits.Memory):
         axis = 0 if (height, width) == (size, size) else (0, 1, 2)
         mean = train.images.numpy().mean(axis, np.float64) / 255
         return views_lib.Preprocessing(size, channels, None, mean)
-    return views_lib.photo_preprocessing(size, channels, resizes_whole=is_fixed)
+    return views_lib.photo_preprocessing(size, channels, resizes_whole=is_small)
 
 
 def write_examples(
     dataset: DataSet, directory: str | os.PathLike, count: int = 10
 ) -> list[str]:
-    """Writes the first test images as PNG files, to try predictions on.
+    """Writes the first test images as PNG files, as examples to predict.
 
     Args:
-        dataset: Whose.
-        directory: Is made where there is none.
-        count: How many.
+        dataset: The data set.
+        directory: Directory of the files, which is made if it is missing.
+        count: Number of images.
 
     Returns:
         The paths, such as `directory/03_label_7.png`.
@@ -521,51 +393,3 @@ def write_examples(
         atomic.write(path, tf.io.encode_png(image).numpy())
         paths.append(path)
     return paths
-
-
-def _draw(seed, step, batch_size, share, distribution):
-    """3 random numbers for each image of this worker's share of a batch."""
-    start, stop = share
-    key = splits.random_key(seed, splits.BATCH, step)
-    return distribution([batch_size, 3], key)[start:stop]
-
-
-def _positions(step, batch_size, share):
-    return step * batch_size + tf.range(*share, dtype=tf.int64)
-
-
-def _is_mine(batch_size, share):
-    """Whether a position is in a worker's share of its batch, as a function."""
-    start, stop = share
-
-    def is_mine(position):
-        place = position % batch_size
-        return (start <= place) & (place < stop)
-
-    return is_mine
-
-
-def _share(batch_size, shard):
-    """(start, stop) in a batch of the images of a worker."""
-    index, count = shard
-    if batch_size < 1:
-        raise ValueError(
-            f"batch_size must be at least 1, received {batch_size}"
-        )
-    if not 0 <= index < count or batch_size % count:
-        raise ValueError(
-            "shard must be (index, count) with 0 <= index < count, and count "
-            f"must divide batch_size ({batch_size}); received {shard}"
-        )
-    size = batch_size // count
-    return index * size, (index + 1) * size
-
-
-def _with_options(batches: tf.data.Dataset) -> tf.data.Dataset:
-    options = tf.data.Options()
-    options.deterministic = True
-    # The shares are given by `shard`; tf.distribute must not share once more.
-    options.experimental_distribute.auto_shard_policy = (
-        tf.data.experimental.AutoShardPolicy.OFF
-    )
-    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)

@@ -1,10 +1,12 @@
 """The images of training or of test: in memory, in files, in TFDS's records.
 
-They form an endless sequence: position p is in epoch p // size, and each epoch
-is a permutation of the images that (seed, epoch) decides.
+The images form an endless sequence. Position p belongs to epoch p // size. The
+pair (seed, epoch) decides the order of the images in an epoch.
 """
 
 import abc
+import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable
@@ -14,14 +16,39 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.data.views import decode
+from keras_resnet.data import decoding
+from keras_resnet.data import limits
+
+# A small image has at most so many pixels a side; a set of small images is
+# held in memory if all of them take at most so many bytes.
+SMALL_SIDE = 128
+_SMALL_BYTES = 2**30
 
 # Records in the shuffle buffer of a set that is too large for memory. TFDS
 # wrote them in random order, and their files are shuffled too.
 _SHUFFLE_BUFFER = 4096
 
-# What is drawn at random, each from numbers of its own.
+# The purposes of random numbers; each purpose has a sequence of its own.
 ORDER, WINDOW, BATCH = range(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The stored images and labels of a data set.
+
+    Args:
+        labels: The names of the classes.
+        read: Returns the split "train" or "test".
+        image_shape: `(height, width, channels)` of the images, with None for
+            sizes that differ.
+        record: Returns a dict of text and numbers that changes if the images
+            change.
+    """
+
+    labels: list[str]
+    read: Callable[[str], "Split"]
+    image_shape: tuple[int | None, int | None, int]
+    record: Callable[[], dict] = dict
 
 
 class Split(abc.ABC):
@@ -31,34 +58,44 @@ class Split(abc.ABC):
 
     @abc.abstractmethod
     def examples(self, seed, first, last, is_mine) -> tf.data.Dataset:
-        """(position, image, label) of the positions of first ... last - 1.
+        """Returns (position, image, label) of positions first ... last - 1.
 
-        An image is uint8 or encoded. With a seed, the epochs are shuffled;
-        without, positions after the end repeat some image. Positions where
-        `is_mine(position)` is false are left out, and not read if possible.
+        Args:
+            seed: Of the order of each epoch; None for the images' own order,
+                in which positions after the end repeat some image.
+            first: The first position.
+            last: The position after the last one.
+            is_mine: `position -> bool`: other positions are left out, and
+                their images are not read if possible.
+
+        Returns:
+            A data set; an image is uint8 pixels or encoded bytes.
         """
 
     @abc.abstractmethod
     def stored(self) -> tf.data.Dataset:
-        """(image, label) of each image in order."""
+        """Returns (image, label) of each image in order."""
 
     @abc.abstractmethod
     def part(self, is_held_out: bool) -> "Split":
-        """A tenth of the images, or the other nine tenths."""
+        """Returns a tenth of the images, or the other nine tenths."""
 
     @abc.abstractmethod
     def name(self, index: int) -> str:
-        """How a message names an image."""
+        """Returns the name of an image for messages."""
 
     def decoded(self) -> Iterator[tuple[np.ndarray, int]]:
-        """(image, label) of each image in order, as NumPy has them.
+        """Yields (image, label) of each image in order, as NumPy arrays.
 
         Raises:
-            ValueError: At the first image that does not decode; names it.
+            ValueError: If an image does not decode or exceeds the bounds of
+                `limits`; names the first such image.
         """
-        decoded = map_in_order(
-            self.stored(), lambda image, label: (decode(image), label)
-        )
+
+        def decode(image, label):
+            return decoding.decode(decoding.bounded(image)), label
+
+        decoded = map_in_order(self.stored(), decode)
         iterator = decoded.as_numpy_iterator()
         for index in range(self.size):
             try:
@@ -72,21 +109,22 @@ class Split(abc.ABC):
             except tf.errors.OpError as error:
                 raise ValueError(
                     f"{self.name(index)} does not decode; it must be a JPEG, "
-                    f"PNG, GIF, BMP or WebP image ({reason(error)})"
+                    "PNG, GIF, BMP or WebP image of at most "
+                    f"{limits.MAX_PIXELS:,} pixels ({reason(error)})"
                 ) from error
 
 
 class RandomAccess(Split):
-    """A split whose images are found by their index."""
+    """A split that reads an image by its index."""
 
     labels: tf.Tensor
 
     @abc.abstractmethod
     def get(self, index):
-        """(image, label) of an index, or images and labels of several."""
+        """Returns (image, label) of an index, or those of several indices."""
 
     def index(self, position, seed):
-        """The index of a position, or of several."""
+        """Returns the index of a position, or the indices of several."""
         if seed is None:
             return tf.minimum(position, self.size - 1)
         epoch = position // self.size
@@ -95,8 +133,8 @@ class RandomAccess(Split):
         if position.shape.rank:  # a batch may reach over the end of an epoch
             epochs = (position.shape[0] - 1) // self.size + 2
         keys = tf.stack([_epoch_key(seed, first + i) for i in range(epochs)])
-        # Not tf.random.experimental.index_shuffle: it mixes seeds too little
-        # (of 0, 1, 2, ..., 82 of 1442 digits stayed where they were, not 1).
+        # tf.random.experimental.index_shuffle mixes seeds too little: from
+        # one seed to the next, 82 of 1442 digits kept their place, not 1.
         return tf.raw_ops.RandomIndexShuffle(
             index=position % self.size,
             seed=tf.gather(keys, epoch - first),
@@ -105,7 +143,7 @@ class RandomAccess(Split):
         )
 
     def tenth(self, is_held_out):
-        """The indices of every tenth image of each class, or of the others."""
+        """Returns the indices of every tenth image of a class, or the rest."""
         labels = self.labels.numpy()
         rank = np.empty(self.size, int)  # of an image in its class
         for label in np.unique(labels):
@@ -146,11 +184,11 @@ class Memory(RandomAccess):
 
 
 class Files(RandomAccess):
-    """One encoded image a file."""
+    """Encoded images, each in a file of its own."""
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int]):
         with tf.device("CPU"):
-            # As bytes: a name need not be UTF-8.
+            # As bytes: a name may have bytes that are not UTF-8.
             self.paths = tf.constant([os.fsencode(path) for path in paths])
             self.labels = tf.constant(labels, tf.int32)
         self.size = len(paths)
@@ -168,9 +206,9 @@ class Files(RandomAccess):
 
 
 class Records(Split):
-    """The encoded images of a split of TFDS, which can only be read in order.
+    """The encoded images of a split of TFDS, which are read in order only.
 
-    Starting inside an epoch reads the records before, but decodes none.
+    A start inside an epoch reads the records before it, and decodes none.
     """
 
     def __init__(self, builder, split: str, image_key: str, label_key: str):
@@ -186,21 +224,21 @@ class Records(Split):
         return self._read()
 
     def in_memory(self) -> Memory:
-        """The split decoded, whose images are all of one size."""
+        """Decodes the split, whose images are all of one size."""
         whole = self._read(decodes=True).batch(self.size)
         try:
             return Memory(*next(whole.as_numpy_iterator()))
         except (tf.errors.InvalidArgumentError, tf.errors.DataLossError):
-            for _ in self.decoded():  # tells which one it was
+            for _ in self.decoded():  # raises an error that names the image
                 pass
             raise
 
     def examples(self, seed, first, last, is_mine):
         @tf.autograph.experimental.do_not_convert
         def shuffled(epoch):
-            # tf.data mixes the seed of the surrounding graph into its own;
-            # this graph's is fixed, so that only (seed, epoch) matters.
-            # (It may not be 0: tf.data cannot compare (0, tensor) with (0, 0).)
+            # tf.data mixes the seed of the surrounding graph into its own.
+            # This graph's seed is fixed, so that only (seed, epoch) matters.
+            # It is not 0: tf.data cannot compare (0, tensor) with (0, 0).
             tf.random.set_seed(1)
             epoch_seed = _epoch_key(seed, epoch)[0] % (2**31 - 1)
             return self._read(epoch_seed).shuffle(
@@ -220,14 +258,15 @@ class Records(Split):
         )
 
     def _read(self, file_seed=None, decodes=False):
-        """The records, their files in order, or in an order of a seed."""
+        """Reads the records, file by file in order, or in a seed's order."""
         image_key, label_key = self._keys
+        decoder = self._tfds.decode.SkipDecoding()
+        if decodes:
+            decoder = _bounded_decoder(self._tfds)
         records = self._builder.as_dataset(
             split=self._split,
             shuffle_files=file_seed is not None,
-            decoders=None
-            if decodes
-            else {image_key: self._tfds.decode.SkipDecoding()},
+            decoders={image_key: decoder},
             read_config=self._tfds.ReadConfig(
                 shuffle_seed=file_seed,
                 shuffle_reshuffle_each_iteration=False,
@@ -254,20 +293,49 @@ class Records(Split):
         return f"record {index} of {self._builder.name}/{self._split}"
 
 
+def _bounded_decoder(tfds):
+    """Returns TFDS's own decoder of an image, after `decoding.bounded`."""
+
+    @tfds.decode.make_decoder()
+    def decode(image, feature):
+        return feature.decode_example(decoding.bounded(image))
+
+    return decode()
+
+
+def fits_memory(shape: Sequence[int | None], count: int) -> bool:
+    """Returns whether images are small enough to be held in memory.
+
+    Args:
+        shape: `[height, width, channels]` of the images; None for sizes that
+            differ.
+        count: Number of images.
+    """
+    sides = [side for side in shape if side is not None]
+    if len(sides) < len(shape):
+        return False
+    return max(sides[:2]) <= SMALL_SIDE and (
+        count * math.prod(sides) <= _SMALL_BYTES
+    )
+
+
 def reason(error: Exception) -> str:
-    """Returns what an error says, in one line without names of graphs."""
+    """Returns an error's first line, without TensorFlow's own names."""
     lines = (getattr(error, "message", None) or str(error)).splitlines()
     text = re.sub(r"\{\{.*?\}\} ?", "", lines[0] if lines else "")
+    text = re.sub(r"^Error in user-defined .* iterator: \S+: ", "", text)
+    if text.startswith("assertion failed: "):
+        text = re.sub(r"[][]", "", text.removeprefix("assertion failed: "))
     return text[:500]
 
 
 def random_key(seed, purpose, index):
-    """The key of stateless random numbers, int64 `[2]`."""
+    """Returns the key of stateless random numbers, int64 `[2]`."""
     return tf.stack([tf.constant(3 * seed + purpose, tf.int64), index])
 
 
 def _epoch_key(seed, epoch):
-    """What decides the order of an epoch: 3 integers of 64 random bits."""
+    """Returns the key of an epoch's order: 3 random integers of 64 bits."""
     key = random_key(seed, ORDER, epoch)
     return tf.random.stateless_uniform([3], key, None, None, tf.int64)
 
@@ -275,7 +343,7 @@ def _epoch_key(seed, epoch):
 def map_in_order(
     dataset: tf.data.Dataset, function: Callable
 ) -> tf.data.Dataset:
-    """`dataset.map`, in parallel and in order, traced as it is written."""
+    """Maps a data set in parallel and in order, without AutoGraph."""
     return dataset.map(
         tf.autograph.experimental.do_not_convert(function),
         num_parallel_calls=tf.data.AUTOTUNE,

@@ -1,24 +1,26 @@
-"""What a network sees of an image: its views, and their normalization.
+"""Views of an image, of the network's size, and their normalization.
 
 TensorFlow operations only, on one image or on views of one size.
 """
 
 import dataclasses
-import functools
 import json
 
 import numpy as np
 import tensorflow as tf
 
-# Departure: [1, Sec. 3.4] subtracts a per-pixel mean from photos; here they
-# have the mean and standard deviation of each channel, as in torchvision and
-# fb.resnet.torch, so that weights can be exchanged and any size be tested.
+from keras_resnet.data import decoding
+
+# Departure: [1, Sec. 3.4] subtracts a per-pixel mean from photos. Here photos
+# are normalized by the mean and standard deviation of each channel, as in
+# torchvision and fb.resnet.torch. Weights can then be exchanged, and a network
+# can be tested at any size.
 PHOTO_SIZE = 224
 _PHOTO_SHORTER_SIDE = 256
 _PHOTO_MEAN = (0.485, 0.456, 0.406)
 _PHOTO_STANDARD_DEVIATION = (0.229, 0.224, 0.225)
 
-# What a network is shown of a test image: see `DataSet.test_batches`.
+# The views of a test image: see `DataSet.test_batches`.
 PROTOCOLS = ("single", "ten_crop", "multi_scale")
 
 # TensorFlow's kernels count the values of an image in 32 bits.
@@ -31,23 +33,23 @@ _SCALES = (224, 256, 384, 480, 640)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preprocessing:
-    """`(x / 255 - mean) / standard_deviation`, on one view of an image.
+    """Makes the view of an image and normalizes it for a network.
 
-    It stands between an image and the network, in training, in evaluation and
-    in the exported graph: TensorFlow operations only.
+    Normalization is `(x / 255 - mean) / standard_deviation`. Training,
+    evaluation and the exported graph use the same TensorFlow operations.
 
     Args:
         image_size: Height and width of the network's input, in pixels.
         channels: 3 for colour, 1 for grey.
-        shorter_side: To how many pixels the shorter side of an image is
-            resized before its centre is cropped. None: both sides are resized
+        shorter_side: Length of the shorter side in pixels, to which an image
+            is resized before its centre is cropped. None to resize both sides
             to `image_size`.
         mean: `[channels]` or `[image_size, image_size, channels]`, of pixels
             in 0..1.
-        standard_deviation: `[channels]` or None.
+        standard_deviation: `[channels]`, or None for 1.
 
     Raises:
-        ValueError: If these do not fit together.
+        ValueError: If an argument is out of range or contradicts another.
 
     >>> grey = Preprocessing(8, 1, None, mean=[0.2])
     >>> float(grey(tf.fill([1, 8, 8, 1], 51.0))[0, 0, 0, 0])
@@ -101,8 +103,13 @@ class Preprocessing:
         return (self.image_size, self.image_size, self.channels)
 
     @property
+    def is_cropped(self) -> bool:
+        """Whether a view is a crop of the resized image, as of photos."""
+        return self.shorter_side is not None
+
+    @property
     def is_identity(self) -> bool:
-        """Whether the network sees the pixels as they are, 0 to 255."""
+        """Whether normalization leaves the pixels unchanged, 0 to 255."""
         deviation = self.standard_deviation
         return (
             deviation is not None
@@ -111,11 +118,11 @@ class Preprocessing:
         )
 
     def __call__(self, images):
-        """What the network sees of views.
+        """Normalizes views.
 
         Args:
-            images: `[..., image_size, image_size, channels]`, 0..255; of any
-                size if there is no mean for each pixel.
+            images: `[..., image_size, image_size, channels]`, 0..255. Other
+                sizes are allowed if `mean` has the shape `[channels]`.
 
         Returns:
             float32 tensor of the same shape.
@@ -126,7 +133,7 @@ class Preprocessing:
         width = images.shape[-2]
 
         def rows(numbers):
-            # TensorFlow repeats 3 numbers four times as slowly as a whole row.
+            # Broadcasting a whole row is four times as fast as 3 numbers.
             if numbers.ndim == 3 or width is None:
                 return numbers
             return np.broadcast_to(numbers, (width, self.channels))
@@ -137,7 +144,7 @@ class Preprocessing:
         return images
 
     def view(self, image):
-        """The single test view of an image.
+        """Returns the single test view of an image.
 
         Args:
             image: uint8 `[height, width, c]`; c is 1 or 2 (grey, alpha) or 3
@@ -152,14 +159,15 @@ class Preprocessing:
             view = _resize_to(image, size)
         else:
             view = _resized_centre(image, self.shorter_side, size)
-        view = _with_channels(view, self.channels)
+        view = decoding.with_channels(view, self.channels)
         return tf.ensure_shape(view, self.image_shape)
 
     def views(self, image, protocol: str):
-        """The test views of a photo, of which `view` is the single one.
+        """Returns the test views of an image.
 
         Args:
-            image: As in `view`; there is a `shorter_side`.
+            image: uint8 image, as in `view`. Protocols other than `"single"`
+                require a `shorter_side`.
             protocol: One of `PROTOCOLS`.
 
         Returns:
@@ -169,7 +177,9 @@ class Preprocessing:
         """
         if protocol == "single":
             return self.view(image)
-        image = _with_channels(tf.convert_to_tensor(image), self.channels)
+        image = decoding.with_channels(
+            tf.convert_to_tensor(image), self.channels
+        )
         shape = tf.shape(image)[:2]
 
         def resized(shorter_side):
@@ -182,19 +192,22 @@ class Preprocessing:
         return _ten_crops(resized(self.shorter_side), self.image_size)
 
     def decode(self, image_bytes):
-        """The test view of an encoded image.
+        """Decodes an image, and returns its single test view.
+
+        The size of the image is unlimited. `limits.map_images` limits it in
+        an exported graph, and the pipelines in training and evaluation.
 
         Args:
-            image_bytes: string scalar: JPEG, PNG (16 bits too), GIF (its
-                first frame), BMP or WebP (no animation).
+            image_bytes: string scalar: JPEG, PNG of 8 or 16 bits, GIF (its
+                first frame), BMP or WebP without animation.
 
         Returns:
             uint8 tensor `[image_size, image_size, channels]`.
         """
-        return self.view(decode(image_bytes))
+        return self.view(decoding.decode(image_bytes))
 
     def to_json(self) -> str:
-        """One JSON object, from which `from_json` makes the same bits."""
+        """Returns a JSON object, from which `from_json` makes the same bits."""
         fields = {
             name: value.tolist() if isinstance(value, np.ndarray) else value
             for name, value in vars(self).items()
@@ -203,21 +216,21 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, text: str) -> "Preprocessing":
-        """The inverse of `to_json`."""
+        """Returns the preprocessing that `to_json` wrote."""
         return cls(**json.loads(text))
 
 
 def photo_preprocessing(
     image_size: int, channels: int = 3, resizes_whole: bool = False
 ) -> Preprocessing:
-    """That of photos, with the mean and standard deviation of ImageNet.
+    """Returns the preprocessing of photos, with ImageNet's statistics.
 
     Args:
         image_size: Height and width of the network's input.
         channels: 3 for colour, 1 for grey.
-        resizes_whole: Whether an image is resized whole; else its shorter side
-            is resized to 8/7 of `image_size` (256 to 224), and its centre
-            taken.
+        resizes_whole: Whether an image is resized whole. Else its shorter side
+            is resized to 8/7 of `image_size` (256 for 224), and its centre is
+            cropped.
     """
     mean, deviation = map(np.array, (_PHOTO_MEAN, _PHOTO_STANDARD_DEVIATION))
     if channels == 1:
@@ -232,99 +245,20 @@ def photo_preprocessing(
     )
 
 
-def decode(image):
-    """uint8 `[height, width, c]` with the channels that the image has.
-
-    What is decoded already stays as it is.
-    """
-    if image.dtype == tf.uint8:
-        return image
-    head = tf.io.decode_raw(image, tf.uint8, fixed_length=32)
-
-    def has(text, at):
-        return tf.reduce_all(head[at : at + len(text)] == list(text))
-
-    # TensorFlow 2.21 finds the channels of PNG, JPEG, GIF and BMP itself
-    # (channels=0). Of WebP it wants them said, 3 or 4; left to find them, it
-    # writes beyond its memory where an animation has no alpha.
-    is_webp = has(b"RIFF", 0) & has(b"WEBP", 8)
-    flags = tf.where(has(b"VP8X", 12), head[20], tf.constant(0, tf.uint8))
-    flags = tf.where(has(b"VP8L", 12), head[24], flags)
-    has_alpha = tf.bitwise.bitwise_and(flags, 16) > 0
-    has_palette = has(b"BM", 0) & (head[28] == 8) & (head[29] == 0)
-    kind = tf.where(is_webp, tf.where(has_alpha, 2, 1), 0)
-    decode = functools.partial(tf.io.decode_image, expand_animations=False)
-    return tf.switch_case(
-        tf.where(has_palette, 3, kind),
-        [
-            *(functools.partial(decode, image, c) for c in (0, 3, 4)),
-            lambda: _in_colours(decode(image), image),
-        ],
-    )
-
-
-def _in_colours(numbers, image):
-    """A BMP of 8 bits a pixel, of which TensorFlow gives colours by number."""
-    colours = tf.strings.substr(tf.strings.join([image, "\0" * 2048]), 14, 1200)
-    data = tf.io.decode_raw(colours, tf.uint8)
-    header_bytes = tf.cast(data[0], tf.int32)
-    table = tf.reshape(data[header_bytes:][:1024], [256, 4])
-    return tf.gather(table[:, 2::-1], tf.cast(numbers[..., 0], tf.int32))
-
-
-def decode_window(image, choose, channels):
-    """The window that `choose(height, width)` names of an image.
-
-    Of a JPEG, only the window is decoded, to so many channels.
-    """
-
-    def of_jpeg():
-        shape = tf.image.extract_jpeg_shape(image)
-        window = choose(shape[0], shape[1])
-        return tf.image.decode_and_crop_jpeg(image, window, channels)
-
-    def of_any():
-        decoded = decode(image)
-        shape = tf.shape(decoded)
-        top, left, height, width = tf.unstack(choose(shape[0], shape[1]))
-        decoded = decoded[top : top + height, left : left + width]
-        return _with_channels(decoded, channels)
-
-    if image.dtype == tf.uint8:
-        return of_any()
-    return tf.cond(tf.io.is_jpeg(image), of_jpeg, of_any)
-
-
-def _with_channels(image, channels):
-    """Alpha is dropped; grey is repeated, colour is weighed to grey."""
-    if image.shape[-1] == channels:
-        return image
-    colours = tf.where(tf.shape(image)[-1] >= 3, 3, 1)
-    image = image[..., :colours]
-    if channels == 3:
-        return tf.tile(image, [1, 1, 3 // colours])
-    return tf.cond(
-        colours == 3,
-        lambda: tf.image.rgb_to_grayscale(
-            tf.ensure_shape(image, [None, None, 3])
-        ),
-        lambda: image,
-    )
-
-
 def resize(image, sides, antialias=True):
-    """uint8; bilinear with antialiasing, as Pillow and torchvision resize."""
+    """Resizes bilinearly with antialiasing, as Pillow does, to uint8."""
     return _rounded(tf.image.resize(image, sides, antialias=antialias))
 
 
 def _rounded(image):
-    return tf.cast(image + 0.5, tf.uint8)  # rounds: nothing is negative
+    return tf.cast(image + 0.5, tf.uint8)  # rounds, since image >= 0
 
 
 def _resize_to(image, size):
-    """`[size, size, c]`, in memory that a long side does not multiply.
+    """Resizes an image to `[size, size, c]`, also a very wide one.
 
-    TensorFlow resizes the height first, into floats of the whole width.
+    TensorFlow resizes the height first, into floats of the whole width. A wide
+    image is transposed, so that it needs little memory.
     """
     height, width = tf.unstack(tf.shape(image, tf.int64)[:2])
 
@@ -338,16 +272,17 @@ def _resize_to(image, size):
 
 
 def _resized_centre(image, shorter_side, size):
-    """The centre, `[size, size, c]`, of the image with that shorter side.
+    """Resizes an image to a shorter side, and crops `[size, size, c]`.
 
-    The same as resizing and then cropping, but only what the centre is made
-    of is resized: a strip of 4 x 2,000,000 pixels would need gigabytes.
+    Only the pixels of the crop are resized. The whole of a strip of
+    4 x 2,000,000 pixels would need gigabytes.
     """
     sides = tf.shape(image, tf.int64)[:2]
     resized = shorter_side * sides // tf.reduce_min(sides)
     scale = tf.cast(resized, tf.float64) / tf.cast(sides, tf.float64)
     start = (resized - size) // 2
-    # A pixel is made of those within one pixel, of the larger of the images.
+    # A resized pixel depends on the pixels within a distance of one pixel, in
+    # the pixels of the larger image.
     reach = tf.maximum(1.0 / scale, 1.0) + 1.0
     first = tf.maximum(
         tf.cast(tf.cast(start, tf.float64) / scale - reach, tf.int64), 0
@@ -367,14 +302,14 @@ def _resized_centre(image, shorter_side, size):
 
 
 def scaled(image_size):
-    """The shorter sides of the multi-scale test of a network."""
+    """Returns the shorter sides of the multi-scale test of a network."""
     return [round(image_size * scale / _SCALES[0]) for scale in _SCALES]
 
 
 def _ten_crops(image, size):
-    """`[..., h, w, c]` to `[..., 10, size, size, c]`.
+    """Crops `[..., h, w, c]` to `[..., 10, size, size, c]`.
 
-    The four corners and the centre, then their mirror images.
+    The crops are the four corners and the centre, then their mirror images.
     """
     height, width = tf.unstack(tf.shape(image)[-3:-1])
     bottom, right = height - size, width - size
@@ -396,7 +331,7 @@ def _ten_crops(image, size):
 
 
 def padded_crops(images):
-    """The ten crops of `[batch, size, size, c]` with zeros around it."""
+    """Returns ten crops of `[batch, size, size, c]`, padded with zeros."""
     size = images.shape[1]
     around = [size // 8] * 2
     return _ten_crops(tf.pad(images, [[0, 0], around, around, [0, 0]]), size)
