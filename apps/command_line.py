@@ -153,12 +153,13 @@ def model_arguments(network, given: list[tuple[str, str]]) -> dict:
 
 
 def of_model(model: str, weights: str | None, arguments: dict, **others):
-    """`serving.sources.of_model`; an argument that is wrong is a flag's."""
-    from keras_resnet.serving import sources
+    """`model_sources.from_model`; its argument errors become flag errors."""
+    from keras_resnet.serving import errors
+    from keras_resnet.serving import model_sources
 
     try:
-        return sources.of_model(model, weights, arguments, **others)
-    except sources.ArgumentError as error:
+        return model_sources.from_model(model, weights, arguments, **others)
+    except errors.ArgumentError as error:
         flag = flags.FLAGS[error.argument]
         raise UsageError(flag.name, text(flag), error) from error
 

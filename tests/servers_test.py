@@ -22,6 +22,10 @@ from tensorflow_serving.apis import model_service_pb2_grpc
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from keras_resnet.serving import client as client_lib
+from keras_resnet.serving import connection
+from keras_resnet.serving import errors
+from keras_resnet.serving import grpc_servers
+from keras_resnet.serving import rest_servers
 from keras_resnet.serving import servers
 from tests import colours
 from tests import programs
@@ -52,7 +56,7 @@ class ServersTestCase(parameterized.TestCase):
 
     def connect(self, addresses, kind, name=NAME, **arguments):
         address = getattr(addresses, kind)
-        return servers.connect(address, name, **arguments)
+        return connection.connect(address, name, **arguments)
 
 
 class ProtocolTest(ServersTestCase):
@@ -104,7 +108,7 @@ class ProtocolTest(ServersTestCase):
         addresses = self.serve()
         client = client_lib.Client(self.connect(addresses, kind, **wrong))
         with self.assertRaisesRegex(
-            servers.Unanswered, "NOT_FOUND.*Servable not found for request"
+            errors.ServerError, "NOT_FOUND.*Servable not found for request"
         ) as caught:
             client.predict([colours.image("red")])
         self.assertEqual(caught.exception.code, "NOT_FOUND")
@@ -141,7 +145,7 @@ class ProtocolTest(ServersTestCase):
         images = [colours.image("red"), colours.image("blue")]
         with (
             mock.patch.object(network, "_ask", of_another_model),
-            self.assertRaisesRegex(servers.Unanswered, message),
+            self.assertRaisesRegex(errors.ServerError, message),
         ):
             client_lib.Client(network).predict(images)
         asks_for_version = kind == "rest" and what != "label"
@@ -171,8 +175,8 @@ class ProtocolTest(ServersTestCase):
         addresses = self.serve(fault=lambda: silence)
         network = self.connect(addresses, kind, timeout_seconds=0.1, attempts=2)
         with self.assertRaisesRegex(
-            servers.Unanswered,
-            "DEADLINE_EXCEEDED: no answer within 0.1 seconds, asked 2 times",
+            errors.ServerError,
+            "DEADLINE_EXCEEDED: no response within 0.1 seconds, in 2 attempts",
         ):
             network.predict([colours.image("red")])
 
@@ -180,8 +184,8 @@ class ProtocolTest(ServersTestCase):
     def test_nobody_at_the_address_is_unavailable(self, address):
         with tf_serving.serve(NAME, self.export_dir) as addresses:
             port = addresses.grpc.rpartition(":")[2]
-        network = servers.connect(address.format(port), NAME, attempts=2)
-        with self.assertRaisesRegex(servers.Unanswered, "UNAVAILABLE"):
+        network = connection.connect(address.format(port), NAME, attempts=2)
+        with self.assertRaisesRegex(errors.ServerError, "UNAVAILABLE"):
             network.predict([colours.image("red")])
 
     @parameterized.parameters("grpc", "rest")
@@ -245,7 +249,8 @@ class ProtocolTest(ServersTestCase):
         with (
             mock.patch.object(network, "_ask", features),
             self.assertRaisesRegex(
-                servers.Unanswered, "not written by apps.export: .*features"
+                errors.ServerError,
+                "apps.export did not write this model: .*features",
             ),
         ):
             network.predict([colours.image("red")])
@@ -278,16 +283,16 @@ class ProtocolTest(ServersTestCase):
 
 class AddressTest(parameterized.TestCase):
     @parameterized.parameters(
-        ("localhost:8500", servers.GrpcServer),
-        ("localhost:8501", servers.RestServer),
-        ("http://localhost:8502", servers.RestServer),
-        ("https://host.example:443/", servers.RestServer),
-        ("HTTP://host:80/below/it", servers.RestServer),
-        ("[::1]:8500", servers.GrpcServer),
-        ("http://[::1]:8501", servers.RestServer),
+        ("localhost:8500", grpc_servers.GrpcServer),
+        ("localhost:8501", rest_servers.RestServer),
+        ("http://localhost:8502", rest_servers.RestServer),
+        ("https://host.example:443/", rest_servers.RestServer),
+        ("HTTP://host:80/below/it", rest_servers.RestServer),
+        ("[::1]:8500", grpc_servers.GrpcServer),
+        ("http://[::1]:8501", rest_servers.RestServer),
     )
     def test_address_says_how_a_server_is_asked(self, address, kind):
-        self.assertIsInstance(servers.connect(address, "m"), kind)
+        self.assertIsInstance(connection.connect(address, "m"), kind)
 
     @parameterized.parameters(
         "localhost",
@@ -314,14 +319,16 @@ class AddressTest(parameterized.TestCase):
     )
     def test_what_is_no_address_is_refused(self, address):
         with self.assertRaisesRegex(ValueError, re.escape(repr(address))):
-            servers.connect(address, "m")
+            connection.connect(address, "m")
 
     def test_package_that_grpc_needs_is_named_with_its_command(self):
         with (
             mock.patch.dict(sys.modules, {"tensorflow_serving.apis": None}),
-            self.assertRaisesRegex(ValueError, r"pip install .*\[serving\]"),
+            self.assertRaisesRegex(
+                ValueError, "pip install tensorflow-serving-api"
+            ),
         ):
-            servers.connect("localhost:8500", "m")
+            connection.connect("localhost:8500", "m")
 
 
 class TensorFlowServingTest(ServersTestCase):
