@@ -149,7 +149,7 @@ def _client():
 
 
 class _Table:
-    """Prints an answer as rows of image, probability and label."""
+    """Prints rows of image, probability and label."""
 
     def __init__(self, names):
         printed = map(command_line.printable, names)

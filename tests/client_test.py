@@ -27,7 +27,7 @@ LABELS = b"cat\ndog\nowl\n"
 
 
 class Digits:
-    """Answers b"7" with class 7 of 10, refuses what is no digit."""
+    """Predicts class 7 of 10 for b"7", and rejects other bytes than digits."""
 
     labels = tuple(f"label {i}" for i in range(10))
 

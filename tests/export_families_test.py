@@ -55,7 +55,7 @@ FAMILIES = {
 
 
 class FamilyTest(parameterized.TestCase):
-    """Every kind of network, asked where there is no Keras."""
+    """Every kind of network runs in a process that cannot import Keras."""
 
     SCRIPT = """
 import sys

@@ -1,4 +1,4 @@
-"""Files for other runtimes answer as the Keras model does."""
+"""Files for other runtimes predict the same as the Keras model."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""What is read of names that may be anything."""
+"""Images are read by name, and any name is safe to read."""
 
 import base64
 import io

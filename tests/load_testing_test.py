@@ -58,7 +58,7 @@ class HoldTest(parameterized.TestCase):
             lambda _: gate.wait(), [b"1"], rate=1000, seconds=0.05, in_flight=1
         )
         timer.join()
-        # Each would take no time; all waited for the first one.
+        # Each response is immediate, but all wait for the first one.
         self.assertLen(report.latencies, 50)
         self.assertGreater(report.latencies.min(), 0.1)
 

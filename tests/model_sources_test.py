@@ -16,7 +16,7 @@ from tests import exports
 
 
 class SourceTest(parameterized.TestCase):
-    """What is known of weights that others made is used."""
+    """Published weights and Keras files keep their preprocessing and labels."""
 
     def test_weights_that_ship_have_their_mean_and_their_labels(self):
         source = model_sources.from_model("resnet20", "cifar10")

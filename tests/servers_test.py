@@ -60,7 +60,7 @@ class ServersTestCase(parameterized.TestCase):
 
 
 class ProtocolTest(ServersTestCase):
-    """What both kinds of servers answer."""
+    """Responses of both kinds of servers."""
 
     @parameterized.parameters("grpc", "rest")
     def test_answers_are_those_of_the_saved_model(self, kind):

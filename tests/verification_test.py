@@ -16,7 +16,7 @@ from tests import exports
 
 
 class RefusalTest(parameterized.TestCase):
-    """What cannot be served is said, and leaves nothing behind."""
+    """A rejected model leaves the directory of versions empty."""
 
     def assert_refused(self, error, message, model=None, **changes):
         export_dir = exports.scratch(self)

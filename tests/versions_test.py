@@ -1,4 +1,4 @@
-"""Versions appear whole or not at all, whatever happens to their export."""
+"""Versions appear as a whole or not at all, even if an export fails."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a server reads back are the official messages."""
+"""Warm-up requests are the official messages of TensorFlow Serving."""
 
 import os
 import tempfile

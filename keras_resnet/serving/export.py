@@ -17,7 +17,7 @@ The version also has `assets/labels.txt`, with one label a line in the order of
 `probabilities`; `assets.extra/tf_serving_warmup_requests` (`serving.warmup`);
 `model.tflite` and `model.onnx` on request (`serving.formats`); and
 `model_card.json` (`serving.model_card`). The network is folded
-(`serving.folding`) and has no variables.
+(`serving.folding`) into constants.
 """
 
 import os

@@ -118,7 +118,7 @@ def with_features(model: keras.Model) -> keras.Model:
     nested model, the layers of nested models become the returned model's own.
 
     Raises:
-        folding.ModelError: If the model has no global pooling.
+        folding.ModelError: If the model lacks a global pooling.
     """
     for candidate in (model, _without_nesting(model)):
         pooled = _pooled(candidate)

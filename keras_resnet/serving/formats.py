@@ -8,8 +8,8 @@ Both take `images`, uint8 [batch, height, width, channels], and return
 `probabilities`, float32 [batch, classes]. The preprocessing is included.
 
 `keras.Model.export(format=...)` calls the same converters, but on the model
-alone: clients would have to preprocess images, the normalizations would not be
-folded, the names would be Keras' own, and int8 is not available.
+alone. Clients would have to preprocess images, and the normalizations would not
+be folded. The names would be Keras' own, and int8 would not be available.
 """
 
 import contextlib
