@@ -11,6 +11,8 @@ atomically, after its predictions have been verified: they must equal the
 network's, and the error on test images must be the one that training recorded.
 """
 
+import shlex
+
 from absl import flags
 
 from . import command_line
@@ -153,9 +155,8 @@ def main(argv):
         )
     _show_error(card)
     command_line.show(f"exported {path}")
-    command_line.show(
-        f"next: python -m apps.predict --saved_model={_EXPORT_DIR.value} IMAGE"
-    )
+    flag = shlex.quote(f"--saved_model={_EXPORT_DIR.value}")
+    command_line.show(f"next: python -m apps.predict {flag} IMAGE")
 
 
 def _show_error(card):

@@ -207,7 +207,7 @@ class SavedModelTest(parameterized.TestCase):
         cls.addClassCleanup(folder.cleanup)
         cls.folder = folder.name
         cls.export_dir = os.path.join(folder.name, "exported")
-        cls.path = colours.export(cls.export_dir)
+        cls.path = colours.publish(cls.export_dir)
         cls.images = {}
         for name in ("red", "green", "blue"):
             cls.images[name] = colours.image(name)
@@ -427,8 +427,8 @@ class SavedModelTest(parameterized.TestCase):
 
     def test_program_asks_the_version_that_is_named(self):
         with tempfile.TemporaryDirectory() as export_dir:
-            shutil.copytree(self.path, os.path.join(export_dir, "1"))
-            colours.export(export_dir, ["schwarz", "rot", "grün", "blau"])
+            colours.publish(export_dir)
+            colours.publish(export_dir, ["schwarz", "rot", "grün", "blau"])
             for version, label in (("1", "red"), ("2", "rot")):
                 code, out, _ = self.predict(
                     f"--saved_model={export_dir}",

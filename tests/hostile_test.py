@@ -185,7 +185,7 @@ class HostileTest(parameterized.TestCase):
 
     def ask(self, contents):
         folder = self.enter_context(tempfile.TemporaryDirectory())
-        path = colours.export(os.path.join(folder, "exported"))
+        path = colours.publish(os.path.join(folder, "exported"))
         asked = os.path.join(folder, "asked")
         os.mkdir(asked)
         for i, content in enumerate(contents):

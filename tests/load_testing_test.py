@@ -111,7 +111,7 @@ class HoldTest(parameterized.TestCase):
 class ProgramTest(parameterized.TestCase):
     def test_program_loads_a_server(self):
         with tempfile.TemporaryDirectory() as folder:
-            colours.export(os.path.join(folder, "exported"))
+            colours.publish(os.path.join(folder, "exported"))
             with open(os.path.join(folder, "red.png"), "wb") as file:
                 file.write(colours.image("red"))
             with tf_serving.serve("m", f"{folder}/exported") as addresses:
@@ -133,7 +133,7 @@ class ProgramTest(parameterized.TestCase):
 
     def test_image_that_is_refused_is_named_in_one_line(self):
         with tempfile.TemporaryDirectory() as folder:
-            colours.export(os.path.join(folder, "exported"))
+            colours.publish(os.path.join(folder, "exported"))
             path = os.path.join(folder, "text.png")
             with open(path, "w") as file:
                 file.write("no image")

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,7 +41,7 @@ class ServersTestCase(parameterized.TestCase):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         cls.export_dir = os.path.join(folder.name, "exported")
-        cls.path = colours.export(cls.export_dir, warmup_batch_sizes=[1, 3])
+        cls.path = colours.publish(cls.export_dir)
         cls.loaded = {1: tf_serving.Loaded(cls.path)}
         cls.addClassCleanup(cls.loaded[1].session.close)
         tf_serving.replay(cls.path, cls.loaded[1])
@@ -129,7 +128,7 @@ class ProtocolTest(ServersTestCase):
         addresses = self.serve()
         version = "canary" if what == "label" else None
         network = self.connect(addresses, kind, version=version)
-        ask = network._ask
+        ask = network._send
 
         def of_another_model(signature, inputs, version, deadline):
             (values,) = inputs.values()
@@ -144,7 +143,7 @@ class ProtocolTest(ServersTestCase):
 
         images = [colours.image("red"), colours.image("blue")]
         with (
-            mock.patch.object(network, "_ask", of_another_model),
+            mock.patch.object(network, "_send", of_another_model),
             self.assertRaisesRegex(errors.ServerError, message),
         ):
             client_lib.Client(network).predict(images)
@@ -191,8 +190,8 @@ class ProtocolTest(ServersTestCase):
     @parameterized.parameters("grpc", "rest")
     def test_version_and_labels_of_versions_are_asked_for(self, kind):
         folder = self.enter_context(tempfile.TemporaryDirectory())
-        shutil.copytree(self.path, os.path.join(folder, "1"))
-        colours.export(folder, OTHER_LABELS)
+        colours.publish(folder)
+        colours.publish(folder, OTHER_LABELS)
         addresses = self.serve(folder, labels={"stable": 1, "canary": 2})
         for version, expected in (
             (None, "rot"),
@@ -210,11 +209,11 @@ class ProtocolTest(ServersTestCase):
     @parameterized.parameters("grpc", "rest")
     def test_labels_follow_a_server_that_goes_on_to_another_version(self, kind):
         folder = self.enter_context(tempfile.TemporaryDirectory())
-        shutil.copytree(self.path, os.path.join(folder, "1"))
+        colours.publish(folder)
         client = client_lib.Client(self.connect(self.serve(folder), kind))
         images = [colours.image("green")]
         self.assertEqual(client.predict(images)[0].best[0][0], "green")
-        colours.export(folder, OTHER_LABELS)
+        colours.publish(folder, OTHER_LABELS)
         self.assertEqual(
             sorted(label for label, _ in client.predict(images)[0].best),
             sorted(OTHER_LABELS),
@@ -223,12 +222,12 @@ class ProtocolTest(ServersTestCase):
     @parameterized.parameters("grpc", "rest")
     def test_network_without_classify_gets_its_best_label(self, kind):
         network = self.connect(self.serve(), kind)
-        ask = network._ask
+        ask = network._send
 
         def without_classify(signature, *arguments):
             return ask(signature.replace("classify", "none"), *arguments)
 
-        with mock.patch.object(network, "_ask", without_classify):
+        with mock.patch.object(network, "_send", without_classify):
             (answer,) = client_lib.Client(network).predict(
                 [colours.image("blue")]
             )
@@ -240,14 +239,14 @@ class ProtocolTest(ServersTestCase):
     @parameterized.parameters("grpc", "rest")
     def test_network_that_is_not_of_apps_export_is_said(self, kind):
         network = self.connect(self.serve(), kind)
-        ask = network._ask
+        ask = network._send
 
         def features(*arguments):
             version, found = ask(*arguments)
             return version, {"features": found["probabilities"]}
 
         with (
-            mock.patch.object(network, "_ask", features),
+            mock.patch.object(network, "_send", features),
             self.assertRaisesRegex(
                 errors.ServerError,
                 "apps.export did not write this model: .*features",
