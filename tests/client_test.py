@@ -306,7 +306,7 @@ class SavedModelTest(parameterized.TestCase):
             LABELS,
             "a line for each of the 1 classes",
         ),
-        (lambda x: x, None, "has assets/labels.txt"),
+        (lambda x: x, None, "must have assets/labels.txt"),
         (lambda x: x[0], LABELS, "serving_default from image_bytes"),
         (lambda x: tf.cast(x, tf.int32), LABELS, "serving_default from image"),
         (lambda x: tf.as_string(x), LABELS, "serving_default from image_bytes"),

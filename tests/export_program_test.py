@@ -253,7 +253,7 @@ class ProgramTest(parameterized.TestCase):
                 "--formats=onnx",
                 "--precision=bfloat16",
             ],
-            "--formats=onnx: onnx is written in float32",
+            "--formats=onnx: onnx must be written in float32",
         ),
         (
             ["--workdir=x", "--export_dir=x", "--warmup_batch_sizes=1,0"],
