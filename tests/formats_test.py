@@ -102,8 +102,8 @@ class FormatsTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ("tflite", "float32", "saved_model, litert, onnx, received 'tflite'"),
-        ("litert", "bfloat16", "litert is written in float32 or int8"),
-        ("onnx", "int8", "onnx is written in float32, received .* int8"),
+        ("litert", "bfloat16", "litert must be written in float32 or int8"),
+        ("onnx", "int8", "onnx must be written in float32, received .* int8"),
     )
     def test_what_cannot_be_written_is_said(self, name, precision, message):
         with self.assertRaisesRegex(ValueError, message):
@@ -112,7 +112,9 @@ class FormatsTest(parameterized.TestCase):
     def test_onnx_says_how_its_packages_are_installed(self):
         with (
             mock.patch.dict("sys.modules", {"tf2onnx": None}),
-            self.assertRaisesRegex(ValueError, "pip install onnxruntime tf2onnx"),
+            self.assertRaisesRegex(
+                ValueError, "pip install onnxruntime tf2onnx"
+            ),
         ):
             formats.check_formats(("onnx",), "float32")
 
