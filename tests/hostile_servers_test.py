@@ -111,20 +111,20 @@ ANSWERS = {
     ),
     "longer_than_allowed": (
         at_once(HEAD + b"Content-Length: 99999999999\r\n\r\n"),
-        "more than 16,777,216 bytes",
+        "at most 16,777,216 bytes",
     ),
-    "without_end": (forever(HEAD + b"\r\n", bytes(2**16)), "more than 16"),
+    "without_end": (forever(HEAD + b"\r\n", bytes(2**16)), "at most 16"),
     "chunks_without_end": (
         forever(CHUNKED, b"10000\r\n" + bytes(2**16) + b"\r\n"),
-        "more than 16",
+        "at most 16",
     ),
     "huge_chunk": (
         forever(CHUNKED + b"f" * 15 + b"\r\n", bytes(2**16)),
-        "more than 16",
+        "at most 16",
     ),
     "negative_chunk": (
         forever(CHUNKED + b"-1\r\n", bytes(2**16)),
-        "more than 16",
+        "at most 16",
     ),
     "headers_without_end": (forever(HEAD, b"A: b\r\n" * 99), "100 headers"),
     "long_header": (forever(HEAD + b"A: ", bytes(2**16)), "65536 bytes"),
@@ -345,7 +345,7 @@ class HostileServersTest(parameterized.TestCase):
     def test_version_that_is_not_known(self, document):
         answer = answering.http_answer(json.dumps(document).encode())
         with answering.rest(answering.instead("metadata", answer)) as address:
-            self.fails(address, "which version|must be an object")
+            self.fails(address, "name the version|must be an object")
             # Nobody needs to be asked for a version that is named.
             (found,) = self.ask(address, version="1")
         self.assertEqual(found.best[0], ("dog", 0.5))
@@ -381,15 +381,15 @@ class HostileServersTest(parameterized.TestCase):
             self.fails(address, "labels|values")
 
     @parameterized.named_parameters(
-        ("empty", b"", "which version"),
+        ("empty", b"", "name the version"),
         ("bytes", b"\xff" * 99, "must be a PredictResponse"),
         (
             "cut",
             response(classes=tensor([1.0]))[:-1],
             "must be a PredictResponse",
         ),
-        ("no_outputs", response(), "answers with nothing"),
-        ("negative_version", response(-1), "which version"),
+        ("no_outputs", response(), "received nothing"),
+        ("negative_version", response(-1), "name the version"),
         ("too_long", bytes(2**24 + 1), "larger than max.*batch_size"),
     )
     def test_message_of_grpc(self, message, expected):
@@ -398,7 +398,7 @@ class HostileServersTest(parameterized.TestCase):
 
     def test_other_version_than_was_asked_is_an_error(self):
         with answering.grpc_server(grpc_right) as address:
-            self.fails(address, "version 1, asked was version 2", version="2")
+            self.fails(address, "version 2, received version 1", version="2")
 
     def test_compressed_message_is_rejected(self):
         with answering.grpc_server(
@@ -473,7 +473,7 @@ class HostileServersTest(parameterized.TestCase):
             (answering.http_answer(b"[" * 90_000), "must be JSON"),
             (
                 answering.http_answer(b'{"error": "\\u001b[2J"}', "500 Bad"),
-                r"HTTP 500: it failed: \x1b2J",
+                r"HTTP 500: the request failed: \x1b2J",
             ),
             (
                 answering.http_answer(json.dumps(twice()).encode()),
