@@ -63,7 +63,7 @@ DOCUMENTS = {
     "second_is_null": ({"predictions": [RIGHT, None]}, "the same outputs"),
     "second_differs": ({"predictions": [RIGHT, {"a": 1}]}, "same outputs"),
     "rows_null": ({"predictions": [None] * 2}, "not written by apps.export"),
-    "other_outputs": ({"predictions": [{"a": 1}] * 2}, "answers with a"),
+    "other_outputs": ({"predictions": [{"a": 1}] * 2}, "classes, received a"),
     "probabilities_null": (twice(probabilities=None), "received null"),
     "scalar": (twice(probabilities=0.5), "a list for each image"),
     "object": (twice(probabilities={"a": 1}), "a list for each image"),
@@ -90,7 +90,7 @@ DOCUMENTS = {
     "class_list": (twice(classes=["dog"]), "classes must be text"),
     "class_of_other_labels": (
         twice(classes="cow"),
-        "most probable class, dog, rec.*cow",
+        "most probable of the labels, dog, rec.*cow",
     ),
 }
 BODIES = {
@@ -254,7 +254,7 @@ TENSORS = {
     "other_class": (
         "classes",
         tensor([b"owl"] * 2, object),
-        "most probable class, dog",
+        "most probable of the labels, dog",
     ),
     "many_classes": (
         "classes",

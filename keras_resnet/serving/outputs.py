@@ -140,7 +140,7 @@ def check_best(
         if not any(labels[i] == best for i in ties):
             raise _wrong(
                 "classes",
-                "be the label of the most probable class, "
+                "be the most probable of the labels, "
                 + _shown(labels[int(row.argmax())]),
                 best,
             )
