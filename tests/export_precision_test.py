@@ -39,16 +39,24 @@ class PrecisionTest(parameterized.TestCase):
     def exported(self, precision):
         """A version of the network, one of each precision."""
         if precision not in self.paths:
+            arguments = {}
+            if precision == "float32":
+                arguments = {
+                    "images": verification.Images(
+                        self.views, self.labels, source="70 of noise"
+                    ),
+                    "about": {
+                        "recipe": {"steps": 3},
+                        "network": {"shortcut": "A"},
+                    },
+                }
             self.paths[precision] = export_lib.export(
                 self.model,
                 exports.small_preprocessing(),
                 exports.LABELS,
                 self.folder,
                 precision=precision,
-                images=verification.Images(
-                    self.views, self.labels, source="70 of noise"
-                ),
-                about={"recipe": {"steps": 3}, "network": {"shortcut": "A"}},
+                **arguments,
             )
         return self.paths[precision]
 
