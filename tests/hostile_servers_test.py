@@ -62,7 +62,7 @@ DOCUMENTS = {
     "first_is_null": ({"predictions": [None, RIGHT]}, "the same outputs"),
     "second_is_null": ({"predictions": [RIGHT, None]}, "the same outputs"),
     "second_differs": ({"predictions": [RIGHT, {"a": 1}]}, "same outputs"),
-    "rows_null": ({"predictions": [None] * 2}, "not written by apps.export"),
+    "rows_null": ({"predictions": [None] * 2}, "apps.export did not write"),
     "other_outputs": ({"predictions": [{"a": 1}] * 2}, "classes, received a"),
     "probabilities_null": (twice(probabilities=None), "received null"),
     "scalar": (twice(probabilities=0.5), "a list for each image"),
