@@ -188,12 +188,13 @@ def model_arguments(network, given: list[tuple[str, str]], others=()):
 
 
 def of_model(model: str, weights: str | None, arguments: dict, **others):
-    """Calls `serving.sources.of_model`, and names the flag in its errors."""
-    from keras_resnet.serving import sources
+    """Calls `model_sources.from_model`, and names the flag in its errors."""
+    from keras_resnet.serving import errors
+    from keras_resnet.serving import model_sources
 
     try:
-        return sources.of_model(model, weights, arguments, **others)
-    except sources.ArgumentError as error:
+        return model_sources.from_model(model, weights, arguments, **others)
+    except errors.ArgumentError as error:
         flag = flags.FLAGS[error.argument]
         raise UsageError(flag.name, text(flag), error) from error
 

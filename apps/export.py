@@ -6,21 +6,23 @@
     python -m apps.export --model=resnet20 --weights=FILE --preprocessing=tf \
         --export_dir=DIR
 
-EXPORT_DIR gets the next integer version, which appears at once and whole, and
-only if it answers images as the network does, and test images with the error
-that the training recorded.
+Each export creates the next numbered version in EXPORT_DIR. It is published
+atomically, after its predictions have been verified: they must equal the
+network's, and the error on test images must be the one that training recorded.
 """
 
 from absl import flags
 
 from . import command_line
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "What apps.train wrote.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory that apps.train wrote."
+)
 _MODEL = flags.DEFINE_string(
     "model", None, "Name of the network, or a .keras file."
 )
 _WEIGHTS = flags.DEFINE_string(
-    "weights", None, "With --model=NAME: its weights; default: random ones."
+    "weights", None, "With --model=NAME: its weights; random by default."
 )
 _SET = flags.DEFINE_multi_string(
     "set", [], "With --model=NAME: model.ARGUMENT=VALUE; can be repeated."
@@ -28,60 +30,70 @@ _SET = flags.DEFINE_multi_string(
 _DATASET = flags.DEFINE_string(
     "dataset",
     None,
-    "With --model: whose test images it is checked on, as for apps.train.",
+    "With --model: data set whose test images verify the export; see "
+    "apps.train.",
 )
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where TFDS keeps its sets; default: as in training."
+    "data_dir",
+    None,
+    "Directory of the TFDS data sets; as in training by default.",
 )
 _LABELS = flags.DEFINE_string(
-    "labels", None, "With --model: a file with one label a line."
+    "labels", None, "With --model: a file with one label per line."
 )
 _PREPROCESSING = flags.DEFINE_enum(
     "preprocessing",
     None,
     ["caffe", "tf", "torch", "cifar10", "none", "dataset"],
-    "With --model: what it was trained on. A mode of "
+    "With --model: preprocessing that it was trained with. A mode of "
     "keras_resnet.preprocess_input; none for pixels of 0 to 255, which layers "
-    "of the network prepare; dataset for what apps.train does for --dataset.",
+    "of the network prepare; or dataset, as apps.train preprocesses --dataset.",
 )
 _MEAN = flags.DEFINE_list(
     "mean",
     None,
-    "With --model, instead of --preprocessing: of each channel, in units of 0 "
-    "to 1.",
+    "With --model, instead of --preprocessing: mean of each channel, in units "
+    "of 0 to 1.",
 )
 _STANDARD_DEVIATION = flags.DEFINE_list(
-    "standard_deviation", None, "With --model: of each channel, likewise."
+    "standard_deviation",
+    None,
+    "With --model: standard deviation of each channel, in units of 0 to 1.",
 )
 _EXPORT_DIR = flags.DEFINE_string(
-    "export_dir", None, "Where the versions are; made where there is none."
+    "export_dir",
+    None,
+    "Directory of the versions; created if it does not exist.",
 )
 _PRECISION = flags.DEFINE_enum(
     "precision",
     "float32",
     ["float32", "bfloat16", "int8"],
-    "bfloat16: kernels and activations, half the size, faster on processors "
-    "that multiply in it faster than in float32. int8: kernels, a quarter of "
-    "the size; LiteRT computes in int8 too.",
+    "bfloat16: kernels and activations in half the size; faster on processors "
+    "with bfloat16 units. int8: kernels in a quarter of the size; LiteRT "
+    "computes in int8.",
 )
 _FORMATS = flags.DEFINE_list(
     "formats",
     ["saved_model"],
-    "saved_model, which is always written, litert and onnx.",
+    "litert and onnx, in addition to saved_model.",
 )
 _WARMUP = flags.DEFINE_list(
     "warmup_batch_sizes",
     ["1"],
-    "Of the requests that a server warms up with; empty for none.",
+    "Batch sizes of the server's warm-up requests; empty for none.",
 )
 _MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels",
     None,
-    "Encoded images with more are refused; default: 64 million.",
+    "Encoded images with more pixels are rejected; 64 million by default.",
     lower_bound=1,
 )
 _CHECK_IMAGES = flags.DEFINE_integer(
-    "check_images", 1000, "Images that it is checked on.", lower_bound=1
+    "check_images",
+    1000,
+    "Number of test images that verify the export.",
+    lower_bound=1,
 )
 
 
@@ -91,7 +103,7 @@ def main(argv):
     from keras_resnet.serving import export
     from keras_resnet.serving import folding
     from keras_resnet.serving import formats
-    from keras_resnet.serving import sources
+    from keras_resnet.serving import model_card
     from keras_resnet.serving import versions
     from keras_resnet.serving import warmup
 
@@ -104,22 +116,22 @@ def main(argv):
             "give --workdir, or --model=NAME or a .keras file",
         )
     with command_line.usage("export_dir", _EXPORT_DIR.value):
-        versions.check(_EXPORT_DIR.value)
+        versions.check_export_dir(_EXPORT_DIR.value)
     with command_line.usage("formats", command_line.text(_FORMATS)):
-        formats.check(_FORMATS.value, _PRECISION.value)
+        formats.check_formats(_FORMATS.value, _PRECISION.value)
     sizes = command_line.numbers(_WARMUP, int)
     with command_line.usage("warmup_batch_sizes", command_line.text(_WARMUP)):
-        warmup.check(sizes)
+        warmup.check_batch_sizes(sizes)
     source = _source()
     command_line.show(
         f"{source.title}, {len(source.labels)} labels, views of "
         f"{source.preprocessing.image_size}x{source.preprocessing.image_size} "
         "pixels"
     )
-    if source.preprocessing_source == sources.ASSUMED:
+    if source.is_assumed:
         _warn(
-            f"{_MODEL.value} does not tell which preprocessing it was trained "
-            "on: the export gives it pixels of 0 to 255 as they are. Name "
+            f"{_MODEL.value} does not contain the preprocessing that it was "
+            "trained with: the export passes pixels of 0 to 255 to it. Name "
             "another by --preprocessing"
         )
     images = _images(source)
@@ -139,11 +151,11 @@ def main(argv):
     except folding.ModelError as error:
         flag = _WORKDIR if _WORKDIR.value else _MODEL
         raise command_line.UsageError(flag.name, flag.value, error) from error
-    card = export.read_card(path)
+    card = model_card.read(path)
     for name, check in card["checks"].items():
         command_line.show(
-            f"{name}: the class of the network for {check['same_class']:,} of "
-            f"{card['checked_on']}"
+            f"{name}: predicts the network's class for "
+            f"{check['same_class']:,} of {card['checked_on']}"
         )
     _show_error(card)
     command_line.show(f"exported {path}")
@@ -153,14 +165,14 @@ def main(argv):
 
 
 def _show_error(card):
-    """Prints the error on test images, and what it is compared with."""
-    from keras_resnet.serving import export
+    """Prints the error on test images beside chance and training."""
+    from keras_resnet.serving import model_card
 
     (check, *_) = card["checks"].values()
     if "top1_error" not in check:
         command_line.show(
             "accuracy was not checked: these are not test images of the "
-            "network's labels; --dataset names those"
+            "network's classes; name their data set by --dataset"
         )
         return
     line = (
@@ -170,11 +182,11 @@ def _show_error(card):
     if "recorded" in card:
         line += f", in training {card['recorded']['top1_error']:.2f}%"
     command_line.show(line)
-    if export.is_near_chance(check):
+    if model_card.is_near_chance(check):
         _warn(
             f"an error of {check['top1_error']:.2f}% is not below chance: the "
-            "network is not trained, or was trained on another preprocessing "
-            "or on classes in another order"
+            "network is not trained, or was trained with another preprocessing "
+            "or with classes in another order"
         )
 
 
@@ -184,7 +196,7 @@ def _warn(text):
 
 def _source():
     from keras_resnet import networks
-    from keras_resnet.serving import sources
+    from keras_resnet.serving import model_sources
 
     if _WORKDIR.value:
         command_line.only_with(
@@ -193,7 +205,7 @@ def _source():
             *(_MEAN, _STANDARD_DEVIATION),
         )
         with command_line.usage("workdir", _WORKDIR.value):
-            return sources.of_workdir(
+            return model_sources.from_workdir(
                 _WORKDIR.value, _DATA_DIR.value, command_line.show
             )
     if _MODEL.value.endswith(".keras"):
@@ -214,7 +226,7 @@ def _source():
         preprocessing=_PREPROCESSING.value,
         mean=command_line.numbers(_MEAN),
         standard_deviation=command_line.numbers(_STANDARD_DEVIATION),
-        # Without labels and images nothing is said of what the network does.
+        # Without labels and images the export claims nothing of the classes.
         default_preprocessing=(
             None if _DATASET.value or _LABELS.value else "none"
         ),
@@ -227,7 +239,7 @@ def _labels():
     try:
         with open(_LABELS.value, encoding="utf-8") as file:
             return file.read().splitlines()
-    except (OSError, ValueError) as error:  # or it is no text
+    except (OSError, ValueError) as error:  # ValueError: not text
         reason = getattr(error, "strerror", None) or error
         raise command_line.UsageError(
             "labels", _LABELS.value, reason
@@ -235,7 +247,7 @@ def _labels():
 
 
 def _images(source):
-    """Test images; None, after a note, where there are none."""
+    """Test images, or None after a note if the data set is missing."""
     is_calibrated = _PRECISION.value == "int8" and "litert" in _FORMATS.value
     try:
         return source.images(_CHECK_IMAGES.value, is_calibrated)
@@ -245,7 +257,7 @@ def _images(source):
                 "precision", "int8", f"needs training images: {error}"
             ) from error
         command_line.show(
-            f"no test images, so digits stand in for them: {error}"
+            f"no test images, so bundled digits replace them: {error}"
         )
         return None
 

@@ -1,10 +1,11 @@
-"""Asks a network at a given rate; the last line of stdout is one JSON object.
+"""Load test: sends requests at a fixed rate and reports latencies.
 
     python -m apps.load --server=HOST:8500 --model_name=NAME --rate=20 PHOTOS
     python -m apps.load --saved_model=EXPORT_DIR --rate=20 --seconds=30 PHOTOS
 
-PHOTOS are files, or folders of them; they are sent in turn. A request that is
-late because others were slow is charged for its wait.
+PHOTOS are files or folders, whose images are sent in turn. The latency of a
+request includes its wait for slower requests. The last line of stdout is a JSON
+object.
 """
 
 import functools
@@ -16,28 +17,30 @@ from absl import flags
 from . import command_line
 
 _SAVED_MODEL = flags.DEFINE_string(
-    "saved_model", None, "What apps.export wrote, asked in this process."
+    "saved_model",
+    None,
+    "Directory that apps.export wrote, to test in this process.",
 )
 _SERVER = flags.DEFINE_string(
     "server", None, "HOST:PORT (gRPC) or http://HOST:PORT (REST)."
 )
 _MODEL_NAME = flags.DEFINE_string(
-    "model_name", None, "What the server calls the network."
+    "model_name", None, "Name of the model on the server."
 )
 _RATE = flags.DEFINE_float(
-    "rate", 10.0, "Requests a second.", lower_bound=0.001
+    "rate", 10.0, "Requests per second.", lower_bound=0.001
 )
-_SECONDS = flags.DEFINE_float("seconds", 10.0, "How long.", lower_bound=0.001)
+_SECONDS = flags.DEFINE_float("seconds", 10.0, "Duration.", lower_bound=0.001)
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 1, "Images of a request.", lower_bound=1
+    "batch_size", 1, "Images in a request.", lower_bound=1
 )
 _IN_FLIGHT = flags.DEFINE_integer(
-    "in_flight", 64, "Requests on the way at once, at most.", lower_bound=1
+    "in_flight", 64, "Largest number of requests in flight.", lower_bound=1
 )
 _TIMEOUT = flags.DEFINE_float(
     "timeout",
     10.0,
-    "Seconds until a request to a server has failed.",
+    "Deadline of a request to a server, in seconds.",
     lower_bound=0.001,
     upper_bound=86_400.0,
 )
@@ -45,29 +48,29 @@ _TIMEOUT = flags.DEFINE_float(
 
 def main(argv):
     """Sends the images in `argv[1:]`."""
+    from keras_resnet.serving import errors
     from keras_resnet.serving import inputs
-    from keras_resnet.serving import load
-    from keras_resnet.serving import servers
+    from keras_resnet.serving import load_testing
 
     network = _network()
     names = inputs.expand(argv[1:])
     if not names:
         flag = _SERVER if _SERVER.value else _SAVED_MODEL
         raise command_line.UsageError(
-            flag.name, flag.value, "name images behind the flags"
+            flag.name, flag.value, "name images after the flags"
         )
     images = _read(names)
-    try:  # it is there, takes such images, and knows its labels
+    try:  # before the test: a server that responds, and an accepted image
         with command_line.quiet():
             network.predict(images[:1])
-    except servers.Refused as error:
+    except errors.RejectedError as error:
         raise ValueError(
-            f"the network refuses {inputs.shown(names[0])}: {error}"
+            f"the network rejects {inputs.shown(names[0])}: {error}"
         ) from error
     stopped = threading.Event()
     try:
         with command_line.quiet():
-            report = load.hold(
+            report = load_testing.run_load_test(
                 functools.partial(network.predict, stopped=stopped),
                 images,
                 _RATE.value,
@@ -78,22 +81,22 @@ def main(argv):
     finally:
         stopped.set()
     found = report.to_json()
-    errors = sum(report.errors.values())
+    failed = sum(report.errors.values())
     command_line.show(
         f"{report.requests:,} requests in {report.seconds:.1f} seconds: "
-        f"{found['images_per_second']:.1f} images a second, "
-        f"{errors:,} requests without an answer"
+        f"{found['images_per_second']:.1f} images per second, "
+        f"{failed:,} failed requests"
     )
     if "p50_ms" in found:
         command_line.show(
-            f"half of the answers took {found['p50_ms']:.0f} ms or less, "
+            f"half of the responses took {found['p50_ms']:.0f} ms or less, "
             f"99% took {found['p99_ms']:.0f} ms or less"
         )
     command_line.show(json.dumps(found))
 
 
 def _read(names):
-    """The images, which stay in memory while the load lasts."""
+    """The images, which stay in memory during the test."""
     from keras_resnet.serving import client
     from keras_resnet.serving import inputs
 
@@ -115,9 +118,10 @@ def _read(names):
 
 
 def _network():
-    """What the flags name: a server, or a directory in this process."""
+    """A server, or a directory in this process."""
     from keras_resnet.serving import client
-    from keras_resnet.serving import servers
+    from keras_resnet.serving import connection
+    from keras_resnet.serving import errors
 
     if bool(_SERVER.value) == bool(_SAVED_MODEL.value):
         raise command_line.UsageError(
@@ -129,17 +133,17 @@ def _network():
             return client.SavedModel(_SAVED_MODEL.value)
     if not _MODEL_NAME.value:
         raise command_line.UsageError(
-            "model_name", "", "give what the server calls the network"
+            "model_name", "", "give the name of the model on the server"
         )
-    # Once: a request that is asked again would hide what was lost.
+    # One attempt: retries would hide lost requests.
     try:
-        return servers.connect(
+        return connection.connect(
             _SERVER.value,
             _MODEL_NAME.value,
             timeout_seconds=_TIMEOUT.value,
             attempts=1,
         )
-    except servers.ArgumentError as error:
+    except errors.ArgumentError as error:
         flag = {
             "address": _SERVER,
             "model_name": _MODEL_NAME,

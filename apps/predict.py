@@ -1,13 +1,13 @@
-"""Says what is on images.
+"""Predicts the labels of images.
 
     python -m apps.predict --saved_model=EXPORT_DIR photo.jpg drawing.png
     python -m apps.predict --server=HOST:8500 --model_name=NAME FOLDER
-    python -m apps.predict photo.jpg  # by the CIFAR-10 network of savedmodels/
+    python -m apps.predict photo.jpg  # with savedmodels/resnet20_cifar10
 
 An image is a file, a folder of files, a file: or data: URL, or - for the
-standard input. A table for people, or with --json one JSON object a line for
-programs. An image that cannot be used gets its own line, the others their
-answers, and the exit code is then 1.
+standard input. The output is a table, or one JSON object per line with --json.
+An image that cannot be used gets a line with its error, and the exit code is 1;
+the other images get their predictions.
 """
 
 import pathlib
@@ -16,15 +16,15 @@ from absl import flags
 
 from . import command_line
 
-_MAX_WIDTH = 80  # of the names; a longer one pushes its own answer
-# Ships with the repository, but not with the wheel.
+_MAX_WIDTH = 80  # of the column of names; longer names move their row
+# In the repository, but not in the wheel.
 _SHIPPED = pathlib.Path(__file__).parents[1] / "savedmodels/resnet20_cifar10"
 _SAVED_MODEL = flags.DEFINE_string(
     "saved_model",
     None,
-    "What apps.export wrote; the newest version is asked, or --version. "
-    "Default: savedmodels/resnet20_cifar10 of the repository, where that is "
-    "there.",
+    "Directory that apps.export wrote; the newest version is used, or "
+    "--version. In a clone of the repository, savedmodels/resnet20_cifar10 by "
+    "default.",
 )
 _SERVER = flags.DEFINE_string(
     "server",
@@ -33,44 +33,47 @@ _SERVER = flags.DEFINE_string(
     "(REST, 8501).",
 )
 _MODEL_NAME = flags.DEFINE_string(
-    "model_name", None, "What the server calls the network."
+    "model_name", None, "Name of the model on the server."
 )
 _VERSION = flags.DEFINE_string(
-    "version", None, "A number, or a label that the server knows."
+    "version", None, "A number, or a label of the server."
 )
 _TIMEOUT = flags.DEFINE_float(
     "timeout",
     10.0,
-    "Deadline of a request to a server, in seconds. A request is sent 6 times "
-    "at most.",
+    "Deadline of a request to a server, in seconds. A request is sent at most "
+    "6 times.",
     lower_bound=0.001,
     upper_bound=86_400.0,
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 32, "Images that are sent at once, at most.", lower_bound=1
+    "batch_size", 32, "Largest number of images in a batch.", lower_bound=1
 )
 _IN_FLIGHT = flags.DEFINE_integer(
-    "in_flight", 4, "Batches on the way to a server at once.", lower_bound=1
+    "in_flight",
+    4,
+    "Largest number of batches in flight to a server.",
+    lower_bound=1,
 )
 _MAX_IMAGE_BYTES = flags.DEFINE_integer(
     "max_image_bytes",
     256_000_000,
-    "Size of the largest image that is read.",
+    "Size of the largest image file.",
     lower_bound=1,
     upper_bound=1_000_000_000,
 )
 _TOP = flags.DEFINE_integer(
-    "top", 5, "How many labels an image gets, at most.", lower_bound=1
+    "top", 5, "Largest number of labels for an image.", lower_bound=1
 )
-_JSON = flags.DEFINE_bool("json", False, "One JSON object a line.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object per line.")
 
 
 def main(argv):
-    """Asks about the images in `argv[1:]`."""
+    """Predicts the images in `argv[1:]`."""
     from keras_resnet.serving import inputs
 
     for flag in (_SAVED_MODEL, _SERVER, _MODEL_NAME, _VERSION):
-        if flag.value == "":  # as of a variable that is not set
+        if flag.value == "":  # for example from an unset variable
             raise command_line.UsageError(
                 flag.name, "", "give a value, or leave it out"
             )
@@ -81,7 +84,7 @@ def main(argv):
     if not names:
         flag = _SERVER if _SERVER.value else _SAVED_MODEL
         raise command_line.UsageError(
-            flag.name, flag.value, "name images behind the flags"
+            flag.name, flag.value, "name images after the flags"
         )
     answers = client.predict_files(names, _TOP.value)
     names = [inputs.shown(name) for name in names]
@@ -92,25 +95,26 @@ def main(argv):
             show(name, answer)
             failed += answer.error is not None
     if failed:
-        raise ValueError(f"{failed} of {len(names)} images got no answer")
+        raise ValueError(f"{failed} of {len(names)} images have no prediction")
 
 
 def _client():
-    """Asks what the flags name: a server, or a directory in this process."""
+    """A client of a server, or of a directory in this process."""
     from keras_resnet.serving import client
-    from keras_resnet.serving import servers
+    from keras_resnet.serving import connection
+    from keras_resnet.serving import errors
     from keras_resnet.serving import versions
 
     if _SERVER.value and not _SAVED_MODEL.value:
         if not _MODEL_NAME.value:
             raise command_line.UsageError(
-                "model_name", "", "give what the server calls the network"
+                "model_name", "", "give the name of the model on the server"
             )
         try:
-            network = servers.connect(
+            network = connection.connect(
                 _SERVER.value, _MODEL_NAME.value, _VERSION.value, _TIMEOUT.value
             )
-        except servers.ArgumentError as error:
+        except errors.ArgumentError as error:
             flag = {
                 "address": _SERVER,
                 "model_name": _MODEL_NAME,
@@ -145,7 +149,7 @@ def _client():
 
 
 class _Table:
-    """Prints an answer as rows: image, label, probability."""
+    """Prints rows of image, probability and label."""
 
     def __init__(self, names):
         printed = map(command_line.printable, names)

@@ -1,4 +1,4 @@
-"""Servers that answer whatever a test wants, over HTTP and gRPC.
+"""Servers with the responses of a test, over HTTP and gRPC.
 
 with answering.rest(answer) as address: ...
 with answering.grpc_server(answer) as address: ...
@@ -33,7 +33,7 @@ def http_answer(
 
 
 def right(path: str, body: bytes) -> bytes:
-    """What TensorFlow Serving answers, of a model with `LABELS`."""
+    """The response of TensorFlow Serving for a model with `LABELS`."""
     if path.endswith("/metadata"):
         found = {"model_spec": {"name": "m", "version": "1"}}
         return http_answer(json.dumps(found).encode())
@@ -46,7 +46,7 @@ def right(path: str, body: bytes) -> bytes:
 
 
 def predictions(found: object) -> Callable[[str, bytes], bytes]:
-    """Answers with this document in place of the predictions."""
+    """Responds with this document instead of the predictions."""
     text = found if isinstance(found, bytes) else json.dumps(found).encode()
     return instead("serving_default", http_answer(text))
 
@@ -74,8 +74,8 @@ def rest(answer: Callable[[str, bytes], object]) -> Iterator[str]:
     """Its address.
 
     Args:
-        answer: is given the path and the body of a request; bytes are sent, a
-            function is given the connection.
+        answer: Takes the path and the body of a request, and returns bytes to
+            send, or a function that takes the connection.
     """
 
     class Handler(socketserver.StreamRequestHandler):

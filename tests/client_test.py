@@ -18,8 +18,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.serving import client as client_lib
+from keras_resnet.serving import errors
 from keras_resnet.serving import outputs
-from keras_resnet.serving import servers
 from tests import colours
 from tests import programs
 
@@ -27,7 +27,7 @@ LABELS = b"cat\ndog\nowl\n"
 
 
 class Digits:
-    """Answers b"7" with class 7 of 10, refuses what is no digit."""
+    """Predicts class 7 of 10 for b"7", and rejects other bytes than digits."""
 
     labels = tuple(f"label {i}" for i in range(10))
 
@@ -37,7 +37,7 @@ class Digits:
     def predict(self, images, stopped=None):
         self.asked.append(list(images))
         if not all(image.isdigit() for image in images):
-            raise servers.Refused("no digit")
+            raise errors.RejectedError("no digit")
         rows = np.full([len(images), 10], 0.05, np.float32)
         rows[range(len(images)), [int(image) for image in images]] = 0.55
         return outputs.Predictions(rows, self.labels)
@@ -114,12 +114,12 @@ class ClientTest(parameterized.TestCase):
         class Gone(Digits):
             def predict(self, images, stopped=None):
                 if images[0] == b"2":
-                    raise servers.Unanswered("UNAVAILABLE", "gone")
+                    raise errors.ServerError("UNAVAILABLE", "gone")
                 return super().predict(images)
 
         images = [b"%d" % i for i in range(5)]
         client = client_lib.Client(Gone(), 1)
-        with self.assertRaisesRegex(servers.Unanswered, "gone"):
+        with self.assertRaisesRegex(errors.ServerError, "gone"):
             client.predict(images)
 
     @parameterized.parameters(1, 3)
@@ -163,7 +163,7 @@ class ClientTest(parameterized.TestCase):
                 if images == [b"0"]:
                     return super().predict(images)
                 self.was_stopped = stopped.wait(60)
-                raise servers.Unanswered("CANCELLED", "stopped")
+                raise errors.ServerError("CANCELLED", "stopped")
 
         network = Silent()
         images = [b"%d" % i for i in range(5)]
@@ -207,7 +207,7 @@ class SavedModelTest(parameterized.TestCase):
         cls.addClassCleanup(folder.cleanup)
         cls.folder = folder.name
         cls.export_dir = os.path.join(folder.name, "exported")
-        cls.path = colours.export(cls.export_dir)
+        cls.path = colours.publish(cls.export_dir)
         cls.images = {}
         for name in ("red", "green", "blue"):
             cls.images[name] = colours.image(name)
@@ -270,6 +270,15 @@ class SavedModelTest(parameterized.TestCase):
             self.assertEqual(os.path.basename(network.directory), "10")
         self.assertEqual(network.labels, colours.LABELS)
 
+    def test_path_may_contain_wildcards(self):
+        """TensorFlow looks for the files of variables by a pattern."""
+        export_dir = os.path.join(self.folder, "a[b]*?")
+        path = colours.export(export_dir)
+        self.assertEqual(path, os.path.join(export_dir, "1"))
+        network = client_lib.SavedModel(export_dir)
+        (answer,) = client_lib.Client(network).predict([self.images["blue"]])
+        self.assertEqual(answer.best[0][0], "blue")
+
     @parameterized.parameters("nowhere", "")
     def test_directory_without_versions_is_refused(self, name):
         with self.assertRaisesRegex(ValueError, "holds neither"):
@@ -297,7 +306,7 @@ class SavedModelTest(parameterized.TestCase):
             LABELS,
             "a line for each of the 1 classes",
         ),
-        (lambda x: x, None, "has assets/labels.txt"),
+        (lambda x: x, None, "must have assets/labels.txt"),
         (lambda x: x[0], LABELS, "serving_default from image_bytes"),
         (lambda x: tf.cast(x, tf.int32), LABELS, "serving_default from image"),
         (lambda x: tf.as_string(x), LABELS, "serving_default from image_bytes"),
@@ -414,12 +423,12 @@ class SavedModelTest(parameterized.TestCase):
             [answer["predictions"][0]["label"] for answer in answers[:5]],
             ["red", "red", "blue", "green", "red"],
         )
-        self.assertIn("only file: and data:", answers[5]["error"])
+        self.assertIn("start with file: or data:", answers[5]["error"])
 
     def test_program_asks_the_version_that_is_named(self):
         with tempfile.TemporaryDirectory() as export_dir:
-            shutil.copytree(self.path, os.path.join(export_dir, "1"))
-            colours.export(export_dir, ["schwarz", "rot", "grün", "blau"])
+            colours.publish(export_dir)
+            colours.publish(export_dir, ["schwarz", "rot", "grün", "blau"])
             for version, label in (("1", "red"), ("2", "rot")):
                 code, out, _ = self.predict(
                     f"--saved_model={export_dir}",
@@ -437,8 +446,8 @@ class SavedModelTest(parameterized.TestCase):
                 self.assertEqual(code, 2)
                 self.assertLen(err, 1)
                 self.assertIn(
-                    f"--version={version}: the versions in {export_dir} are "
-                    f"1, 2, received {version}",
+                    f"--version={version}: it must be one of the versions in "
+                    f"{export_dir}, 1, 2; received {version}",
                     err[0],
                 )
 
@@ -463,7 +472,7 @@ class SavedModelTest(parameterized.TestCase):
                 lines = outcome.stdout.decode().splitlines()
                 self.assertEqual(
                     outcome.stderr.decode().splitlines(),
-                    ["predict: 1 of 3 images got no answer"],
+                    ["predict: 1 of 3 images have no prediction"],
                 )
                 self.assertEqual(outcome.returncode, 1)
                 self.assertIn("red", lines[-3])
@@ -477,7 +486,7 @@ class SavedModelTest(parameterized.TestCase):
                 f"--saved_model={self.export_dir}", folder
             )
         self.assertEqual(code, 1)
-        self.assertIn("has no image", err[0])
+        self.assertIn("must hold images", err[0])
 
     def test_program_goes_on_after_a_bad_image_and_exits_with_1(self):
         code, out, err = self.predict(
@@ -486,7 +495,7 @@ class SavedModelTest(parameterized.TestCase):
             *("red.png", "text.png", "missing.png", "green.png"),
         )
         self.assertEqual(code, 1)
-        self.assertEqual(err, ["predict: 2 of 4 images got no answer"])
+        self.assertEqual(err, ["predict: 2 of 4 images have no prediction"])
         red, text, missing, green = map(json.loads, out)
         self.assertEqual(red["predictions"][0]["label"], "red")
         self.assertLen(green["predictions"], 4)
@@ -495,7 +504,7 @@ class SavedModelTest(parameterized.TestCase):
         self.assertEndsWith(missing["image"], "missing.png")
 
     @parameterized.parameters(
-        ([], "--saved_model=.*name images behind"),
+        ([], "--saved_model=.*name images after"),
         (["--saved_model=nowhere", "x.png"], "--saved_model=nowhere"),
         (["--saved_model=here"], "--saved_model=here"),
         (["--saved_model=a", "--server=b:1", "x.png"], "--saved_model=a"),

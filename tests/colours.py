@@ -1,11 +1,17 @@
 """A network that is a few lines long and says which colour is strongest."""
 
+import atexit
+import functools
+import shutil
+import tempfile
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_resnet.data import views
 from keras_resnet.serving import export as export_lib
+from keras_resnet.serving import versions
 
 LABELS = ["dark", "red", "green", "blue"]
 PREPROCESSING = views.Preprocessing(4, 3, 4, np.zeros([3], np.float32))
@@ -27,6 +33,23 @@ def export(export_dir, labels=LABELS, **arguments):
     return export_lib.export(
         colour_network(), PREPROCESSING, labels, export_dir, **arguments
     )
+
+
+@functools.cache
+def _exported(labels):
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return export(folder.name, labels, warmup_batch_sizes=[1, 3])
+
+
+def publish(export_dir, labels=LABELS):
+    """The next version of the network: a copy of one export per process."""
+    path = _exported(tuple(labels))
+
+    def write(directory):
+        shutil.copytree(path, directory, dirs_exist_ok=True)
+
+    return versions.publish(export_dir, write)
 
 
 def image(colour, strength=255):

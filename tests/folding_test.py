@@ -1,4 +1,4 @@
-"""Folded networks answer as the networks do.
+"""Folded networks predict the same as the networks.
 
 Truth is the Keras model, whose normalizations have statistics of their own.
 """
@@ -59,7 +59,7 @@ def images(size=12, count=3):
 
 
 def traced(model, precision="float32"):
-    """The nodes of the graph of a folded network, and what it captures."""
+    """The nodes and the captured tensors of a folded network's graph."""
     function = tf.function(folding.fold(model, precision), autograph=False)
     graph = function.get_concrete_function(
         tf.TensorSpec(model.input_shape, tf.float32, name="image")
@@ -359,7 +359,7 @@ CHANGES = {
 
 
 class UnknownLayersTest(parameterized.TestCase):
-    """What is not known is computed by Keras, and no variable is left."""
+    """Keras computes unknown layers, and no variables remain."""
 
     def assert_answers_as(self, model, tolerance=1e-3):
         expected = np.asarray(model(images(), training=False), "float32")
@@ -439,7 +439,7 @@ class GraphTest(parameterized.TestCase):
         self.assertLen(normalizations, count)
 
     def test_every_sum_is_part_of_a_convolution(self):
-        """What TensorFlow executes on processors where oneDNN is at work."""
+        """The kernels that TensorFlow runs on processors with oneDNN."""
         function = folding.fold(network(IMAGENET, 20))
         metadata = tf.compat.v1.RunMetadata()
         with tf.Graph().as_default(), tf.compat.v1.Session() as session:

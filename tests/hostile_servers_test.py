@@ -15,7 +15,8 @@ from absl.testing import parameterized
 from tensorflow_serving.apis import predict_pb2
 
 from keras_resnet.serving import client as client_lib
-from keras_resnet.serving import servers
+from keras_resnet.serving import connection
+from keras_resnet.serving import errors
 from tests import answering
 from tests import programs
 
@@ -51,18 +52,18 @@ DOCUMENTS = {
     "list": ([], "must be an object"),
     "number": (1, "must be an object"),
     "text": ("text", "must be an object"),
-    "empty": ({}, "no list of predictions"),
-    "error": ({"error": "no"}, "no list of predictions"),
-    "predictions_null": ({"predictions": None}, "no list of predictions"),
-    "predictions_object": ({"predictions": {"0": 1}}, "no list of pred"),
+    "empty": ({}, "have a list of predictions"),
+    "error": ({"error": "no"}, "have a list of predictions"),
+    "predictions_null": ({"predictions": None}, "have a list of predictions"),
+    "predictions_object": ({"predictions": {"0": 1}}, "have a list of pred"),
     "fewer": ({"predictions": [RIGHT]}, "2 predictions, received 1"),
     "more": ({"predictions": [RIGHT] * 3}, "2 predictions, received 3"),
     "none": ({"predictions": []}, "2 predictions, received 0"),
     "first_is_null": ({"predictions": [None, RIGHT]}, "the same outputs"),
     "second_is_null": ({"predictions": [RIGHT, None]}, "the same outputs"),
     "second_differs": ({"predictions": [RIGHT, {"a": 1}]}, "same outputs"),
-    "rows_null": ({"predictions": [None] * 2}, "not written by apps.export"),
-    "other_outputs": ({"predictions": [{"a": 1}] * 2}, "answers with a"),
+    "rows_null": ({"predictions": [None] * 2}, "apps.export did not write"),
+    "other_outputs": ({"predictions": [{"a": 1}] * 2}, "classes, received a"),
     "probabilities_null": (twice(probabilities=None), "received null"),
     "scalar": (twice(probabilities=0.5), "a list for each image"),
     "object": (twice(probabilities={"a": 1}), "a list for each image"),
@@ -89,7 +90,7 @@ DOCUMENTS = {
     "class_list": (twice(classes=["dog"]), "classes must be text"),
     "class_of_other_labels": (
         twice(classes="cow"),
-        "labels call dog, rec.*cow",
+        "most probable of the labels, dog, rec.*cow",
     ),
 }
 BODIES = {
@@ -106,29 +107,29 @@ BODIES = {
 ANSWERS = {
     "gzip": (
         answering.http_answer(b"x", headers=("Content-Encoding: gzip",)),
-        "Content-Encoding is gzip",
+        "not be compressed, received gzip",
     ),
     "longer_than_allowed": (
         at_once(HEAD + b"Content-Length: 99999999999\r\n\r\n"),
-        "more than 16,777,216 bytes",
+        "at most 16,777,216 bytes",
     ),
-    "without_end": (forever(HEAD + b"\r\n", bytes(2**16)), "more than 16"),
+    "without_end": (forever(HEAD + b"\r\n", bytes(2**16)), "at most 16"),
     "chunks_without_end": (
         forever(CHUNKED, b"10000\r\n" + bytes(2**16) + b"\r\n"),
-        "more than 16",
+        "at most 16",
     ),
     "huge_chunk": (
         forever(CHUNKED + b"f" * 15 + b"\r\n", bytes(2**16)),
-        "more than 16",
+        "at most 16",
     ),
     "negative_chunk": (
         forever(CHUNKED + b"-1\r\n", bytes(2**16)),
-        "more than 16",
+        "at most 16",
     ),
     "headers_without_end": (forever(HEAD, b"A: b\r\n" * 99), "100 headers"),
     "long_header": (forever(HEAD + b"A: ", bytes(2**16)), "65536 bytes"),
-    "no_http": (at_once(b"SSH-2.0-x\r\n"), "no HTTP"),
-    "bad_status": (at_once(b"HTTP/1.1 x OK\r\n\r\n"), "no HTTP"),
+    "no_http": (at_once(b"SSH-2.0-x\r\n"), "must be HTTP"),
+    "bad_status": (at_once(b"HTTP/1.1 x OK\r\n\r\n"), "must be HTTP"),
     "closed": (at_once(b""), "UNAVAILABLE.*closed the connection too early"),
     "cut_in_headers": (at_once(HEAD + b"Conte"), "closed the connection"),
     "cut_in_body": (
@@ -250,7 +251,11 @@ TENSORS = {
     "fewer_classes": ("classes", tensor([b"dog"], object), "2 values"),
     "class_rows": ("classes", tensor([[b"dog"]] * 2, object), "one dimension"),
     "class_bytes": ("classes", tensor([b"\xff"] * 2, object), "be UTF-8"),
-    "other_class": ("classes", tensor([b"owl"] * 2, object), "labels call dog"),
+    "other_class": (
+        "classes",
+        tensor([b"owl"] * 2, object),
+        "most probable of the labels, dog",
+    ),
     "many_classes": (
         "classes",
         raw_tensor(STRING, [10**9], string_val=[b"dog"]),
@@ -285,10 +290,10 @@ def grpc_right(message, **changes):
 class HostileServersTest(parameterized.TestCase):
     def fails(self, address, message, images=2, **arguments):
         """Asked, the server is an error of one line that names it."""
-        network = servers.connect(
+        network = connection.connect(
             address, "m", **{"attempts": 1, "timeout_seconds": 10, **arguments}
         )
-        with self.assertRaisesRegex(servers.Unanswered, message) as caught:
+        with self.assertRaisesRegex(errors.ServerError, message) as caught:
             client_lib.Client(network).predict([b"image"] * images)
         self.assertStartsWith(str(caught.exception), f"{address} (m")
         self.assertNotIn("\n", str(caught.exception))
@@ -303,7 +308,7 @@ class HostileServersTest(parameterized.TestCase):
         self.assertEqual(answer.best[0], ("dog", 0.5))
 
     def ask(self, address, **arguments):
-        network = servers.connect(address, "m", **arguments)
+        network = connection.connect(address, "m", **arguments)
         return client_lib.Client(network).predict([b"image"])
 
     @parameterized.named_parameters(
@@ -340,7 +345,7 @@ class HostileServersTest(parameterized.TestCase):
     def test_version_that_is_not_known(self, document):
         answer = answering.http_answer(json.dumps(document).encode())
         with answering.rest(answering.instead("metadata", answer)) as address:
-            self.fails(address, "which version|must be an object")
+            self.fails(address, "name the version|must be an object")
             # Nobody needs to be asked for a version that is named.
             (found,) = self.ask(address, version="1")
         self.assertEqual(found.best[0], ("dog", 0.5))
@@ -376,11 +381,15 @@ class HostileServersTest(parameterized.TestCase):
             self.fails(address, "labels|values")
 
     @parameterized.named_parameters(
-        ("empty", b"", "which version"),
-        ("bytes", b"\xff" * 99, "no PredictResponse"),
-        ("cut", response(classes=tensor([1.0]))[:-1], "no PredictResponse"),
-        ("no_outputs", response(), "answers with nothing"),
-        ("negative_version", response(-1), "which version"),
+        ("empty", b"", "name the version"),
+        ("bytes", b"\xff" * 99, "must be a PredictResponse"),
+        (
+            "cut",
+            response(classes=tensor([1.0]))[:-1],
+            "must be a PredictResponse",
+        ),
+        ("no_outputs", response(), "received nothing"),
+        ("negative_version", response(-1), "name the version"),
         ("too_long", bytes(2**24 + 1), "larger than max.*batch_size"),
     )
     def test_message_of_grpc(self, message, expected):
@@ -389,7 +398,7 @@ class HostileServersTest(parameterized.TestCase):
 
     def test_other_version_than_was_asked_is_an_error(self):
         with answering.grpc_server(grpc_right) as address:
-            self.fails(address, "version 1, asked was version 2", version="2")
+            self.fails(address, "version 2, received version 1", version="2")
 
     def test_compressed_message_is_rejected(self):
         with answering.grpc_server(
@@ -414,12 +423,12 @@ class HostileServersTest(parameterized.TestCase):
 
         serve = answering.rest if kind == "rest" else answering.grpc_server
         with serve(silent) as address:
-            network = servers.connect(address, "m", timeout_seconds=60)
+            network = connection.connect(address, "m", timeout_seconds=60)
             stopper = threading.Thread(
                 target=lambda: (asked.wait(60), stopped.set())
             )
             stopper.start()
-            with self.assertRaisesRegex(servers.Unanswered, "CANCELLED"):
+            with self.assertRaisesRegex(errors.ServerError, "CANCELLED"):
                 network.predict([b"image"], stopped)
             stopper.join()
             released.set()
@@ -464,7 +473,7 @@ class HostileServersTest(parameterized.TestCase):
             (answering.http_answer(b"[" * 90_000), "must be JSON"),
             (
                 answering.http_answer(b'{"error": "\\u001b[2J"}', "500 Bad"),
-                r"HTTP 500: it failed: \x1b2J",
+                r"HTTP 500: the request failed: \x1b2J",
             ),
             (
                 answering.http_answer(json.dumps(twice()).encode()),
@@ -585,7 +594,7 @@ class VersionsTest(parameterized.TestCase):
                 return requests[0]
 
         with getattr(self, kind)(served) as address:
-            network = servers.connect(address, "m")
+            network = connection.connect(address, "m")
             client = client_lib.Client(network, batch_size=2, in_flight=3)
             found = self.check(client.predict([b"image"] * 20))
         self.assertLen(set(found), 10)
@@ -593,7 +602,7 @@ class VersionsTest(parameterized.TestCase):
     def test_version_that_is_unloaded_between_requests_is_asked_anew(self):
         versions = iter([1, 2, 2, 3])  # 3 answers all that follows
         with self.rest(lambda: next(versions, 3), unloads=True) as address:
-            network = servers.connect(address, "m")
+            network = connection.connect(address, "m")
             answers = client_lib.Client(network).predict([b"image"])
         self.assertEqual(self.check(answers), [3])
 

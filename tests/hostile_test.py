@@ -1,7 +1,7 @@
 """Damaged and hostile inputs against the exported signatures.
 
-Each is an InvalidArgument or the answer that the network gives to what the
-decoder makes of it; never a crash, a hang, or gigabytes.
+Each input leads to an InvalidArgument or to the prediction for the decoded
+pixels, and never to a crash, a hang, or gigabytes of memory.
 """
 
 import io
@@ -185,7 +185,7 @@ class HostileTest(parameterized.TestCase):
 
     def ask(self, contents):
         folder = self.enter_context(tempfile.TemporaryDirectory())
-        path = colours.export(os.path.join(folder, "exported"))
+        path = colours.publish(os.path.join(folder, "exported"))
         asked = os.path.join(folder, "asked")
         os.mkdir(asked)
         for i, content in enumerate(contents):
@@ -228,8 +228,8 @@ class HostileTest(parameterized.TestCase):
         ends = self.ask(damaged(100, seed=1))
         good = len(pictures())
         refused = [e[1] == "INVALID_ARGUMENT" for e in ends]
-        # The good ones are answered, but for the 1-bit PNG... none; the
-        # animated WebP is refused. What promises too much is refused.
+        # Of the good ones only the animated WebP is rejected. All headers that
+        # promise too many pixels are rejected.
         self.assertEqual(sum(refused[: good + 1]), 1)
         self.assertTrue(all(refused[good + 1 : 2 * good + 2]))
 

@@ -1,4 +1,4 @@
-"""What is read of names that may be anything."""
+"""Images are read by name, and any name is safe to read."""
 
 import base64
 import io
@@ -163,8 +163,8 @@ class InputsTest(parameterized.TestCase):
         ("data:," + "x" * 11, "at most 10 bytes"),
         ("data:," + "x" * 1000, "at most 10 bytes"),
         ("data:;base64," + base64.b64encode(bytes(11)).decode(), "at most 10"),
-        ("https://host/x.png", "only file: and data:"),
-        ("gs://bucket/x.png", "only file: and data:"),
+        ("https://host/x.png", "start with file: or data:"),
+        ("gs://bucket/x.png", "start with file: or data:"),
         ("file://host/x.png", "of this machine"),
         ("file:///%00", "null"),
         ("file:///none", "No such file"),

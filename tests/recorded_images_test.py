@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl.testing import absltest
 
 from keras_resnet.data import datasets
-from keras_resnet.serving import sources as serving_sources
+from keras_resnet.serving import model_sources
 from keras_resnet.training import configs
 from keras_resnet.training import memory
 from keras_resnet.training import workdirs
@@ -67,7 +67,7 @@ class WorkdirTest(tiny_runs.TestCase):
             self.assert_evaluates(
                 f"--dataset={name}", line="--batch_size=100: a batch of 4 ima"
             )
-        source = serving_sources.of_workdir(self.workdir)
+        source = model_sources.from_workdir(self.workdir)
         with self.assertRaisesRegex(ValueError, line):
             source.images(10)
         # An earlier version of this package recorded no images.

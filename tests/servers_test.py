@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,10 @@ from tensorflow_serving.apis import model_service_pb2_grpc
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from keras_resnet.serving import client as client_lib
+from keras_resnet.serving import connection
+from keras_resnet.serving import errors
+from keras_resnet.serving import grpc_servers
+from keras_resnet.serving import rest_servers
 from keras_resnet.serving import servers
 from tests import colours
 from tests import programs
@@ -38,7 +41,7 @@ class ServersTestCase(parameterized.TestCase):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         cls.export_dir = os.path.join(folder.name, "exported")
-        cls.path = colours.export(cls.export_dir, warmup_batch_sizes=[1, 3])
+        cls.path = colours.publish(cls.export_dir)
         cls.loaded = {1: tf_serving.Loaded(cls.path)}
         cls.addClassCleanup(cls.loaded[1].session.close)
         tf_serving.replay(cls.path, cls.loaded[1])
@@ -52,11 +55,11 @@ class ServersTestCase(parameterized.TestCase):
 
     def connect(self, addresses, kind, name=NAME, **arguments):
         address = getattr(addresses, kind)
-        return servers.connect(address, name, **arguments)
+        return connection.connect(address, name, **arguments)
 
 
 class ProtocolTest(ServersTestCase):
-    """What both kinds of servers answer."""
+    """Responses of both kinds of servers."""
 
     @parameterized.parameters("grpc", "rest")
     def test_answers_are_those_of_the_saved_model(self, kind):
@@ -104,7 +107,7 @@ class ProtocolTest(ServersTestCase):
         addresses = self.serve()
         client = client_lib.Client(self.connect(addresses, kind, **wrong))
         with self.assertRaisesRegex(
-            servers.Unanswered, "NOT_FOUND.*Servable not found for request"
+            errors.ServerError, "NOT_FOUND.*Servable not found for request"
         ) as caught:
             client.predict([colours.image("red")])
         self.assertEqual(caught.exception.code, "NOT_FOUND")
@@ -125,7 +128,7 @@ class ProtocolTest(ServersTestCase):
         addresses = self.serve()
         version = "canary" if what == "label" else None
         network = self.connect(addresses, kind, version=version)
-        ask = network._ask
+        ask = network._send
 
         def of_another_model(signature, inputs, version, deadline):
             (values,) = inputs.values()
@@ -140,8 +143,8 @@ class ProtocolTest(ServersTestCase):
 
         images = [colours.image("red"), colours.image("blue")]
         with (
-            mock.patch.object(network, "_ask", of_another_model),
-            self.assertRaisesRegex(servers.Unanswered, message),
+            mock.patch.object(network, "_send", of_another_model),
+            self.assertRaisesRegex(errors.ServerError, message),
         ):
             client_lib.Client(network).predict(images)
         asks_for_version = kind == "rest" and what != "label"
@@ -171,8 +174,8 @@ class ProtocolTest(ServersTestCase):
         addresses = self.serve(fault=lambda: silence)
         network = self.connect(addresses, kind, timeout_seconds=0.1, attempts=2)
         with self.assertRaisesRegex(
-            servers.Unanswered,
-            "DEADLINE_EXCEEDED: no answer within 0.1 seconds, asked 2 times",
+            errors.ServerError,
+            "DEADLINE_EXCEEDED: no response within 0.1 seconds, in 2 attempts",
         ):
             network.predict([colours.image("red")])
 
@@ -180,15 +183,15 @@ class ProtocolTest(ServersTestCase):
     def test_nobody_at_the_address_is_unavailable(self, address):
         with tf_serving.serve(NAME, self.export_dir) as addresses:
             port = addresses.grpc.rpartition(":")[2]
-        network = servers.connect(address.format(port), NAME, attempts=2)
-        with self.assertRaisesRegex(servers.Unanswered, "UNAVAILABLE"):
+        network = connection.connect(address.format(port), NAME, attempts=2)
+        with self.assertRaisesRegex(errors.ServerError, "UNAVAILABLE"):
             network.predict([colours.image("red")])
 
     @parameterized.parameters("grpc", "rest")
     def test_version_and_labels_of_versions_are_asked_for(self, kind):
         folder = self.enter_context(tempfile.TemporaryDirectory())
-        shutil.copytree(self.path, os.path.join(folder, "1"))
-        colours.export(folder, OTHER_LABELS)
+        colours.publish(folder)
+        colours.publish(folder, OTHER_LABELS)
         addresses = self.serve(folder, labels={"stable": 1, "canary": 2})
         for version, expected in (
             (None, "rot"),
@@ -206,11 +209,11 @@ class ProtocolTest(ServersTestCase):
     @parameterized.parameters("grpc", "rest")
     def test_labels_follow_a_server_that_goes_on_to_another_version(self, kind):
         folder = self.enter_context(tempfile.TemporaryDirectory())
-        shutil.copytree(self.path, os.path.join(folder, "1"))
+        colours.publish(folder)
         client = client_lib.Client(self.connect(self.serve(folder), kind))
         images = [colours.image("green")]
         self.assertEqual(client.predict(images)[0].best[0][0], "green")
-        colours.export(folder, OTHER_LABELS)
+        colours.publish(folder, OTHER_LABELS)
         self.assertEqual(
             sorted(label for label, _ in client.predict(images)[0].best),
             sorted(OTHER_LABELS),
@@ -219,12 +222,12 @@ class ProtocolTest(ServersTestCase):
     @parameterized.parameters("grpc", "rest")
     def test_network_without_classify_gets_its_best_label(self, kind):
         network = self.connect(self.serve(), kind)
-        ask = network._ask
+        ask = network._send
 
         def without_classify(signature, *arguments):
             return ask(signature.replace("classify", "none"), *arguments)
 
-        with mock.patch.object(network, "_ask", without_classify):
+        with mock.patch.object(network, "_send", without_classify):
             (answer,) = client_lib.Client(network).predict(
                 [colours.image("blue")]
             )
@@ -236,16 +239,17 @@ class ProtocolTest(ServersTestCase):
     @parameterized.parameters("grpc", "rest")
     def test_network_that_is_not_of_apps_export_is_said(self, kind):
         network = self.connect(self.serve(), kind)
-        ask = network._ask
+        ask = network._send
 
         def features(*arguments):
             version, found = ask(*arguments)
             return version, {"features": found["probabilities"]}
 
         with (
-            mock.patch.object(network, "_ask", features),
+            mock.patch.object(network, "_send", features),
             self.assertRaisesRegex(
-                servers.Unanswered, "not written by apps.export: .*features"
+                errors.ServerError,
+                "apps.export did not write this model: .*features",
             ),
         ):
             network.predict([colours.image("red")])
@@ -278,16 +282,16 @@ class ProtocolTest(ServersTestCase):
 
 class AddressTest(parameterized.TestCase):
     @parameterized.parameters(
-        ("localhost:8500", servers.GrpcServer),
-        ("localhost:8501", servers.RestServer),
-        ("http://localhost:8502", servers.RestServer),
-        ("https://host.example:443/", servers.RestServer),
-        ("HTTP://host:80/below/it", servers.RestServer),
-        ("[::1]:8500", servers.GrpcServer),
-        ("http://[::1]:8501", servers.RestServer),
+        ("localhost:8500", grpc_servers.GrpcServer),
+        ("localhost:8501", rest_servers.RestServer),
+        ("http://localhost:8502", rest_servers.RestServer),
+        ("https://host.example:443/", rest_servers.RestServer),
+        ("HTTP://host:80/below/it", rest_servers.RestServer),
+        ("[::1]:8500", grpc_servers.GrpcServer),
+        ("http://[::1]:8501", rest_servers.RestServer),
     )
     def test_address_says_how_a_server_is_asked(self, address, kind):
-        self.assertIsInstance(servers.connect(address, "m"), kind)
+        self.assertIsInstance(connection.connect(address, "m"), kind)
 
     @parameterized.parameters(
         "localhost",
@@ -314,14 +318,16 @@ class AddressTest(parameterized.TestCase):
     )
     def test_what_is_no_address_is_refused(self, address):
         with self.assertRaisesRegex(ValueError, re.escape(repr(address))):
-            servers.connect(address, "m")
+            connection.connect(address, "m")
 
     def test_package_that_grpc_needs_is_named_with_its_command(self):
         with (
             mock.patch.dict(sys.modules, {"tensorflow_serving.apis": None}),
-            self.assertRaisesRegex(ValueError, r"pip install .*\[serving\]"),
+            self.assertRaisesRegex(
+                ValueError, "pip install tensorflow-serving-api"
+            ),
         ):
-            servers.connect("localhost:8500", "m")
+            connection.connect("localhost:8500", "m")
 
 
 class TensorFlowServingTest(ServersTestCase):

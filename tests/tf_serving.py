@@ -1,8 +1,8 @@
-"""A server that speaks as TensorFlow Serving does, in the process of a test.
+"""A server with TensorFlow Serving's protocols, in the process of a test.
 
-The program itself is in no package registry. This is the official servicers
-over the loader and session that it uses, its codes of errors and its words, and
-its HTTP front: the URLs and the JSON of its REST interface.
+No package registry has the program itself. This server consists of the official
+servicers, over the same loader and session. It has the program's error codes
+and messages, and the URLs and the JSON of its REST interface.
 
     python -m tests.tf_serving --model_name=NAME --export_dir=DIR
 """
@@ -47,7 +47,7 @@ _METHOD = "tensorflow/serving/"
 
 
 class Error(Exception):
-    """What a server answers in place of an answer."""
+    """An error response of the server."""
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
@@ -98,14 +98,14 @@ class Loaded:
 
 
 class Fault(NamedTuple):
-    """What goes wrong with a request: a code at once, or a silence."""
+    """A fault of a request: an immediate error code, or a silence."""
 
     code: str | None
     seconds: float
 
 
 class Models:
-    """The versions of one model; the newest is served, and found at once."""
+    """The versions of one model, of which the newest is served."""
 
     def __init__(self, name, export_dir, labels=None, fault=None):
         self.name = name

@@ -1,4 +1,4 @@
-"""Versions appear whole or not at all, whatever happens to their export."""
+"""Versions appear as a whole or not at all, even if an export fails."""
 
 import os
 import subprocess
@@ -108,7 +108,7 @@ versions.publish(sys.argv[1], write)
         self.assertEqual(self.names(), ["4"])
 
     @parameterized.parameters(
-        ("gs://bucket/m", "copy it; received gs://bucket/m"),
+        ("gs://bucket/m", "local directory.*received gs://bucket/m"),
         (__file__, "must be a directory, received the file"),
     )
     def test_what_is_no_local_directory_is_refused(self, path, message):

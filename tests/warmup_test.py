@@ -1,4 +1,4 @@
-"""What a server reads back are the official messages."""
+"""Warm-up requests are the official messages of TensorFlow Serving."""
 
 import os
 import tempfile
@@ -68,7 +68,7 @@ class WarmupTest(parameterized.TestCase):
     )
     def test_what_is_no_batch_size_is_refused(self, sizes, message):
         with self.assertRaisesRegex(ValueError, message):
-            warmup.check(sizes)
+            warmup.check_batch_sizes(sizes)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ class Shortcut(keras.layers.Layer):
     """Base class of the shortcuts, `sum = h(x) + F`.
 
     Subclasses create their weights in `build` and compute the sum in `call`. A
-    unit creates its shortcut with `identifiers.get`, which sets `stride` and the
-    settings of the normalization.
+    unit creates its shortcut with `identifiers.get`, which sets `stride` and
+    the settings of the normalization.
 
     Args:
         stride: Stride of the unit, in pixels.

@@ -1,1 +1,1 @@
-"""Trained networks for programs that know nothing of Keras."""
+"""Exports trained networks, and predicts with exported networks."""

@@ -1,10 +1,10 @@
-"""Asks an exported network what is on images.
+"""Predicts images with an exported network.
 
     Client(SavedModel(EXPORT_DIR)).predict([image_bytes, ...], top=5)
-    Client(servers.connect("localhost:8500", "resnet50")).predict_files(paths)
+    Client(connect("localhost:8500", "resnet50")).predict_files(paths)
 
-The client cuts what it is asked into batches, has several of them on the way
-and sorts the answers out; the network behind it is whatever has `predict`.
+The client splits the images into batches, has several batches in flight, and
+returns the answers in order. Its network is any object with `predict`.
 """
 
 import collections
@@ -21,19 +21,21 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet.serving import errors
 from keras_resnet.serving import inputs
 from keras_resnet.serving import outputs
+from keras_resnet.serving import saved_model_paths
 from keras_resnet.serving import servers
 from keras_resnet.serving import versions
 
-# Of images; while they are sent, a batch is in memory up to four times.
+# Bytes of images. While a batch is sent, memory holds it up to four times.
 MAX_BYTES_IN_FLIGHT = 256_000_000
 _MAX_LABELS_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the network says of one image, or why it says nothing.
+    """Prediction for one image, or the reason for the error.
 
     Attributes:
         best: (label, probability) pairs, the most probable first.
@@ -45,45 +47,47 @@ class Answer:
 
 
 class Network(Protocol):
-    """Something that was exported and can be asked."""
+    """An exported network, on a server or in this process."""
 
     def predict(
         self,
         images: Sequence[bytes],
         stopped: threading.Event | None = None,
     ) -> outputs.Predictions:
-        """What it says of encoded images, with the labels of that answer.
+        """Returns the probabilities of encoded images, with their labels.
 
         Args:
-            images: encoded.
-            stopped: once it is set, nobody waits for the answer any more.
+            images: Encoded images.
+            stopped: Event that ends the wait for a response.
 
         Raises:
-            servers.Refused: one of the images cannot be used, so none was.
+            errors.RejectedError: If the network rejects one of the images, and
+                so the whole batch.
         """
 
 
 class SavedModel:
-    """An exported directory, in this process.
+    """An exported network in this process.
 
     Args:
-        directory: one version, or a directory of versions: the newest one.
+        directory: A version, or a directory of versions, whose newest is
+            loaded.
 
     Raises:
-        ValueError: it is neither, or was not written by `export`.
+        ValueError: If it is neither, or if `export` did not write it.
     """
 
     def __init__(self, directory: str | os.PathLike):
         self.directory = _version_directory(directory)
-        # The object that was loaded owns the variables: keep it.
+        # The loaded object owns the variables, so it is kept.
         self._loaded = _load(self.directory)
         self._signature = self._loaded.signatures.get("serving_default")
         path = os.path.join(self.directory, "assets", "labels.txt")
         if not _is_ours(self._signature) or not os.path.exists(path):
             raise ValueError(
-                "an exported network has assets/labels.txt and a signature "
-                "serving_default from image_bytes to probabilities; received "
-                f"{self.directory}, which has not"
+                "an exported network must have assets/labels.txt and a "
+                "signature serving_default from image_bytes to probabilities; "
+                f"received {self.directory}"
             )
         try:
             content = inputs.read_file(path, _MAX_LABELS_BYTES)
@@ -103,14 +107,14 @@ class SavedModel:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channels)` of what `views` takes."""
+        """`(height, width, channels)` of the images that `views` takes."""
         images = self._loaded.signatures.get("images")
         if images is None:
-            raise ValueError(f"{self.directory} has no signature images")
+            raise ValueError(f"{self.directory} must have the signature images")
         return tuple(images.structured_input_signature[1]["images"].shape[1:])
 
     def views(self, images) -> tf.Tensor:
-        """Probabilities of images that are decoded and cropped already.
+        """Returns the probabilities of decoded and cropped images.
 
         Args:
             images: uint8 `[images, height, width, channels]`.
@@ -125,22 +129,22 @@ class SavedModel:
         images: Sequence[bytes],
         stopped: threading.Event | None = None,
     ) -> outputs.Predictions:
-        """See `Network.predict`; an answer that is computed is not stopped.
+        """See `Network.predict`; `stopped` does not interrupt a computation.
 
         Raises:
-            ValueError: the answer is not valid.
+            ValueError: If the outputs are not valid.
         """
         try:
-            answer = self._signature(image_bytes=tf.constant(list(images)))
+            found = self._signature(image_bytes=tf.constant(list(images)))
         except tf.errors.InvalidArgumentError as error:
             reason = servers.sentence(error.message)
-            raise servers.Refused(reason) from error
+            raise errors.RejectedError(reason) from error
         except tf.errors.OpError as error:
             reason = servers.sentence(error.message)
             raise ValueError(f"{self.directory}: {reason}") from error
         try:
             rows = outputs.probabilities(
-                answer["probabilities"].numpy(), len(images)
+                found["probabilities"].numpy(), len(images)
             )
         except ValueError as error:
             raise ValueError(f"{self.directory}: {error}") from error
@@ -149,17 +153,17 @@ class SavedModel:
 
 
 class Client:
-    """Asks a network about any number of images.
+    """Predicts any number of images with a network.
 
-    Batches on the way have at most `MAX_BYTES_IN_FLIGHT` together, or one image
-    that is larger.
+    The batches in flight have at most `MAX_BYTES_IN_FLIGHT` together, except
+    for a single image that is larger.
 
     Args:
-        network: a `SavedModel`, or what `servers.connect` gives.
-        batch_size: how many images are sent at once, at most.
-        in_flight: how many batches are on the way at once, at most; a network
-            in this process keeps all processors busy with one.
-        max_image_bytes: size of the largest file that is read.
+        network: A `SavedModel`, or a server of `connection.connect`.
+        batch_size: Largest number of images in a batch.
+        in_flight: Largest number of batches in flight. For a network in this
+            process one is enough: it keeps all processors busy.
+        max_image_bytes: Size of the largest file that is read.
     """
 
     def __init__(
@@ -182,25 +186,24 @@ class Client:
         self._max_image_bytes = max_image_bytes
 
     def predict(self, images: Sequence[bytes], top: int = 5) -> list[Answer]:
-        """One answer an image, in the order of the images.
+        """Returns an answer for each image, in the order of the images.
 
-        An image that the network refuses gets an error; the others are
-        answered as if it had not been there.
+        An image that the network rejects gets an error, and does not change
+        the answers for the other images.
 
         Args:
-            images: encoded: JPEG, PNG, GIF, BMP or WebP.
-            top: how many labels an answer has, at most.
+            images: Encoded images: JPEG, PNG, GIF, BMP or WebP.
+            top: Largest number of labels in an answer.
 
         Raises:
-            servers.Unanswered: the network is behind a server that does not
-                answer.
+            errors.ServerError: If a server does not return a valid response.
         """
         return list(self._in_order(lambda image: image, images, top))
 
     def predict_files(
         self, names: Sequence[str], top: int = 5
     ) -> Iterator[Answer]:
-        """`predict` of what `inputs.read` reads, a few batches at a time."""
+        """Reads images with `inputs.read`, and yields their answers."""
 
         def read(name):
             return inputs.read(name, self._max_image_bytes)
@@ -223,9 +226,9 @@ class Client:
             for batch in self._batches(read, items):
                 while pending and not self._has_room(pending, batch):
                     yield from next_answers()
-                future = pool.submit(self._answers, batch, top, stopped)
+                future = pool.submit(self._answer, batch, top, stopped)
                 pending.append((batch.bytes, future))
-                del batch  # which the next one replaces in memory
+                del batch  # frees memory for the next one
                 while len(pending) >= self._in_flight:
                     yield from next_answers()
             while pending:
@@ -235,11 +238,11 @@ class Client:
             pool.shutdown(cancel_futures=True)
 
     def _has_room(self, pending, batch: "_Batch") -> bool:
-        on_the_way = sum(size for size, _ in pending)
-        return on_the_way + batch.bytes <= MAX_BYTES_IN_FLIGHT
+        in_flight = sum(size for size, _ in pending)
+        return in_flight + batch.bytes <= MAX_BYTES_IN_FLIGHT
 
     def _batches(self, read, items) -> Iterator["_Batch"]:
-        """Reads the items, and cuts them by their number and their bytes."""
+        """Reads the items, and splits them by number and bytes."""
         max_bytes = MAX_BYTES_IN_FLIGHT // self._in_flight
         batch = _Batch()
         for item in items:
@@ -259,25 +262,25 @@ class Client:
         if batch.parts:
             yield batch
 
-    def _answers(self, batch: "_Batch", top, stopped) -> list[Answer]:
+    def _answer(self, batch: "_Batch", top, stopped) -> list[Answer]:
         images = [part for part in batch.parts if isinstance(part, bytes)]
-        asked = iter(self._ask(images, top, stopped) if images else [])
+        predicted = iter(self._predict(images, top, stopped) if images else [])
         return [
-            next(asked) if isinstance(part, bytes) else part
+            next(predicted) if isinstance(part, bytes) else part
             for part in batch.parts
         ]
 
-    def _ask(self, images: Sequence[bytes], top, stopped) -> list[Answer]:
+    def _predict(self, images: Sequence[bytes], top, stopped) -> list[Answer]:
         try:
             found = self._network.predict(images, stopped)
-        except servers.Refused as error:
+        except errors.RejectedError as error:
             if len(images) == 1:
                 return [Answer(error=str(error))]
-            # One image spoils its batch: halve until it stands alone.
+            # One image fails its batch: halve the batch until it is alone.
             half = len(images) // 2
             return [
-                *self._ask(images[:half], top, stopped),
-                *self._ask(images[half:], top, stopped),
+                *self._predict(images[:half], top, stopped),
+                *self._predict(images[half:], top, stopped),
             ]
         return [
             Answer(_best(row, found.labels, top)) for row in found.probabilities
@@ -285,7 +288,7 @@ class Client:
 
 
 class _Batch:
-    """Images, and the answers of what could not be read, in order."""
+    """Images, and answers for images that could not be read, in order."""
 
     def __init__(self):
         self.parts: list[bytes | Answer] = []
@@ -308,20 +311,21 @@ def _version_directory(directory: str | os.PathLike) -> str:
     numbered = versions.numbered(directory)
     if not numbered:
         raise ValueError(
-            "a SavedModel directory holds saved_model.pb or versions (1, 2, "
-            f"...), received {directory}, which holds neither"
+            "a SavedModel directory must hold saved_model.pb or versions (1, "
+            f"2, ...), received {directory}, which holds neither"
         )
     return list(numbered.values())[-1]
 
 
 def _load(directory: str):
     for folder, _, names in os.walk(directory):
-        for name in names:  # TensorFlow would wait for a FIFO
+        for name in names:  # TensorFlow would wait for a FIFO's writer
             path = os.path.join(folder, name)
             if not os.path.isfile(path):
                 raise ValueError(f"{path} must be a regular file")
     try:
-        return tf.saved_model.load(directory)
+        with saved_model_paths.without_wildcards(directory) as path:
+            return tf.saved_model.load(path)
     except Exception as error:  # TensorFlow's loader raises any of them
         reason = servers.sentence(str(error)) or type(error).__name__
         raise ValueError(

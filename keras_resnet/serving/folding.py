@@ -1,29 +1,30 @@
-"""Networks whose convolutions carry the normalization.
+"""Folds batch normalization into the convolutions before it.
 
 At inference batch normalization is an affine map of each channel,
 
     y = scale * x + offset,  scale = gamma / sqrt(moving_variance + epsilon),
-                             offset = beta - scale * moving_mean,
+                             offset = beta - scale * moving_mean.
 
-and after a convolution it is part of that: kernel * scale and a bias, offset.
-The order of a unit stays as `layers.units` has it; its parts are replaced:
+After a convolution, it becomes a part of the convolution: the kernel is
+multiplied by the scale, and the offset is a bias. The order of a unit remains
+as in `layers.units`; its parts are replaced:
 
-    original, relu_before_addition,  norm_i goes into conv_i
+    original, relu_before_addition,  conv_i carries norm_i
     relu_only_pre_activation
-    pre_activation                   norm_{i+1} goes into conv_i; the first
-                                     one, on the sum, stays
-    batch_norm_after_addition        norm_i goes into conv_i; the last one, on
-                                     the sum, stays
+    pre_activation                   conv_i carries norm_{i+1}; the first norm,
+                                     on the sum, remains
+    batch_norm_after_addition        conv_i carries norm_i; the last norm, on
+                                     the sum, remains
 
-and the norm of a projection goes into the projection. What is left are
-convolutions, biases, sums and ReLUs over constants: TensorFlow computes one of
-each as one kernel, whose weights it prepares once.
+A projection carries its own norm. The result consists of convolutions, biases,
+sums and ReLUs over constants. TensorFlow computes one of each as one kernel,
+whose weights it prepares once.
 
-Around the units a network is the graph that Keras has of it: each operation is
-replaced where it stands, whatever it reads and whoever reads it. Only layers
-whose class and state are known here are replaced. Keras itself computes every
-other layer (quantized, with LoRA, subclassed, patched, of another package), in
-its own data type, with constants in the place of its variables.
+Outside the units, each operation of Keras' graph is replaced at its position,
+so any graph can be folded. Only layers whose class and state this module knows
+are replaced. Keras itself computes every other layer (quantized, with LoRA,
+subclassed, patched, of another package), in the layer's own data type, with
+constants instead of variables.
 """
 
 import collections
@@ -34,14 +35,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet import graphs
 from keras_resnet import layers
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 
 Function = Callable[..., tf.Tensor]
 
-# Layers without weights that give the same numbers in any floating point: they
-# keep the one that reaches them.
+# Layers without weights that return the same numbers in any floating-point
+# data type: they keep the data type of their input.
 _OF_ANY_PRECISION = (
     keras.layers.Dropout,
     keras.layers.Flatten,
@@ -53,30 +55,31 @@ _OF_ANY_PRECISION = (
 
 
 class ModelError(ValueError):
-    """A model that cannot be folded or exported as it is."""
+    """A model cannot be folded or exported as it is."""
 
 
 def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
-    """The inference function of a network, over constants.
+    """Returns the inference function of a network, over constants.
 
     Args:
-        model: a functional or sequential model with one input, such as a
-            network of `keras_resnet.resnet`, part of one, or a model that has
-            one inside. Several outputs may be asked for.
+        model: A functional or sequential model with one input and any number
+            of outputs, such as a network of `keras_resnet.resnet`, a part of
+            one, or a model that contains one.
         precision: `"float32"`; `"bfloat16"` for kernels and activations; or
-            `"int8"` for kernels, with a scale for each output channel, whose
-            activations are float32. The global pooling, the dense layers and
-            the outputs are float32 in all. Layers that Keras computes keep
-            their own data type.
+            `"int8"` for kernels, with a scale for each output channel and
+            float32 activations. The global pooling, the dense layers and the
+            outputs are always float32. Layers that Keras computes keep their
+            own data type.
 
     Returns:
-        A function of images, `[batch, height, width, channels]`, to what
-        `model(images, training=False)` gives. It has the weights of now.
+        The function from images, `[batch, height, width, channels]`, to
+        `model(images, training=False)`. Later changes of the model's weights
+        do not affect it.
 
     Raises:
-        ValueError: the precision is unknown.
-        ModelError: the model has several inputs, no graph, or a `call` that is
-            not Keras' own.
+        ValueError: If the precision is unknown.
+        ModelError: If the model has several inputs, no graph, or a `call` that
+            is not Keras' own.
 
     >>> import keras_resnet
     >>> model = keras_resnet.ResNet20()
@@ -87,19 +90,19 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
         raise ValueError(
             f"precision must be one of {PRECISIONS}, received {precision!r}"
         )
-    inputs = graph(model).inputs
+    inputs = checked_graph(model).inputs
     if len(inputs) != 1:
         raise ModelError(
             "a network that is folded must have one input, received "
             f"{model.name!r}, which has {len(inputs)}"
         )
-    answer = _graph_function(model, precision)
+    predict = _graph_function(model, precision)
 
     def network(images):
-        # TensorFlow does not trust the shape of what a graph is fed, and puts
-        # an addition into a convolution only where it knows both shapes.
+        # TensorFlow does not trust the shape of a graph's input, and fuses an
+        # addition into a convolution only if it knows both shapes.
         images = tf.ensure_shape(images, inputs[0].shape)
-        outputs = answer(packed(model, images))
+        outputs = predict(packed(model, images))
         return keras.tree.map_structure(
             lambda output: tf.cast(output, "float32"), outputs
         )
@@ -107,61 +110,61 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
     return network
 
 
-def graph(model: keras.Model):
-    """The graph of a functional or sequential model, as Keras has it.
+def has_checked_graph(operation: Any) -> bool:
+    """Whether an operation is a model with a graph and Keras' own `call`."""
+    return graphs.has_graph(operation) and _is_unpatched(operation)
+
+
+def checked_graph(model: keras.Model) -> Any:
+    """Returns `graphs.graph(model)` of a model that calls only its graph.
 
     Raises:
-        ModelError: it has no graph, or its class or the model itself replaces
-            Keras' `call`.
+        ModelError: If the model lacks a graph, or if its class or the model
+            itself replaces Keras' `call`.
     """
-    found = getattr(model, "_functional", model)  # of keras.Sequential
-    if not hasattr(found, "_nodes_by_depth") or not _is_unpatched(model):
+    if not has_checked_graph(model):
         raise ModelError(
             "the model must be a functional or a sequential one that is built, "
             f"whose call is Keras' own; received {model.name!r}, a "
             f"{type(model).__name__}"
         )
-    return found
+    return graphs.graph(model)
 
 
 def packed(model: keras.Model, images: Any) -> Any:
-    """Returns images as a model takes them: alone, or in a list or dict."""
-    return keras.tree.pack_sequence_as(graph(model)._inputs_struct, [images])
+    """Returns images in the model's input structure: alone, a list or a dict.
 
-
-def nodes(model: keras.Model) -> list[Any]:
-    """What a model calls: Keras' nodes, the last ones first."""
-    by_depth = graph(model)._nodes_by_depth
-    return [
-        node
-        for depth in sorted(by_depth)
-        for node in by_depth[depth]
-        if not node.is_input
-    ]
+    >>> image = keras.Input((4,), name="pixels")
+    >>> packed(keras.Model({"pixels": image}, image), 1)
+    {'pixels': 1}
+    """
+    structure = graphs.graph(model)._inputs_struct
+    return keras.tree.pack_sequence_as(structure, [images])
 
 
 def _graph_function(model, precision) -> Function:
-    """The operations of a model, each on what it reads there."""
+    """A function that runs the operations of a model's graph."""
     carried = _carried(model)
+    graph = graphs.graph(model)
     functions = {}
-    for operation in {node.operation for node in nodes(model)}:
+    for operation in {node.operation for node in graphs.nodes(model)}:
         folded = _folded(operation, carried, precision)
         functions[operation] = (
             _as_called(folded) if folded else _by_keras(operation)
         )
 
-    def answer(inputs):
-        # The data type, the rank and the order that the model asks for.
-        inputs = graph(model)._standardize_inputs(inputs)
-        outputs = graph(model)._run_through_graph(inputs, functions.__getitem__)
+    def predict(inputs):
+        # The data type, the rank and the order of the model's inputs.
+        inputs = graph._standardize_inputs(inputs)
+        outputs = graph._run_through_graph(inputs, functions.__getitem__)
         is_one = isinstance(outputs, (list, tuple)) and len(outputs) == 1
         return outputs[0] if is_one else outputs
 
-    return answer
+    return predict
 
 
 def _as_called(function) -> Function:
-    """As a graph calls it; masks and training change nothing here."""
+    """Drops the arguments of a graph's calls that inference ignores."""
     return lambda *args, training=None, mask=None, **kwargs: function(
         *args, **kwargs
     )
@@ -170,17 +173,19 @@ def _as_called(function) -> Function:
 def _carried(model) -> dict[Any, Any]:
     """Convolution -> the normalization that it can carry.
 
-    Nothing else reads the convolution, and each of the two is called once.
+    The normalization must be the only reader of the convolution's output, and
+    the model must call each of the two once.
     """
-    calls = collections.Counter(node.operation for node in nodes(model))
+    nodes = graphs.nodes(model)
+    calls = collections.Counter(node.operation for node in nodes)
     readers = collections.defaultdict(list)
-    for node in nodes(model):
+    for node in nodes:
         for tensor in node.input_tensors:
             readers[id(tensor)].append(node.operation)
-    for tensor in graph(model).outputs:
+    for tensor in graphs.graph(model).outputs:
         readers[id(tensor)].append(None)
     found = {}
-    for node in nodes(model):
+    for node in nodes:
         match node.operation, readers[id(node.outputs[0])]:
             case layers.Convolution() as convolution, [norm]:
                 if (
@@ -195,8 +200,8 @@ def _carried(model) -> dict[Any, Any]:
 def _is_plain(layer, *classes: type) -> bool:
     """Whether a layer computes exactly what one of these classes does.
 
-    A layer of a subclass may compute something else. So may one that Keras
-    quantized, one with a replaced method, and one without floating point.
+    These layers may compute something else: subclasses, quantized layers,
+    layers with a replaced method, and layers without floating point.
     """
     return (
         type(layer) in classes
@@ -221,7 +226,7 @@ def _is_unpatched(layer) -> bool:
 def _is_plain_norm(layer) -> bool:
     """Whether a layer is our normalization, of the last axis of images.
 
-    Synchronization, renormalization and masks change nothing at inference.
+    Synchronization, renormalization and masks have no effect at inference.
     """
     return (
         _is_plain(layer, layers.BatchNormalization)
@@ -261,18 +266,17 @@ def _is_plain_stack(layer) -> bool:
 def _is_plain_dense(layer) -> bool:
     return (
         _is_plain(layer, keras.layers.Dense)
-        # An activation that is a layer has weights or a data type of its own.
+        # An activation that is a layer can have weights and a data type.
         and not isinstance(layer.activation, keras.layers.Layer)
     )
 
 
 def _folded(operation, carried, precision) -> Function | None:
-    """The inference function of an operation that is known here, or None."""
+    """The inference function of a known operation, or None."""
     if isinstance(operation, keras.Model):
-        try:
+        if has_checked_graph(operation):
             return _graph_function(operation, precision)
-        except ModelError:  # of a class of its own
-            return None
+        return None
     if operation in carried.values():
         return _identity
     if _is_plain(operation, *_OF_ANY_PRECISION):
@@ -288,19 +292,19 @@ def _folded(operation, carried, precision) -> Function | None:
     if _is_plain(operation, layers.Convolution):
         function = _convolution(operation, carried.get(operation), precision)
     elif _is_plain_norm(operation):
-        function = _standing(operation)
+        function = _unfolded(operation)
     elif _is_plain_unit(operation):
         function = fold_unit(operation, precision)
     elif _is_plain_stack(operation):
         function = _stack(operation, precision)
     else:
         return None
-    # What stands before, such as an enlargement, may answer in float32.
+    # The layer before, such as an enlargement, may return float32.
     return lambda x: function(tf.cast(x, _compute_dtype(precision)))
 
 
 def _by_keras(operation) -> Function:
-    """An operation as Keras computes it, over constants."""
+    """The inference function of an operation that Keras computes."""
     variables = getattr(operation, "variables", ())
     values = [(variable, _array(variable)) for variable in variables]
     arguments: dict[str, Any] = {}
@@ -315,19 +319,19 @@ def _by_keras(operation) -> Function:
 
 
 def fold_unit(unit: layers.Unit, precision: str = "float32") -> Function:
-    """The inference function of one residual unit, over constants.
+    """Returns the inference function of one residual unit, over constants.
 
     Args:
-        unit: a built unit.
-        precision: as in `fold`.
+        unit: A built unit.
+        precision: See `fold`.
 
     Returns:
-        A function of x, `[batch, height, width, channels]` in the dtype of the
-        activations, to what `unit(x, training=False)` gives.
+        The function from x, `[batch, height, width, channels]` in the dtype of
+        the activations, to `unit(x, training=False)`.
 
     Raises:
-        ModelError: the unit, its shortcut or another part is of a class of its
-            own, whose order is not known here, or was changed.
+        ModelError: If the class of the unit, its shortcut or another part is
+            not this package's, or if one of them was patched.
 
     >>> x = tf.ones([1, 8, 8, 16])
     >>> unit = layers.OriginalUnit(16)
@@ -346,12 +350,14 @@ def fold_unit(unit: layers.Unit, precision: str = "float32") -> Function:
         after = [*norms[1:], None]
     elif isinstance(unit, layers.BatchNormAfterAdditionUnit):
         after[-1] = None
-    left = [_identity if norm in after else _standing(norm) for norm in norms]
+    remaining = [
+        _identity if norm in after else _unfolded(norm) for norm in norms
+    ]
     carrying = [
         _convolution(convolution, norm, precision)
         for convolution, norm in zip(convolutions, after, strict=True)
     ]
-    pairs = list(zip(carrying, left, strict=True))
+    pairs = list(zip(carrying, remaining, strict=True))
     folded = _Parts(
         unit,
         pairs=lambda: pairs,
@@ -374,7 +380,7 @@ def _shortcut(shortcut, precision) -> Function:
 
 
 class _Parts:
-    """A layer some of whose parts are others.
+    """A layer with some of its parts replaced.
 
     The layer's own `forward` or `call` runs on it, so that the order of a unit
     is written down once.
@@ -389,7 +395,7 @@ class _Parts:
 
 
 def _stack(stack, precision) -> Function:
-    """Unit after unit: a kernel that a loop reads is no constant."""
+    """The units one after the other: in a loop no kernel is a constant."""
     pattern = stack.pattern()
     functions = []
     for values in zip(*map(_array, stack.stacked), strict=True):
@@ -445,9 +451,9 @@ def _compute_dtype(precision: str) -> tf.DType:
 
 
 def _stored(kernel: np.ndarray, precision: str) -> Callable[[], Any]:
-    """What gives the kernel, from constants of the precision.
+    """A function that returns the kernel, from constants of the precision.
 
-    Of int8 the graph that is loaded makes float32 once, before it runs.
+    The loaded graph converts int8 to float32 once, before it runs.
     """
     if precision != "int8":
         kernel = kernel.astype(tf.as_dtype(precision).as_numpy_dtype)
@@ -458,11 +464,11 @@ def _stored(kernel: np.ndarray, precision: str) -> Callable[[], Any]:
     return lambda: tf.cast(steps, "float32") * scale
 
 
-def _standing(norm) -> Function:
-    """A normalization that no convolution can carry.
+def _unfolded(norm) -> Function:
+    """A normalization that no convolution carries.
 
-    TensorFlow computes it and the ReLU after it as one kernel, which a
-    multiplication and an addition would not become.
+    TensorFlow fuses this op with the ReLU after it. It would not fuse a
+    multiplication and an addition.
     """
     if norm is None:
         return _identity

@@ -1,11 +1,15 @@
-"""A network in the formats of other runtimes than TensorFlow's.
+"""Files of a network for runtimes other than TensorFlow.
 
-    model.tflite  LiteRT, of phones and small computers; float32, or int8 with
-                  activations whose ranges calibration images have shown
+    model.tflite  LiteRT, for phones and small computers; float32, or int8 with
+                  ranges of activations that calibration images determine
     model.onnx    ONNX Runtime and others; float32
 
-Both take `images`, uint8 [batch, height, width, channels], and give
-`probabilities`, float32 [batch, classes]; the preprocessing is inside.
+Both take `images`, uint8 [batch, height, width, channels], and return
+`probabilities`, float32 [batch, classes]. The preprocessing is included.
+
+`keras.Model.export(format=...)` calls the same converters, but on the model
+alone. Clients would have to preprocess images, and the normalizations would not
+be folded. The names would be Keras' own, and int8 would not be available.
 """
 
 import contextlib
@@ -15,6 +19,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -22,17 +27,19 @@ import tensorflow as tf
 FILES = {"litert": "model.tflite", "onnx": "model.onnx"}
 PRECISIONS = {"litert": ("float32", "int8"), "onnx": ("float32",)}
 
-_ONNX_OPSET = 17  # of 2022: what runtimes of today read
+_ONNX_OPSET = 17  # of 2022; current runtimes read it
 
 Function = Callable[[np.ndarray], np.ndarray]
 
 
-def check(formats: tuple[str, ...], precision: str) -> None:
-    """Says what cannot be written, before anything is.
+def check_formats(formats: Sequence[str], precision: str) -> None:
+    """Checks formats before anything is written.
 
     Raises:
-        ValueError: a format is unknown, has no such precision, or needs a
-            package that is not installed.
+        ValueError: If a format is unknown, does not have the precision, or
+            needs a package that is not installed.
+
+    >>> check_formats(["saved_model", "litert"], "int8")
     """
     for name in formats:
         if name not in ("saved_model", *FILES):
@@ -42,7 +49,7 @@ def check(formats: tuple[str, ...], precision: str) -> None:
             )
         if name in FILES and precision not in PRECISIONS[name]:
             raise ValueError(
-                f"{name} is written in {' or '.join(PRECISIONS[name])}, "
+                f"{name} must be written in {' or '.join(PRECISIONS[name])}, "
                 f"received the precision {precision}"
             )
     if "onnx" in formats:
@@ -51,22 +58,22 @@ def check(formats: tuple[str, ...], precision: str) -> None:
 
 def write_litert(
     path: str,
-    answer: Callable[[tf.Tensor], tf.Tensor],
+    probabilities: Callable[[tf.Tensor], tf.Tensor],
     images: tf.TensorSpec,
     calibration: np.ndarray | None = None,
 ) -> None:
-    """Writes a network for LiteRT; its signature is `images`.
+    """Writes a network for LiteRT, with the signature `images`.
 
     Args:
-        path: the file.
-        answer: from images to probabilities, over constants.
-        images: uint8, [None, height, width, channels], named "images".
-        calibration: None for float32; for int8 some views, uint8 [count,
-            height, width, channels].
+        path: The file.
+        probabilities: Function from images to probabilities, over constants.
+        images: uint8 `[None, height, width, channels]`, named "images".
+        calibration: None for float32. For int8, views as uint8 `[count,
+            height, width, channels]`.
     """
 
     def of_images(images):
-        return {"probabilities": answer(images)}
+        return {"probabilities": probabilities(images)}
 
     with tempfile.TemporaryDirectory() as scratch, without_notes():
         function = tf.function(of_images, [images], autograph=False)
@@ -85,7 +92,7 @@ def write_litert(
 
 
 def litert(path: str) -> Function:
-    """The function of a file that `write_litert` wrote, in this process."""
+    """Returns the function of a file of `write_litert`, in this process."""
     with without_notes():
         runner = tf.lite.Interpreter(path).get_signature_runner("images")
     return lambda images: runner(images=images)["probabilities"]
@@ -93,13 +100,13 @@ def litert(path: str) -> Function:
 
 def write_onnx(
     path: str,
-    answer: Callable[[tf.Tensor], tf.Tensor],
+    probabilities: Callable[[tf.Tensor], tf.Tensor],
     images: tf.TensorSpec,
 ) -> None:
-    """Writes a network for ONNX Runtime; the arguments of `write_litert`."""
+    """Writes a network for ONNX Runtime; see `write_litert` for arguments."""
 
     def of_images(images):
-        return {"probabilities": answer(images)}
+        return {"probabilities": probabilities(images)}
 
     tf2onnx, _ = _onnx_packages()
     with without_notes():
@@ -112,7 +119,7 @@ def write_onnx(
 
 
 def onnx(path: str) -> Function:
-    """The function of a file that `write_onnx` wrote, in this process."""
+    """Returns the function of a file of `write_onnx`, in this process."""
     _, onnxruntime = _onnx_packages()
     session = onnxruntime.InferenceSession(
         path, providers=["CPUExecutionProvider"]
@@ -134,10 +141,10 @@ def _onnx_packages():
 
 @contextlib.contextmanager
 def without_notes() -> Iterator[None]:
-    """Without what TensorFlow says of its own converters and sessions.
+    """Silences TensorFlow's notes about its own converters and sessions.
 
-    That tf.lite.Interpreter moves to another package, that the loader of
-    sessions is deprecated, that an input of uint8 has no statistics.
+    They say that tf.lite.Interpreter moves to another package, that the loader
+    of sessions is deprecated, and that a uint8 input lacks statistics.
     """
     logger = tf.get_logger()
     level = logger.level
@@ -151,5 +158,5 @@ def without_notes() -> Iterator[None]:
 
 
 def path(directory: str, name: str) -> str:
-    """Where a format stands in a version's directory."""
+    """Returns the path of a format in a version's directory."""
     return os.path.join(directory, FILES[name])

@@ -1,11 +1,12 @@
-"""Asks an HTTP server, within a time and a size.
+"""HTTP requests with a deadline and a limit on the response's size.
 
-`http.client` and `requests` bound the time of each read, so a server that sends
+`http.client` and `requests` limit the time of each read, so a server that sends
 one byte a second holds them forever. Here a deadline covers the look-up of the
 address, the connection, TLS, the request, and the headers and body of the
-answer. Another thread can stop a question earlier.
+response. Another thread can stop a request earlier.
 
-The client follows no redirect, uses no proxy and rejects compressed answers.
+The client does not follow redirects, does not use proxies, and rejects
+compressed responses.
 """
 
 import concurrent.futures
@@ -26,24 +27,24 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_STEP_SECONDS = 0.1  # after which a wait looks whether it has been stopped
+_STEP_SECONDS = 0.1  # between two looks at the event that stops a wait
 _SENT_BYTES = 2**16
 
 
 class Stopped(Exception):
-    """Another thread has stopped the question."""
+    """Another thread stopped the request."""
 
 
-class InvalidAnswer(Exception):
-    """A server has sent no HTTP, or more than the client reads."""
+class InvalidResponse(Exception):
+    """A response is not HTTP, or larger than the limit."""
 
 
 class Deadline:
-    """A time by which every wait ends.
+    """Time at which every wait ends.
 
     Args:
-        seconds: from now on.
-        stopped: ends the waits earlier, once it is set.
+        seconds: Time from now.
+        stopped: Event that ends the waits earlier.
     """
 
     def __init__(self, seconds: float, stopped: threading.Event):
@@ -52,17 +53,17 @@ class Deadline:
 
     @property
     def seconds_left(self) -> float:
-        """How long a wait may take now.
+        """Remaining time.
 
         Raises:
-            Stopped: it was.
-            TimeoutError: the time is over.
+            Stopped: If another thread stopped the request.
+            TimeoutError: If the deadline has passed.
         """
         if self._stopped.is_set():
-            raise Stopped("the question was stopped")
+            raise Stopped("the request was stopped")
         left = self._end - time.monotonic()
         if left <= 0:
-            raise TimeoutError("the time is over")
+            raise TimeoutError("the deadline has passed")
         return left
 
     def wait(
@@ -73,12 +74,12 @@ class Deadline:
         """Calls the operation until it returns, and returns its value.
 
         Args:
-            operation: takes seconds, after which it raises `waits`.
-            waits: the exception that says to call the operation again.
+            operation: Takes seconds, after which it raises `waits`.
+            waits: Exception that leads to another call.
 
         Raises:
-            Stopped: the question was stopped.
-            TimeoutError: the time is over.
+            Stopped: If another thread stopped the request.
+            TimeoutError: If the deadline has passed.
         """
         while True:
             seconds = min(self.seconds_left, _STEP_SECONDS)
@@ -88,8 +89,8 @@ class Deadline:
                 continue
 
 
-class Answer(NamedTuple):
-    """The answer of a server, of any status."""
+class Response(NamedTuple):
+    """A server's response, with any status."""
 
     status: int
     location: str | None
@@ -100,13 +101,12 @@ class HttpClient:
     """Connections to one server, for any number of threads.
 
     Args:
-        address: `http://HOST:PORT` or `https://HOST:PORT`, and a path if the
-            server is below one.
-        max_answer_bytes: size of the largest answer that is read, with its
-            headers.
+        address: `http://HOST:PORT` or `https://HOST:PORT`, with the path of
+            the server if it has one.
+        max_response_bytes: Size of the largest response, with its headers.
     """
 
-    def __init__(self, address: str, max_answer_bytes: int):
+    def __init__(self, address: str, max_response_bytes: int):
         parts = urllib.parse.urlsplit(address)
         self._host = parts.hostname or ""
         self._port = parts.port or 0
@@ -115,19 +115,21 @@ class HttpClient:
         self._context = None
         if parts.scheme == "https":
             self._context = ssl.create_default_context()
-        self._max_answer_bytes = max_answer_bytes
+        self._max_response_bytes = max_response_bytes
         self._idle: list[_Connection] = []
         self._lock = threading.Lock()
         weakref.finalize(self, _close, self._idle)
 
-    def ask(self, path: str, body: bytes | None, deadline: Deadline) -> Answer:
-        """Posts a body of JSON; without a body, gets the path.
+    def request(
+        self, path: str, body: bytes | None, deadline: Deadline
+    ) -> Response:
+        """Posts a body of JSON, or gets the path without a body.
 
         Raises:
-            InvalidAnswer: the answer is too large, or no HTTP.
-            OSError: the server cannot be reached, or has gone.
-            TimeoutError: the deadline has passed.
-            Stopped: the question was stopped.
+            InvalidResponse: If the response is too large or is not HTTP.
+            OSError: If the server cannot be reached or closes the connection.
+            TimeoutError: If the deadline has passed.
+            Stopped: If another thread stopped the request.
         """
         method = "GET" if body is None else "POST"
         lines = [
@@ -144,16 +146,16 @@ class HttpClient:
         head = "\r\n".join([*lines, "", ""]).encode("ascii")
         connection = self._idle_connection() or self._connect(deadline)
         try:
-            connection.begin(deadline, self._max_answer_bytes)
+            connection.begin(deadline, self._max_response_bytes)
             connection.send(head)
             connection.send(body or b"")
-            answer, stays_open = self._read(connection, method)
+            response, stays_open = self._read(connection, method)
         except (http.client.HTTPException, ValueError) as error:
             connection.close()
             if connection.has_ended:
                 raise _cut_off() from error
             reason = f"{type(error).__name__} {error}".strip()
-            raise InvalidAnswer(f"it is no HTTP: {reason}") from error
+            raise InvalidResponse(f"it must be HTTP: {reason}") from error
         except BaseException:
             connection.close()
             raise
@@ -162,28 +164,30 @@ class HttpClient:
                 self._idle.append(connection)
         else:
             connection.close()
-        return answer
+        return response
 
-    def _read(self, connection, method) -> tuple[Answer, bool]:
+    def _read(self, connection, method) -> tuple[Response, bool]:
         response = http.client.HTTPResponse(connection, method=method)
         response.begin()
         coding = response.headers.get("Content-Encoding", "identity")
         if coding.lower() != "identity":
-            raise InvalidAnswer(f"its Content-Encoding is {coding[:40]}")
-        limit = self._max_answer_bytes
+            raise InvalidResponse(
+                f"it must not be compressed, received {coding[:40]}"
+            )
+        limit = self._max_response_bytes
         if response.length is not None and response.length > limit:
-            raise InvalidAnswer(_too_large(limit))
-        # One more than can come: neither a length nor a chunk is believed.
+            raise InvalidResponse(_too_large(limit))
+        # One byte more than allowed: lengths and chunk sizes may be wrong.
         content = response.read(limit + 1)
         if len(content) > limit:
-            raise InvalidAnswer(_too_large(limit))
-        # Headers that are cut off have lost the length of the body.
+            raise InvalidResponse(_too_large(limit))
+        # Truncated headers lack the length of the body.
         if connection.has_ended and (response.length or not content):
             raise _cut_off()
         location = response.headers.get("Location")
         stays_open = response.isclosed() and not response.will_close
         response.close()
-        return Answer(response.status, location, content), stays_open
+        return Response(response.status, location, content), stays_open
 
     def _idle_connection(self) -> "_Connection | None":
         while True:
@@ -217,7 +221,7 @@ class HttpClient:
         raise error or OSError(f"{self._host} has no address")
 
     def _addresses(self, deadline: Deadline) -> list:
-        """Looks the host up in another thread: the call has no timeout."""
+        """Looks up the host in another thread: the call cannot time out."""
         found: concurrent.futures.Future = concurrent.futures.Future()
 
         def look_up():
@@ -275,13 +279,13 @@ def _connect(opened: socket.socket, address, deadline: Deadline) -> None:
 
 
 class _Connection:
-    """A connection as `http.client.HTTPResponse` reads it."""
+    """A connection with the interface that `http.client.HTTPResponse` needs."""
 
     def __init__(self, opened: socket.socket):
         self._socket = opened
 
     def begin(self, deadline: Deadline, max_bytes: int) -> None:
-        """Sets the bounds of the next question."""
+        """Sets the limits of the next request."""
         self._deadline = deadline
         self._max_bytes = max_bytes
         self._left = max_bytes
@@ -299,7 +303,7 @@ class _Connection:
 
     def receive_into(self, buffer) -> int:
         if self._left <= 0:
-            raise InvalidAnswer(_too_large(self._max_bytes))
+            raise InvalidResponse(_too_large(self._max_bytes))
 
         def some(seconds):
             self._socket.settimeout(seconds)
@@ -314,7 +318,7 @@ class _Connection:
         return io.BufferedReader(_Reader(self))
 
     def is_idle(self) -> bool:
-        """Whether the server has neither closed it nor sent more."""
+        """Whether the server has not closed it and has not sent data."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return not poll.poll(0)
@@ -341,4 +345,6 @@ def _cut_off() -> ConnectionResetError:
 
 
 def _too_large(limit: int) -> str:
-    return f"it has more than {limit:,} bytes; send fewer images (batch_size)"
+    return (
+        f"it must have at most {limit:,} bytes; send fewer images (batch_size)"
+    )

@@ -1,4 +1,4 @@
-"""Encoded images by name: files, folders, URLs, the standard input."""
+"""Reads encoded images from files, folders, URLs and the standard input."""
 
 import base64
 import io
@@ -23,11 +23,12 @@ _KINDS = {
 
 
 def expand(names: Sequence[str]) -> list[str]:
-    """The names, each folder replaced by the images below it, in order.
+    """Replaces each folder by the images below it, in order.
 
     Raises:
-        ValueError: a folder has no image, or the standard input is named twice.
-        OSError: a folder cannot be read.
+        ValueError: If a folder does not have images, or if the standard input
+            is named twice.
+        OSError: If a folder cannot be read.
 
     >>> expand(["a.png", "-", "data:image/png;base64,iVBORw0="])
     ['a.png', '-', 'data:image/png;base64,iVBORw0=']
@@ -47,7 +48,7 @@ def expand(names: Sequence[str]) -> list[str]:
         ]
         if not images:
             raise ValueError(
-                f"the folder {name} has no image: no file that ends with "
+                f"the folder {name} must hold images: files that end with "
                 + ", ".join(ENDINGS)
             )
         found += sorted(images)
@@ -62,13 +63,13 @@ def read(name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
     """Reads an encoded image.
 
     Args:
-        name: a path; `file:` or `data:`, a URL; `-`, the standard input.
-        max_bytes: size of the largest image that is read.
+        name: A path, a `file:` or `data:` URL, or `-` for the standard input.
+        max_bytes: Size of the largest image.
 
     Raises:
-        ValueError: the image is larger, is no regular file or cannot be read;
-            or the URL is damaged or of another kind. The message does not
-            repeat the name.
+        ValueError: If the image is larger, is not a regular file, or cannot be
+            read; or if the URL is damaged or of another kind. The message does
+            not repeat the name.
 
     >>> read("data:image/gif;base64,R0lGODlh")
     b'GIF89a'
@@ -83,7 +84,7 @@ def read(name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
             if scheme == "file":
                 return read_file(_path_of_url(name), max_bytes)
             if "://" in name:
-                raise ValueError("of URLs, only file: and data: are read")
+                raise ValueError("a URL must start with file: or data:")
         return read_file(name, max_bytes)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
@@ -92,16 +93,16 @@ def read(name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
 def read_file(path: str | os.PathLike, max_bytes: int) -> bytes:
     """Reads a regular file.
 
-    A FIFO would wait for a writer, and a device may have no end.
+    A FIFO would wait for a writer, and a device can be endless.
 
     Raises:
-        ValueError: the path is a device, a FIFO, a socket or a directory, or
-            has more bytes.
-        OSError: the file cannot be read.
+        ValueError: If the path is a device, a FIFO, a socket or a directory, or
+            if the file has more bytes.
+        OSError: If the file cannot be read.
     """
     # Opening a FIFO waits for a writer, and opening a device may act on it.
     _check_regular(os.stat(path), max_bytes)
-    # The path may have become another file, and some files of /proc wait.
+    # The path may name another file by now, and some files of /proc wait.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     with open(descriptor, "rb") as file:
         _check_regular(os.fstat(descriptor), max_bytes)
@@ -126,7 +127,7 @@ def _standard_input(max_bytes: int) -> bytes:
 
 
 def _bounded(file, max_bytes: int) -> bytes:
-    """Reads a file to its end; the size that it claims may be wrong."""
+    """Reads a file to its end; its reported size may be wrong."""
     content = io.BytesIO()
     while chunk := file.read(_CHUNK_BYTES):
         content.write(chunk)
@@ -143,7 +144,7 @@ def _too_large(max_bytes: int, received: str) -> ValueError:
 
 
 def _path_of_url(url: str) -> str:
-    """By hand: urllib's own opener may ask a proxy, or another host."""
+    """Without urllib's opener, which may contact a proxy or another host."""
     path = url.partition(":")[2].partition("#")[0]
     if path.startswith("//"):
         host, slash, path = path[2:].partition("/")
@@ -180,7 +181,7 @@ def _data_url(url: str, max_bytes: int) -> bytes:
 
 
 def shown(name: str) -> str:
-    """The name as it is printed: a data URL, which holds its image, is cut.
+    """Returns the name to print; a data URL, which holds its image, is cut.
 
     >>> shown("data:image/png;base64," + "A" * 1000)
     'data:image/png;base64,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA...'

@@ -1,7 +1,7 @@
-"""Checks the answers of networks and servers before anything uses them.
+"""Checks the outputs of networks and servers before anything uses them.
 
-An exported network of a stranger, or a program that is not TensorFlow Serving,
-may answer anything. Every check raises ValueError with the rule and the value.
+A stranger's exported network, or a program other than TensorFlow Serving, can
+return anything. Every check raises ValueError with the rule and the value.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Half precision and the decimals of JSON round a sum of 1, and a tie.
+# Half precision and the decimals of JSON round sums and ties.
 _SUM_TOLERANCE = 0.01
 _TIE_TOLERANCE = 1e-5
 _SHOWN_CHARACTERS = 60
 
 
 class Predictions(NamedTuple):
-    """The answer of a network to a batch.
+    """Predictions of a network for a batch.
 
     Attributes:
         probabilities: float32 `[images, classes]`.
-        labels: one a class.
+        labels: One for each class.
     """
 
     probabilities: np.ndarray
@@ -29,21 +29,21 @@ class Predictions(NamedTuple):
 
 
 def probabilities(values: Any, images: int) -> np.ndarray:
-    """Probabilities of images.
+    """Returns the probabilities of images after checking them.
 
     Args:
-        values: an array, or nested lists of JSON.
-        images: number of images that were sent.
+        values: An array, or nested lists of JSON.
+        images: Number of images in the request.
 
     Returns:
         float32 `[images, classes]`.
 
     Raises:
-        ValueError: the type, the shape or a value is wrong.
+        ValueError: If the type, the shape or a value is invalid.
     """
     name = "probabilities"
     if isinstance(values, np.ndarray):
-        # bfloat16 is a kind of its own, which float32 holds exactly.
+        # NumPy lacks a kind for bfloat16, which float32 holds exactly.
         if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
             raise _wrong(name, "be floating-point", values.dtype.name)
         if values.ndim != 2:
@@ -70,7 +70,7 @@ def probabilities(values: Any, images: int) -> np.ndarray:
 
 
 def _array(name: str, rows: Any) -> np.ndarray:
-    """Rows of JSON; NumPy itself would take text, null and truth too."""
+    """Rows of JSON; NumPy would also accept text, null and booleans."""
     if not isinstance(rows, list):
         raise _wrong(name, "be a list of rows", rows)
     for row in rows:
@@ -91,15 +91,15 @@ def _array(name: str, rows: Any) -> np.ndarray:
 
 
 def texts(name: str, values: Any, count: int) -> list[str]:
-    """Texts, one for each image or each class.
+    """Returns one text for each image or each class after checking them.
 
     Args:
-        name: of the values, for the message.
-        values: an array of bytes, or a list of JSON.
-        count: required number of values.
+        name: Name of the values, for the message.
+        values: An array of bytes, or a list of JSON.
+        count: Required number of values.
 
     Raises:
-        ValueError: the values have another type, or are more or fewer.
+        ValueError: If the type or the number of the values is wrong.
     """
     if isinstance(values, np.ndarray):
         if values.dtype != object:
@@ -128,19 +128,19 @@ def _text(name: str, value: Any) -> str:
 def check_best(
     rows: np.ndarray, classes: Sequence[str], labels: Sequence[str]
 ) -> None:
-    """Raises ValueError unless the labels are those of the answer's classes.
+    """Raises ValueError unless each class is a row's most probable label.
 
     Args:
-        rows: probabilities.
-        classes: the label of each row's most probable class.
-        labels: one a class.
+        rows: Probabilities.
+        classes: Label of each row's most probable class.
+        labels: One for each class.
     """
     for row, best in zip(rows, classes, strict=True):
         ties = np.flatnonzero(row >= row.max() - _TIE_TOLERANCE).tolist()
         if not any(labels[i] == best for i in ties):
             raise _wrong(
                 "classes",
-                "be the most probable class, which labels call "
+                "be the most probable of the labels, "
                 + _shown(labels[int(row.argmax())]),
                 best,
             )
@@ -151,7 +151,7 @@ def _wrong(name: str, rule: str, received: Any) -> ValueError:
 
 
 def _shown(value: Any) -> str:
-    """A value in a few characters; it may be long or deep."""
+    """A value in a few characters; the value may be long or deep."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, dict):

@@ -1,10 +1,10 @@
-"""A directory of numbered versions, each of which appears at once and whole.
+"""A directory of numbered versions, each published atomically.
 
     EXPORT_DIR/1/  EXPORT_DIR/2/  ...
 
-is what TensorFlow Serving watches: it loads a version as soon as it sees its
-number, and passes over every other name. So a version is written under
-another name beside its place, brought to the disk, and only then renamed.
+TensorFlow Serving watches such a directory. It loads a version as soon as it
+sees the number, and ignores all other names. So a version is written under
+another name, flushed to the disk, and then renamed.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ _UNFINISHED = ".unfinished-"
 
 
 def numbered(export_dir: str | os.PathLike) -> dict[int, str]:
-    """The versions that stand in a directory.
+    """Returns the versions in a directory.
 
     Args:
-        export_dir: a directory; it need not exist.
+        export_dir: A directory, which may not exist.
 
     Returns:
         version -> path, in ascending order.
@@ -38,35 +38,35 @@ def numbered(export_dir: str | os.PathLike) -> dict[int, str]:
     }
 
 
-def check(export_dir: str | os.PathLike) -> None:
-    """Says what can be no directory of versions.
+def check_export_dir(export_dir: str | os.PathLike) -> None:
+    """Checks that a path is, or can become, a local directory.
 
     Raises:
-        ValueError: it is a URL, or something else stands there.
+        ValueError: If it is a URL, or a file.
 
-    >>> check("exports/resnet50")
+    >>> check_export_dir("exports/resnet50")
     """
     path = os.fspath(export_dir)
     if "://" in path:
         raise ValueError(
-            "a version appears by a rename, which needs a local directory: "
-            f"export into one and copy it; received {path}"
+            "it must be a local directory, because a version is published by "
+            f"a rename; received {path}: export to a local one and copy it"
         )
     if os.path.lexists(path) and not os.path.isdir(path):
         raise ValueError(f"it must be a directory, received the file {path}")
 
 
 def find(export_dir: str | os.PathLike, version: str) -> str:
-    """The path of one version.
+    """Returns the path of one version.
 
     Raises:
-        ValueError: there is none of this number.
+        ValueError: If it does not exist.
     """
     there = numbered(export_dir)
     if not _is_number(version) or int(version) not in there:
         raise ValueError(
-            f"the versions in {os.fspath(export_dir)} are "
-            f"{', '.join(map(str, there)) or 'none'}, received {version}"
+            f"it must be one of the versions in {os.fspath(export_dir)}, "
+            f"{', '.join(map(str, there)) or 'none'}; received {version}"
         )
     return there[int(version)]
 
@@ -76,24 +76,24 @@ def publish(
     write: Callable[[str], None],
     version: int | None = None,
 ) -> str:
-    """EXPORT_DIR/<version>, filled by `write`; all of it or nothing.
+    """Publishes EXPORT_DIR/<version> atomically.
 
-    Exports into one directory may run at the same time. What a killed export
-    left is removed by the next one that runs alone.
+    Several exports into one directory may run at the same time. The next
+    export that runs alone removes the remains of a killed one.
 
     Args:
-        export_dir: a local directory; made where there is none.
-        write: called with the path of an empty directory, which it fills.
-        version: None: one more than the highest that stands there.
+        export_dir: A local directory; created if it does not exist.
+        write: Takes the path of an empty directory, and fills it.
+        version: None for one more than the highest existing version.
 
     Returns:
         The path of the new version.
 
     Raises:
-        FileExistsError: `version` stands there already.
-        ValueError: `export_dir` is no local directory.
+        FileExistsError: If `version` exists.
+        ValueError: If `export_dir` is not a local directory.
     """
-    check(export_dir)
+    check_export_dir(export_dir)
     if version is not None:
         _check_is_free(export_dir, version)
     os.makedirs(export_dir, exist_ok=True)
@@ -120,17 +120,17 @@ def _check_is_free(export_dir, version: int) -> None:
     taken = numbered(export_dir)
     if version in taken:
         raise FileExistsError(
-            f"version {version} stands in {export_dir} already; the next free "
-            f"one is {max(taken) + 1}"
+            f"version {version} exists in {export_dir}; the next free one is "
+            f"{max(taken) + 1}"
         )
 
 
 @contextlib.contextmanager
 def _lock(export_dir) -> Iterator[None]:
-    """Says "an export writes here"; removes left-overs if nobody else does.
+    """Locks a directory for exports; removes remains if no other one runs.
 
-    The system gives a lock up with its process, however that ends. On a file
-    system without locks nothing is removed.
+    The system releases a lock when its process ends for any reason. On a file
+    system without locks, nothing is removed.
     """
     descriptor = os.open(export_dir, os.O_RDONLY)
     try:
@@ -158,7 +158,7 @@ def _flush_all(directory: str) -> None:
 
 
 def _flush(path: str | os.PathLike) -> None:
-    """Brings a file, or the names in a directory, to the disk."""
+    """Writes a file, or the names in a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -178,6 +178,6 @@ def _rename(unfinished: str, export_dir, version: int | None) -> str:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-            # Another export was faster: take the number after its own.
+            # Another export took the number first: take the next one.
             if version is not None:
                 _check_is_free(export_dir, version)

@@ -1,13 +1,14 @@
-"""The requests that TensorFlow Serving asks a version before it serves it.
+"""Warm-up requests, which TensorFlow Serving runs before it serves a version.
 
     <version>/assets.extra/tf_serving_warmup_requests
 
-is a TFRecord file of PredictionLog, at most 1000: the first request of each
-kind and batch size is slow, and these are it.
+is a TFRecord file of at most 1000 PredictionLog messages. The first request of
+each signature and batch size is slow, and these requests take its place.
 
-The messages are those of tensorflow_serving/apis, version 2.21, in protocol
-buffers' wire format: an export then needs no package of TensorFlow Serving.
-The numbers are the fields':
+The messages are those of tensorflow_serving.apis, version 2.21, written in the
+wire format of protocol buffers. That package is an optional extra: an export
+must not depend on it, and a second writer that uses it would double this code.
+The tests read the file with the official messages. The fields are:
 
     PredictionLog          classify_log = 2, predict_log = 6
     ClassifyLog            request = 1
@@ -26,8 +27,10 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet.serving import examples
+
 PATH = os.path.join("assets.extra", "tf_serving_warmup_requests")
-MAX_REQUESTS = 1000  # of a file, by TensorFlow Serving
+MAX_REQUESTS = 1000  # in a file; a limit of TensorFlow Serving
 
 
 def write(
@@ -36,14 +39,13 @@ def write(
     image: np.ndarray,
     batch_sizes: Sequence[int],
 ) -> None:
-    """Writes requests for every signature, of these batch sizes.
+    """Writes a request to each signature for each batch size.
 
     Args:
-        directory: of the version.
-        model_name: what the requests call the model; the server that replays
-            them does not look.
-        image: one view, uint8 [height, width, channels].
-        batch_sizes: as many images has a request; empty for no file.
+        directory: Directory of the version.
+        model_name: Name of the model in the requests; a server ignores it.
+        image: A view, uint8 `[height, width, channels]`.
+        batch_sizes: Numbers of images in a request; empty for no file.
     """
     if not batch_sizes:
         return
@@ -55,11 +57,13 @@ def write(
                 file.write(record)
 
 
-def check(batch_sizes: Sequence[int]) -> None:
-    """Says what is no batch size.
+def check_batch_sizes(batch_sizes: Sequence[int]) -> None:
+    """Checks the batch sizes of warm-up requests.
 
     Raises:
-        ValueError: one is below 1, or there are too many.
+        ValueError: If one is below 1, or if there are too many.
+
+    >>> check_batch_sizes([1, 32])
     """
     for size in batch_sizes:
         if size < 1:
@@ -67,7 +71,7 @@ def check(batch_sizes: Sequence[int]) -> None:
     allowed = MAX_REQUESTS // 4
     if len(batch_sizes) > allowed:
         raise ValueError(
-            f"at most {allowed} batch sizes can be warmed up, four requests "
+            f"warm-up must have at most {allowed} batch sizes, four requests "
             f"each, received {len(batch_sizes)}"
         )
 
@@ -85,10 +89,7 @@ def _requests(model_name, image, size) -> Iterator[bytes]:
             2, _field(1, name.encode()) + _field(2, tensor)
         )
         yield _field(6, _field(1, request))
-    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
-    example = tf.train.Example(
-        features=tf.train.Features(feature={"image/encoded": feature})
-    ).SerializeToString()
+    example = examples.example(encoded)
     request = _model_spec(model_name, "classify") + _field(
         2, _field(1, _field(1, example) * size)
     )
@@ -100,7 +101,7 @@ def _model_spec(name: str, signature: str) -> bytes:
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """A field of bytes, text or a message."""
+    """A field with bytes, text or a message."""
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 

@@ -12,7 +12,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.serving import client
-from keras_resnet.serving import load
+from keras_resnet.serving import load_testing
 from tests import colours
 from tests import programs
 from tests import tf_serving
@@ -21,7 +21,7 @@ from tests import tf_serving
 class HoldTest(parameterized.TestCase):
     def test_images_are_sent_in_turn(self):
         asked = []
-        report = load.hold(
+        report = load_testing.run_load_test(
             asked.append,
             [b"0", b"1", b"2"],
             200,
@@ -44,7 +44,9 @@ class HoldTest(parameterized.TestCase):
                 error.code = "UNAVAILABLE"
                 raise error
 
-        report = load.hold(ask, [b"%d" % i for i in range(5)], 1000, 0.01)
+        report = load_testing.run_load_test(
+            ask, [b"%d" % i for i in range(5)], 1000, 0.01
+        )
         self.assertEqual(report.errors, {"ValueError": 2, "UNAVAILABLE": 2})
         self.assertEqual(report.to_json()["answers"], 6)
 
@@ -52,17 +54,17 @@ class HoldTest(parameterized.TestCase):
         gate = threading.Event()
         timer = threading.Timer(0.2, gate.set)
         timer.start()
-        report = load.hold(
+        report = load_testing.run_load_test(
             lambda _: gate.wait(), [b"1"], rate=1000, seconds=0.05, in_flight=1
         )
         timer.join()
-        # Each would take no time; all waited for the first one.
+        # Each response is immediate, but all wait for the first one.
         self.assertLen(report.latencies, 50)
         self.assertGreater(report.latencies.min(), 0.1)
 
     def test_quantiles_are_those_of_the_latencies(self):
         latencies = np.arange(1, 102) / 1000.0
-        report = load.Report(101, 101, {}, 2.0, latencies)
+        report = load_testing.LoadReport(101, 101, {}, 2.0, latencies)
         found = report.to_json()
         self.assertAlmostEqual(found["p50_ms"], 51.0)
         self.assertAlmostEqual(found["p99_ms"], 100.0)
@@ -79,16 +81,18 @@ class HoldTest(parameterized.TestCase):
             mock.patch.object(time, "sleep", side_effect=KeyboardInterrupt),
             self.assertRaises(KeyboardInterrupt),
         ):
-            load.hold(ask, [b"1"], rate=1, seconds=1)
+            load_testing.run_load_test(ask, [b"1"], rate=1, seconds=1)
         with (
             mock.patch.object(
-                load.concurrent.futures.Future,
+                load_testing.concurrent.futures.Future,
                 "result",
                 side_effect=KeyboardInterrupt,
             ),
             self.assertRaises(KeyboardInterrupt),
         ):
-            load.hold(ask, [b"1"], rate=100, seconds=0.1, in_flight=1)
+            load_testing.run_load_test(
+                ask, [b"1"], rate=100, seconds=0.1, in_flight=1
+            )
         self.assertFalse(gate.is_set())
 
     @parameterized.parameters(
@@ -101,13 +105,13 @@ class HoldTest(parameterized.TestCase):
     def test_numbers_that_are_not_above_0_are_refused(self, change, message):
         arguments = {"images": [b"1"], "rate": 1, "seconds": 1, **change}
         with self.assertRaisesRegex(ValueError, message):
-            load.hold(len, **arguments)
+            load_testing.run_load_test(len, **arguments)
 
 
 class ProgramTest(parameterized.TestCase):
     def test_program_loads_a_server(self):
         with tempfile.TemporaryDirectory() as folder:
-            colours.export(os.path.join(folder, "exported"))
+            colours.publish(os.path.join(folder, "exported"))
             with open(os.path.join(folder, "red.png"), "wb") as file:
                 file.write(colours.image("red"))
             with tf_serving.serve("m", f"{folder}/exported") as addresses:
@@ -129,7 +133,7 @@ class ProgramTest(parameterized.TestCase):
 
     def test_image_that_is_refused_is_named_in_one_line(self):
         with tempfile.TemporaryDirectory() as folder:
-            colours.export(os.path.join(folder, "exported"))
+            colours.publish(os.path.join(folder, "exported"))
             path = os.path.join(folder, "text.png")
             with open(path, "w") as file:
                 file.write("no image")
@@ -138,7 +142,7 @@ class ProgramTest(parameterized.TestCase):
             )
         self.assertEqual((code, out), (1, []))
         self.assertLen(err, 1)
-        self.assertRegex(err[0], f"refuses {path}: an image must be a JPEG")
+        self.assertRegex(err[0], f"rejects {path}: an image must be a JPEG")
 
     @parameterized.parameters(
         (["/dev/zero"], "/dev/zero: must be a regular file"),
@@ -158,7 +162,7 @@ class ProgramTest(parameterized.TestCase):
         ([], "--server=: give it or --saved_model"),
         (["--server=a", "--saved_model=b"], "--server=a"),
         (["--server=a", "--model_name=m"], "--server=a: .*HOST:PORT"),
-        (["--server=a:1"], "--model_name=: give what the server calls"),
+        (["--server=a:1"], "--model_name=: give the name of the model"),
         (["--server=a:1", "--model_name=m"], "--server=a:1: name images"),
         (
             ["--saved_model=b", "--model_name=m"],

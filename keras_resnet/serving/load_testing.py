@@ -1,8 +1,8 @@
-"""Holds a rate of requests and says how long their answers took.
+"""Load tests: requests at a fixed rate, and the latencies of the responses.
 
-Requests leave at fixed times, whether those before were answered or not, and a
-request's time counts from when it had to leave: a server that stops for a
-second is charged for all that should have come in that second.
+Requests are sent at fixed times, even before earlier ones have a response. The
+latency of a request counts from the time at which it was due. A server that
+pauses for a second thus delays every request that was due in that second.
 """
 
 import collections
@@ -19,15 +19,15 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """What a server did under load.
+class LoadReport:
+    """Result of a load test.
 
     Attributes:
-        requests: how many were sent.
-        images: how many were in those that were answered.
-        errors: kind of error -> how many requests ended so.
-        seconds: from the first request to the last answer.
-        latencies: seconds of each answer, in ascending order.
+        requests: Number of requests.
+        images: Number of images in the successful requests.
+        errors: kind of error -> number of requests.
+        seconds: Time from the first request to the last response.
+        latencies: Seconds of each response, in ascending order.
     """
 
     requests: int
@@ -37,7 +37,7 @@ class Report:
     latencies: np.ndarray
 
     def to_json(self) -> dict[str, Any]:
-        """The numbers to compare; times in milliseconds."""
+        """Returns throughput and percentiles of latency, in milliseconds."""
         quantiles = {
             f"p{q}_ms": float(np.percentile(self.latencies, q) * 1e3)
             for q in (50, 90, 99)
@@ -53,30 +53,30 @@ class Report:
         }
 
 
-def hold(
-    ask: Callable[[Sequence[bytes]], Any],
+def run_load_test(
+    predict: Callable[[Sequence[bytes]], Any],
     images: Sequence[bytes],
     rate: float,
     seconds: float,
     batch_size: int = 1,
     in_flight: int = 64,
-) -> Report:
-    """Asks at a rate for a time.
+) -> LoadReport:
+    """Sends requests at a fixed rate.
 
     Args:
-        ask: is given images, answers or raises; called by several threads.
-        images: are sent in turn.
-        rate: requests a second.
-        seconds: how long requests are sent.
-        batch_size: images of a request.
-        in_flight: requests on the way at once, at most; those that are due
-            meanwhile wait, and their time runs.
+        predict: Takes images, and returns or raises. Several threads call it.
+        images: Encoded images, which are sent in turn.
+        rate: Requests per second.
+        seconds: Time during which requests are sent.
+        batch_size: Images in a request.
+        in_flight: Largest number of requests at the same time. Further
+            requests wait, and the wait counts as latency.
 
     Raises:
-        ValueError: one of the numbers is not above 0 and finite, or there are
-            no images.
+        ValueError: Unless all numbers are finite and above 0, and there is at
+            least one image.
 
-    >>> hold(len, [b"1", b"2"], rate=100, seconds=0.1).requests
+    >>> run_load_test(len, [b"1", b"2"], rate=100, seconds=0.1).requests
     10
     """
     numbers = {
@@ -95,8 +95,8 @@ def hold(
 
     def timed(batch, due):
         try:
-            ask(batch)
-        except Exception as error:  # whatever it is, it is counted
+            predict(batch)
+        except Exception as error:  # any error is counted
             return getattr(error, "code", type(error).__name__)
         return time.perf_counter() - due
 
@@ -110,10 +110,10 @@ def hold(
             batch = list(itertools.islice(endless, batch_size))
             futures.append(pool.submit(timed, batch, due))
         found = [future.result() for future in futures]
-    finally:  # an interrupted load does not wait for its answers
+    finally:  # an interrupted test does not wait for responses
         pool.shutdown(wait=False, cancel_futures=True)
     latencies = np.sort([f for f in found if isinstance(f, float)])
-    return Report(
+    return LoadReport(
         len(found),
         len(latencies) * batch_size,
         dict(collections.Counter(f for f in found if isinstance(f, str))),

@@ -1,0 +1,28 @@
+"""Paths that TensorFlow can read and write SavedModels at."""
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def without_wildcards(directory: str) -> Iterator[str]:
+    """Yields a path of a directory without the wildcards `*`, `?` and `[`.
+
+    TensorFlow finds the files of variables by a glob pattern that contains the
+    directory's own path. A path with a wildcard does not match itself, so a
+    symbolic link replaces it while the context is open.
+
+    >>> with without_wildcards("exports/1") as path:
+    ...     path
+    'exports/1'
+    """
+    if not re.search(r"[*?\[\\]", directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "saved_model")
+        os.symlink(os.path.abspath(directory), link)
+        yield link

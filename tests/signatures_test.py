@@ -1,0 +1,406 @@
+"""Signatures of an export run as a server runs them.
+
+The truth is the Keras model itself, called on the same pixels.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from keras_resnet.data import limits
+from keras_resnet.data import views
+from keras_resnet.serving import export as export_lib
+from keras_resnet.serving import model_card
+from keras_resnet.serving import warmup
+from tests import colours
+from tests import exports
+
+
+class SignatureTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.model = exports.small_network()
+        cls.preprocessing = exports.small_preprocessing()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.export_dir = os.path.join(folder.name, "new", "exported")
+        cls.path = export_lib.export(
+            cls.model, cls.preprocessing, exports.LABELS, cls.export_dir
+        )
+        cls.server = exports.Server(cls.path)
+        cls.addClassCleanup(cls.server.session.close)
+
+    def probabilities(self, images):
+        return np.asarray(self.model(self.preprocessing(images)))
+
+    def features(self, images):
+        return np.asarray(
+            exports.pooled(self.model)(self.preprocessing(images))
+        )
+
+    def test_first_version_is_1_and_stands_alone(self):
+        self.assertEqual(self.path, os.path.join(self.export_dir, "1"))
+        self.assertEqual(os.listdir(self.export_dir), ["1"])
+
+    def test_images_get_the_probabilities_of_the_model(self):
+        images = exports.images_of_noise()
+        answer = self.server.ask("images", images=images)
+        self.assertEqual(set(answer), {"probabilities", "classes"})
+        np.testing.assert_allclose(
+            answer["probabilities"], self.probabilities(images), atol=1e-4
+        )
+
+    def test_classes_are_the_most_probable_labels(self):
+        images = exports.images_of_noise(50)
+        best = self.probabilities(images).argmax(-1)
+        self.assertGreater(len(set(best)), 1)
+        answer = self.server.ask("images", images=images)
+        self.assertEqual(
+            [name.decode() for name in answer["classes"]],
+            [exports.LABELS[index] for index in best],
+        )
+
+    def test_features_are_those_before_the_classifier(self):
+        images = exports.images_of_noise()
+        answer = self.server.ask("features", images=images)
+        self.assertEqual(set(answer), {"features"})
+        self.assertEqual(answer["features"].shape, (3, 16))
+        np.testing.assert_allclose(
+            answer["features"], self.features(images), rtol=1e-4
+        )
+
+    @parameterized.named_parameters(
+        (k, v) for k, v in exports.encoded_squares().items()
+    )
+    def test_encoded_image_gets_the_answer_of_its_pixels(self, image_bytes):
+        answer = self.server.ask_encoded([image_bytes, image_bytes])
+        expected = self.probabilities(exports.SQUARES[None])
+        upside_down = self.probabilities(exports.SQUARES[None, ::-1])
+        self.assertGreater(np.abs(expected - upside_down).max(), 0.02)
+        np.testing.assert_allclose(
+            answer["probabilities"], np.repeat(expected, 2, 0), atol=2e-3
+        )
+
+    def test_examples_get_every_label_with_its_score(self):
+        images = exports.images_of_noise()
+        answer = self.server.ask("classify", inputs=exports.serialized(images))
+        self.assertEqual(
+            [[c.decode() for c in row] for row in answer["classes"]],
+            [exports.LABELS] * 3,
+        )
+        np.testing.assert_allclose(
+            answer["scores"], self.probabilities(images), atol=1e-4
+        )
+
+    def test_signatures_have_the_method_names_that_a_server_asks_for(self):
+        names = {
+            name: signature.method_name
+            for name, signature in self.server.signatures.items()
+            if not name.startswith("__")
+        }
+        self.assertEqual(
+            names,
+            {
+                "serving_default": "tensorflow/serving/predict",
+                "images": "tensorflow/serving/predict",
+                "features": "tensorflow/serving/predict",
+                "classify": "tensorflow/serving/classify",
+            },
+        )
+
+    def test_card_says_what_the_network_is_and_how_it_was_checked(self):
+        card = model_card.read(self.path)
+        self.assertEqual(card["network"]["name"], "small")
+        self.assertEqual(
+            card["network"]["parameters"],
+            sum(np.prod(w.shape) for w in self.model.trainable_weights),
+        )
+        self.assertEqual(
+            card["checked_on"], "64 stand-in images (bundled digits)"
+        )
+        check = card["checks"]["saved_model"]
+        self.assertEqual((check["images"], check["same_class"]), (64, 64))
+        self.assertEqual(card["max_pixels"], limits.MAX_PIXELS)
+        self.assertEqual(card["precision"], "float32")
+        self.assertEqual(
+            views.Preprocessing.from_json(
+                json.dumps(card["preprocessing"])
+            ).mean.tolist(),
+            self.preprocessing.mean.tolist(),
+        )
+        with open(os.path.join(self.path, model_card.FILE)) as file:
+            self.assertRegex(file.read(), r'"mean": \[.*\],\n')  # on one line
+        for name, digest in card["sha256"].items():
+            with open(os.path.join(self.path, name), "rb") as file:
+                content = file.read()
+            self.assertEqual(hashlib.sha256(content).hexdigest(), digest)
+        self.assertContainsSubset(
+            {"saved_model.pb", "assets/labels.txt", warmup.PATH}, card["sha256"]
+        )
+
+    def test_images_of_several_formats_go_into_one_batch(self):
+        batch = list(exports.encoded_squares().values())
+        answer = self.server.ask_encoded(batch)
+        self.assertEqual(answer["probabilities"].shape, (len(batch), 5))
+
+    @parameterized.parameters(
+        b"", b"no image", exports.bmp(exports.SQUARES)[:200]
+    )
+    def test_what_is_no_image_is_an_invalid_argument(self, image_bytes):
+        with self.assertRaises(tf.errors.InvalidArgumentError):
+            self.server.ask_encoded([image_bytes])
+
+    def test_inputs_and_outputs_have_the_promised_types(self):
+        def described(tensors):
+            return {
+                key: (
+                    tf.as_dtype(value.dtype).name,
+                    [d.size for d in value.tensor_shape.dim],
+                )
+                for key, value in tensors.items()
+            }
+
+        signatures = {
+            name: (described(s.inputs), described(s.outputs))
+            for name, s in self.server.signatures.items()
+            if not name.startswith("__")
+        }
+        images = {"images": ("uint8", [-1, 16, 16, 3])}
+        answer = {
+            "probabilities": ("float32", [-1, 5]),
+            "classes": ("string", [-1]),
+        }
+        self.assertEqual(
+            signatures,
+            {
+                "serving_default": (
+                    {"image_bytes": ("string", [-1])},
+                    answer,
+                ),
+                "images": (images, answer),
+                "features": (images, {"features": ("float32", [-1, 16])}),
+                "classify": (
+                    {"inputs": ("string", [-1])},
+                    {
+                        "classes": ("string", [-1, 5]),
+                        "scores": ("float32", [-1, 5]),
+                    },
+                ),
+            },
+        )
+
+    def test_labels_are_an_asset(self):
+        path = os.path.join(self.path, "assets", "labels.txt")
+        with open(path, encoding="utf-8") as file:
+            self.assertEqual(file.read(), "red kite\nGämse\n3\nlion\nyak\n")
+
+    def test_another_user_can_read_it(self):
+        umask = os.umask(0)
+        os.umask(umask)
+        mode = os.stat(self.path).st_mode & 0o777
+        self.assertEqual(mode, 0o777 & ~umask)
+
+    def test_saved_model_cli_without_keras_gets_the_answers_of_the_model(self):
+        folder = exports.scratch(self)
+        images = exports.images_of_noise()
+        encoded = [tf.io.encode_png(image).numpy() for image in images]
+        np.save(os.path.join(folder, "images.npy"), images)
+        np.save(os.path.join(folder, "image_bytes.npy"), np.array(encoded))
+        # An array of bytes loses the zeros at the end of its elements.
+        examples = np.array(exports.serialized(images).tolist())
+        self.assertEqual(examples.tolist(), exports.serialized(images).tolist())
+        np.save(os.path.join(folder, "inputs.npy"), examples)
+        script = """
+import sys
+sys.modules["keras"] = sys.modules["keras_resnet"] = None  # not importable
+from tensorflow.python.tools import saved_model_cli
+directory = sys.argv.pop()
+for signature, name in (
+    ("serving_default", "image_bytes"), ("images", "images"),
+    ("features", "images"), ("classify", "inputs"),
+):
+    sys.argv[1:] = [
+        "run", f"--dir={directory}", "--tag_set=serve",
+        f"--signature_def={signature}", f"--inputs={name}={name}.npy",
+        f"--outdir={signature}"]
+    try:
+        saved_model_cli.main()
+    except SystemExit as end:
+        assert not end.code, end.code
+"""
+        subprocess.run(
+            [sys.executable, "-c", script, self.path],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+        for signature, output, expected in (
+            ("serving_default", "probabilities", self.probabilities),
+            ("images", "probabilities", self.probabilities),
+            ("features", "features", self.features),
+            ("classify", "scores", self.probabilities),
+        ):
+            np.testing.assert_allclose(
+                np.load(os.path.join(folder, signature, output + ".npy")),
+                expected(images),
+                atol=1e-4,
+            )
+
+    def test_next_export_is_the_next_version(self):
+        export_dir = exports.scratch(self)
+        for version in ("7", "notes"):
+            os.mkdir(os.path.join(export_dir, version))
+        path = colours.export(export_dir)
+        self.assertEqual(path, os.path.join(export_dir, "8"))
+
+    def test_version_that_stands_is_not_replaced(self):
+        with self.assertRaisesRegex(FileExistsError, "next free one is 2"):
+            export_lib.export(
+                self.model,
+                self.preprocessing,
+                exports.LABELS,
+                self.export_dir,
+                1,
+            )
+        self.assertEqual(os.listdir(self.export_dir), ["1"])
+
+
+class VariantTest(parameterized.TestCase):
+    def test_grey_network_takes_grey_and_coloured_images(self):
+        model, preprocessing = (
+            exports.small_network(1),
+            exports.small_preprocessing(1),
+        )
+        path = export_lib.export(
+            model, preprocessing, exports.LABELS, exports.scratch(self)
+        )
+        server = exports.served(self, path)
+        images = exports.images_of_noise(2, channels=1)
+        expected = np.asarray(model(preprocessing(images)))
+        for signature, inputs in {
+            "images": {"images": images},
+            "serving_default": {
+                "image_bytes": np.array(
+                    [
+                        tf.io.encode_png(images[0]).numpy(),
+                        # The grey of three equal colours is that colour.
+                        exports.bmp(np.repeat(images[1], 3, -1)),
+                    ],
+                    object,
+                )
+            },
+        }.items():
+            answer = server.ask(signature, **inputs)
+            np.testing.assert_allclose(
+                answer["probabilities"], expected, atol=2e-3
+            )
+
+    @parameterized.parameters("mixed_bfloat16", "float16")
+    def test_network_of_another_policy_is_exported_in_float32(self, policy):
+        model = exports.small_network(dtype=policy)
+        reference = exports.small_network()
+        reference.set_weights(model.get_weights())
+        path = export_lib.export(
+            model,
+            exports.small_preprocessing(),
+            exports.LABELS,
+            exports.scratch(self),
+        )
+        images = exports.images_of_noise()
+        answer = exports.served(self, path).ask("images", images=images)
+        np.testing.assert_allclose(
+            answer["probabilities"],
+            np.asarray(reference(exports.small_preprocessing()(images))),
+            atol=1e-4,
+        )
+
+    def test_images_above_the_pixel_limit_are_refused(self):
+        path = colours.export(exports.scratch(self), max_pixels=256)
+        images = [exports.SQUARES, np.zeros([1, 257, 3], np.uint8)]
+        fits, large = (tf.io.encode_png(image).numpy() for image in images)
+        server = exports.served(self, path)
+        server.ask_encoded([fits])
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError, "at most 256 pixels"
+        ):
+            server.ask_encoded([large])
+
+    @parameterized.parameters(True, False)
+    def test_network_on_another_one_is_exported(self, is_nested):
+        """As docs/fine_tuning.md builds it, and on Keras' own pooling."""
+        base = keras.Model(
+            (whole := exports.small_network()).input,
+            whole.get_layer("pool" if is_nested else "stage3_unit1").output,
+        )
+        x = image = keras.Input((8, 8, 1))
+        x = keras.layers.RandomFlip()(x * 2.0 - 1.0)
+        x = keras.layers.UpSampling2D(2, interpolation="bilinear")(x)
+        x = keras.layers.Concatenate()([x, x, x])
+        features = base(x)
+        if not is_nested:
+            features = keras.layers.GlobalAveragePooling2D()(features)
+        classify = keras.layers.Dense(5, "softmax")
+        model = keras.Model(image, classify(features))
+        preprocessing = views.Preprocessing(8, 1, None, [0.5], [0.2])
+        path = export_lib.export(
+            model, preprocessing, exports.LABELS, exports.scratch(self)
+        )
+        images = exports.images_of_noise(3, channels=1)[:, :8, :8]
+        server = exports.served(self, path)
+        inputs = preprocessing(images)
+        np.testing.assert_allclose(
+            server.ask("images", images=images)["probabilities"],
+            model(inputs, training=False),
+            atol=1e-4,
+        )
+        expected = np.asarray(
+            keras.Model(image, features)(inputs, training=False)
+        )
+        np.testing.assert_allclose(
+            server.ask("features", images=images)["features"],
+            expected,
+            atol=1e-4 * np.abs(expected).max(),
+        )
+
+    def test_pixels_and_several_ways_to_hold_them_are_exported(self):
+        """Integers, and dicts of one image and one output."""
+        base = exports.small_network()
+        image = keras.Input((16, 16, 3), dtype="uint8", name="pixels")
+        x = keras.ops.cast(keras.ops.cast(image, "int32") // 3, "float32")
+        x = base(keras.layers.Rescaling(1 / 30)(x))
+        model = keras.Model({"pixels": image}, {"p": x})
+        preprocessing = views.Preprocessing(
+            16, 3, None, [0.0] * 3, [1 / 255] * 3
+        )
+        path = export_lib.export(
+            model, preprocessing, exports.LABELS, exports.scratch(self)
+        )
+        images = exports.images_of_noise()
+        np.testing.assert_allclose(
+            exports.served(self, path).ask("images", images=images)[
+                "probabilities"
+            ],
+            model({"pixels": images})["p"],
+            atol=1e-4,
+        )
+
+    def test_pixels_that_need_no_preprocessing_are_not_rounded(self):
+        preprocessing = views.Preprocessing(
+            16, 3, None, [0.0] * 3, [1 / 255] * 3
+        )
+        pixels = np.arange(768).reshape([1, 16, 16, 3]) % 256
+        np.testing.assert_array_equal(preprocessing(pixels), pixels)
+
+
+if __name__ == "__main__":
+    absltest.main()
