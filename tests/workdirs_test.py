@@ -468,6 +468,35 @@ class ChangedFilesTest(parameterized.TestCase):
         ).exists()
         self.assertEqual(is_aside, content is not None)
 
+    def test_changed_rows_never_overwrite_a_file(self):
+        path = self.workdir / "metrics.csv"
+        rows = path.read_text()
+        (self.workdir / "changed-metrics.csv").write_text("mine")
+        for content in ("once", "twice"):
+            path.write_text(content)
+            metrics.MetricsFile(
+                self.workdir, rows, True, tiny_runs.quiet
+            ).close()
+        found = self.workdir.glob("changed-*.csv")
+        self.assertCountEqual(
+            [path.read_text() for path in found], ["mine", "once", "twice"]
+        )
+
+    def test_row_is_not_written_through_a_link(self):
+        mine = self.workdir / "mine"
+        mine.write_text("mine")
+        path = self.workdir / "metrics.csv"
+        file = metrics.MetricsFile(self.workdir, "", True, tiny_runs.quiet)
+        path.unlink()
+        file.add({"step": 1})
+        self.assertEqual(path.read_text(), file.text())
+        path.unlink()
+        path.symlink_to(mine)
+        with self.assertRaises(OSError):
+            file.add({"step": 2})
+        file.close()
+        self.assertEqual(mine.read_text(), "mine")
+
     def test_rows_of_a_run_come_back_from_its_checkpoint(self):
         path = self.workdir / "metrics.csv"
         rows = path.read_bytes()
@@ -523,7 +552,7 @@ with open(sys.argv[1], "w") as file:
 """
 
 
-class LockTest(absltest.TestCase):
+class LockTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         root = self.enter_context(tempfile.TemporaryDirectory())
@@ -571,6 +600,52 @@ class LockTest(absltest.TestCase):
                 other.check()
                 with self.assertRaisesRegex(OSError, "removed or replaced"):
                     lock.check()
+
+    @parameterized.parameters("link", "name", "pipe", "folder")
+    def test_lock_is_a_file_of_the_directory(self, kind):
+        self.directory.mkdir()
+        mine = self.directory.parent / "mine"
+        mine.write_text("mine")
+        path = self.directory / ".lock"
+        if kind == "link":
+            path.symlink_to(mine)
+        elif kind == "name":
+            path.hardlink_to(mine)
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.mkdir()
+        with (
+            self.assertRaisesRegex(
+                workdirs.WorkdirError, "lock must be a regular file .*remove it"
+            ),
+            self.lock(),
+        ):
+            self.fail("it holds the lock")
+        self.assertEqual(mine.read_text(), "mine")
+
+    @parameterized.parameters(
+        "checkpoints", "best", "events", "trials", "trials/00", "tuner/a.json"
+    )
+    def test_links_that_lead_out_are_rejected(self, name):
+        other = self.directory.parent / "other"
+        other.mkdir()
+        path = self.directory / name
+        path.parent.mkdir(parents=True)
+        path.symlink_to(other)
+        with (
+            self.assertRaisesRegex(workdirs.WorkdirError, f"{name} must "),
+            self.lock(),
+        ):
+            self.fail("it holds the lock")
+
+    def test_link_inside_and_the_link_to_the_directory_are_followed(self):
+        place = self.directory.parent / "place"
+        (place / "folder").mkdir(parents=True)
+        (place / "checkpoints").symlink_to("folder")
+        self.directory.symlink_to(place)
+        with self.lock() as lock:
+            lock.check()
 
     def test_file_system_that_cannot_lock_says_so(self):
         cannot = OSError(errno.ENOLCK, "No locks available")

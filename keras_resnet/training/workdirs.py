@@ -10,7 +10,6 @@ import fcntl
 import json
 import math
 import os
-import re
 import socket
 import stat
 from collections.abc import Callable
@@ -28,6 +27,8 @@ from keras_resnet.training import configs
 CHECKPOINTS = {"last": "checkpoints", "best": "best"}
 
 _LOCK = ".lock"
+# Folders of a run and a search in which a program writes and removes files.
+_FOLDERS = (*CHECKPOINTS.values(), "events", "trials", "tuner")
 _LARGEST_FILE = 2**26  # bytes; dataset.json of ImageNet has less than a MB
 _MOST_DIFFERENCES = 5  # named in one line
 
@@ -42,13 +43,10 @@ def local(path: str | os.PathLike) -> Path:
     Raises:
         WorkdirError: If the path is the URL of a bucket or a server.
     """
-    text = os.fspath(path)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise WorkdirError(
-            f"a work directory must be a local path, received {text}: mount "
-            "the bucket or the server, and name its local directory"
-        )
-    return Path(text)
+    try:
+        return atomic.local(path, "a work directory")
+    except ValueError as error:
+        raise WorkdirError(str(error)) from error
 
 
 def is_empty(directory: Path) -> bool:
@@ -70,7 +68,8 @@ class Lock:
         report: Receives a line if the file system cannot lock.
 
     Raises:
-        WorkdirError: If another process uses the directory.
+        WorkdirError: If another process uses the directory, or a link in it
+            would lead this process to write elsewhere.
         OSError: If it cannot be written.
     """
 
@@ -82,7 +81,13 @@ class Lock:
         path = self.directory / _LOCK
         with _writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        _check_no_link_out(self.directory)
+        with _writing(self.directory):
+            self.descriptor = os.open(
+                path,
+                os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK,
+                0o666,
+            )
         try:
             self._lock()
         except BaseException:
@@ -126,6 +131,40 @@ class Lock:
 
     def __exit__(self, *_):
         os.close(self.descriptor)
+
+
+def _check_no_link_out(directory):
+    """Raises WorkdirError for a link through which a program would write.
+
+    The author of a directory may have linked a part of it to any file of the
+    user.
+    """
+    lock = directory / _LOCK
+    if lock.is_symlink() or (
+        lock.exists() and not (lock.is_file() and os.stat(lock).st_nlink == 1)
+    ):
+        raise WorkdirError(
+            f"{lock} must be a regular file with one name, received a link or "
+            "a special file: remove it"
+        )
+    root = os.path.realpath(directory)
+    folders = [directory / name for name in _FOLDERS]
+    folders += (directory / "trials").glob("*")
+    for folder in folders:
+        if folder.is_symlink():
+            found = os.path.realpath(folder)
+            if os.path.commonpath([root, found]) != root:
+                raise WorkdirError(
+                    f"{folder} must be inside the work directory, received a "
+                    f"link to {found}: name the directory itself by --workdir, "
+                    "or replace the link by a directory"
+                )
+    # keras-tuner writes its files in place.
+    for folder, folders, files in os.walk(directory / "tuner"):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            if os.path.islink(path):
+                raise WorkdirError(f"{path} must not be a link: remove it")
 
 
 @contextlib.contextmanager
