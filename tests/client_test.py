@@ -270,9 +270,10 @@ class SavedModelTest(parameterized.TestCase):
             self.assertEqual(os.path.basename(network.directory), "10")
         self.assertEqual(network.labels, colours.LABELS)
 
-    def test_path_may_contain_wildcards(self):
+    @parameterized.parameters("a[b]*?", "a\\b", "a\udce9")
+    def test_path_may_contain_wildcards_and_bytes(self, name):
         """TensorFlow looks for the files of variables by a pattern."""
-        export_dir = os.path.join(self.folder, "a[b]*?")
+        export_dir = os.path.join(self.folder, name)
         path = colours.export(export_dir)
         self.assertEqual(path, os.path.join(export_dir, "1"))
         network = client_lib.SavedModel(export_dir)

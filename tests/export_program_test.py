@@ -227,6 +227,8 @@ class ProgramTest(parameterized.TestCase):
                 ("--dataset=nosuch", "unknown data set"),
                 ("--weights=/nowhere.h5", "The `weights` argument"),
                 ("--labels=/nowhere", "No such file"),
+                ("--labels=/dev/zero", "must be a regular file"),
+                ("--labels=/", "must be a regular file"),
                 ("--warmup_batch_sizes=a", "numbers with commas"),
                 ("--warmup_batch_sizes=1.5", "numbers with commas"),
             )

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
@@ -161,7 +162,7 @@ class WorkdirTest(tiny_runs.TestCase):
         before = path.stat().st_mtime_ns
         with self.assertRaisesRegex(
             workdirs.WorkdirError,
-            "trained on other data: labels was .*'drei'.*; mean was ",
+            "trained on other data: labels was .*'drei'.*; mean has other val",
         ):
             self.train(tiny_runs.config())
         self.assertEqual(path.stat().st_mtime_ns, before)
@@ -429,6 +430,35 @@ class ChangedFilesTest(parameterized.TestCase):
         path.write_text(json.dumps(about))
         self.assert_refused("dataset.json")
 
+    @parameterized.product(
+        field=("mean", "image_size", "shorter_side", "standard_deviation"),
+        value=("x", {"a": 1}, ["x"], [[1], [1, 2]]),
+    )
+    def test_error_names_the_field_of_the_preprocessing(self, field, value):
+        path = self.workdir / "dataset.json"
+        about = json.loads(path.read_text())
+        about["preprocessing"][field] = value
+        path.write_text(json.dumps(about))
+        self.assert_refused("dataset.json", f"{field} must be .*, received")
+
+    def test_network_larger_than_the_checkpoints_is_not_built(self):
+        large = dataclasses.replace(runs.TINY, filters=(2**14, 2**14))
+        built = []
+        count = keras.Variable.__init__
+
+        def init(variable, initializer, shape=None, *args, **kwargs):
+            built.append(shape)
+            count(variable, initializer, shape, *args, **kwargs)
+
+        with (
+            mock.patch.dict(keras_resnet.MODELS, {"tiny": large}),
+            mock.patch.object(keras.Variable, "__init__", init),
+        ):
+            self.assert_refused(
+                "config.json must not describe more weights than the checkp"
+            )
+        self.assertLess(max(map(np.prod, built)), 2**22)
+
     @parameterized.parameters(
         (None,),
         (b"",),
@@ -601,7 +631,16 @@ class LockTest(parameterized.TestCase):
                 with self.assertRaisesRegex(OSError, "removed or replaced"):
                     lock.check()
 
-    @parameterized.parameters("link", "name", "pipe", "folder")
+    def test_second_name_of_a_file_is_locked_and_not_written(self):
+        self.directory.mkdir()
+        mine = self.directory.parent / "mine"
+        mine.write_text("mine")
+        (self.directory / ".lock").hardlink_to(mine)
+        with self.lock() as lock:
+            lock.check()
+        self.assertEqual(mine.read_text(), "mine")
+
+    @parameterized.parameters("link", "pipe", "folder")
     def test_lock_is_a_file_of_the_directory(self, kind):
         self.directory.mkdir()
         mine = self.directory.parent / "mine"
@@ -609,8 +648,6 @@ class LockTest(parameterized.TestCase):
         path = self.directory / ".lock"
         if kind == "link":
             path.symlink_to(mine)
-        elif kind == "name":
-            path.hardlink_to(mine)
         elif kind == "pipe":
             os.mkfifo(path)
         else:

@@ -63,6 +63,16 @@ def steps(directory: str | os.PathLike) -> list[int]:
     )
 
 
+def largest_bytes(directory: str | os.PathLike) -> int:
+    """Returns the bytes of the largest checkpoint in a directory."""
+    sizes: dict[int, int] = {}
+    for match, path in _matches(directory, _PART):
+        with contextlib.suppress(FileNotFoundError):
+            step = int(match[1])
+            sizes[step] = sizes.get(step, 0) + path.stat().st_size
+    return max(sizes.values(), default=0)
+
+
 def save(
     write: Callable[[str], None],
     directory: str | os.PathLike,

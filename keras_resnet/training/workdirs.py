@@ -112,6 +112,8 @@ class Lock:
                 "not start another process in it before this one ends"
             )
         text = f"process {os.getpid()} on {socket.gethostname()}"
+        if os.fstat(self.descriptor).st_nlink > 1:
+            return  # it is a file of another place too, such as a backup
         with contextlib.suppress(OSError):  # it only serves the message
             os.ftruncate(self.descriptor, 0)
             os.pwrite(self.descriptor, text.encode(), 0)
@@ -140,12 +142,10 @@ def _check_no_link_out(directory):
     user.
     """
     lock = directory / _LOCK
-    if lock.is_symlink() or (
-        lock.exists() and not (lock.is_file() and os.stat(lock).st_nlink == 1)
-    ):
+    if lock.is_symlink() or (lock.exists() and not lock.is_file()):
         raise WorkdirError(
-            f"{lock} must be a regular file with one name, received a link or "
-            "a special file: remove it"
+            f"{lock} must be a regular file, received a link or a special "
+            "file: remove it"
         )
     root = os.path.realpath(directory)
     folders = [directory / name for name in _FOLDERS]
@@ -226,7 +226,7 @@ def check(config, workdir):
     if strangers:
         raise _other_version(path, ", ".join(strangers))
     differing = [
-        f"{name} was {_shown(old.get(name))}, is {_shown(new.get(name))}"
+        _difference(name, old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name != "data_dir"
     ]
@@ -245,11 +245,12 @@ def _check_same_data(path, about):
     old.update(old.pop("preprocessing"))
     new.update(new.pop("preprocessing"))
     images = old.pop("images", None), new.pop("images")
-    differing = [
-        f"{name} was {_shown(old.get(name))}, is {_shown(new.get(name))}"
+    # The images come first: their record names the class.
+    differing = _differing_images(*images) or [
+        _difference(name, old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
         if not _is_close(old.get(name), new.get(name))
-    ] or _differing_images(*images)
+    ]
     if differing:
         raise WorkdirError(
             f"{path.parent} was trained on other data: {'; '.join(differing)}. "
@@ -282,11 +283,12 @@ def _differing_images(old, new):
     if old is None:  # an earlier version wrote none
         return []
     if not isinstance(old, dict):
-        return [f"images was {_shown(old)}, is {_shown(new)}"]
+        return [_difference("images", old, new)]
     old, new = _leaves(old), _leaves(new)
     differing = [
-        f"{name} was {_shown(old.get(name, 'not there'))}, "
-        f"is {_shown(new.get(name, 'not there'))}"
+        _difference(
+            name, old.get(name, "not there"), new.get(name, "not there")
+        )
         for name in sorted(old.keys() | new.keys())
         if old.get(name, "") != new.get(name, "")
     ]
@@ -326,6 +328,12 @@ def recorded_data_dir(
                 f"--data_dir={config.data_dir} if you trust what is there"
             )
     return config.data_dir
+
+
+def _difference(name, old, new):
+    if _shown(old) == _shown(new):
+        return f"{name} has other values"
+    return f"{name} was {_shown(old)}, is {_shown(new)}"
 
 
 def _shown(value):
