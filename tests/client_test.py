@@ -512,11 +512,14 @@ class SavedModelTest(parameterized.TestCase):
         (["--server=b:1", "x.png"], "--model_name"),
         (["--server=b", "--model_name=n", "x.png"], "--server=b: .*HOST:PORT"),
         (["--server=b:1", "--timeout=0", "x.png"], "--timeout=0"),
-        (["--saved_model=b", "--timeout=3", "x.png"], "--timeout=3.0: means"),
-        (["--saved_model=b", "--in_flight=3", "x.png"], "--in_flight=3: means"),
+        (["--saved_model=b", "--timeout=3", "x.png"], "--timeout=3.0: cannot"),
+        (
+            ["--saved_model=b", "--in_flight=3", "x.png"],
+            "--in_flight=3: cannot",
+        ),
         (
             ["--saved_model=b", "--model_name=m", "x.png"],
-            "--model_name=m: mean",
+            "--model_name=m: cannot",
         ),
         (["--server=b:1", "--model_name=", "x.png"], "--model_name=: give"),
         (["--server=", "x.png"], "--server=: give a value"),

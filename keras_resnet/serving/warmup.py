@@ -97,7 +97,7 @@ def _requests(model_name, image, size) -> Iterator[bytes]:
 
 
 def _model_spec(name: str, signature: str) -> bytes:
-    # The directory may have a name that is not UTF-8. The server does not read it.
+    # The name may be that of a directory, and not UTF-8.
     encoded = name.encode(errors="replace")
     return _field(1, _field(1, encoded) + _field(3, signature.encode()))
 
