@@ -390,7 +390,9 @@ def _fail(error) -> None:
         return  # the line about the signal has been printed
     text = getattr(error, "message", None) or str(error) or repr(error)
     # The name of the failed TensorFlow kernel does not help a user.
-    text = re.sub(r"\{\{function_node [^}]*\}\}", "", text)
+    text = re.sub(
+        r"\{\{function_node [^}]*\}\}|\[Op:\w+\]( name: $)?", "", text
+    )
     line = " ".join(text.split())
     if len(line) > _LONGEST_ERROR:
         line = f"{line[:_LONGEST_ERROR]}..."

@@ -78,6 +78,9 @@ def main(argv):
     from keras_resnet.training import evaluation
     from keras_resnet.training import memory
 
+    if _CONFUSION_MATRIX.value:
+        with command_line.usage("confusion_matrix", _CONFUSION_MATRIX.value):
+            atomic.local(_CONFUSION_MATRIX.value, "a file of a matrix")
     sources = {
         "workdir": _of_workdir,
         "saved_model": _of_saved_model,

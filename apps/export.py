@@ -15,6 +15,7 @@ from absl import flags
 
 from . import command_line
 
+_MAX_LABELS_BYTES = 2**24
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory that apps.train wrote."
 )
@@ -234,11 +235,13 @@ def _source():
 
 
 def _labels():
+    from keras_resnet.serving import inputs
+
     if not _LABELS.value:
         return None
     try:
-        with open(_LABELS.value, encoding="utf-8") as file:
-            return file.read().splitlines()
+        content = inputs.read_file(_LABELS.value, _MAX_LABELS_BYTES)
+        return content.decode().splitlines()
     except (OSError, ValueError) as error:  # ValueError: not text
         reason = getattr(error, "strerror", None) or error
         raise command_line.UsageError(

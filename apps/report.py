@@ -35,8 +35,11 @@ def main(argv):
     with command_line.needs("matplotlib"):
         from keras_resnet.papers import page
         from keras_resnet.papers import runs
+    from keras_resnet import atomic
     from keras_resnet.data import datasets
 
+    with command_line.usage("output", _OUTPUT.value):
+        output = atomic.local(_OUTPUT.value, "a directory of a report")
     with command_line.usage("workdirs", ",".join(_WORKDIRS.value)):
         found, damaged = runs.find(_WORKDIRS.value)
     command_line.show(*(f"left out: {reason}" for reason in damaged))
@@ -46,7 +49,7 @@ def main(argv):
     if _DATA_DIR.value:
         with command_line.usage("data_dir", _DATA_DIR.value):
             dataset = datasets.load("cifar10", _DATA_DIR.value)
-    for path in page.write(found, _OUTPUT.value, dataset, damaged):
+    for path in page.write(found, output, dataset, damaged):
         command_line.show(path)
 
 

@@ -28,6 +28,7 @@ def program() -> str:
 
 def install() -> None:
     """Installs the signal handlers of this process."""
+    _open_standard_files()
     _State.received = None
     _State.cleans_up = False
     if _State.descriptor == 2:
@@ -36,6 +37,22 @@ def install() -> None:
         )  # stays open while `quiet` drops the other
     for number in _NUMBERS:
         signal.signal(number, _stop)
+
+
+def _open_standard_files() -> None:
+    """Opens the null device for each standard file that the shell closed.
+
+    The next file that the program opens would get the number of the missing
+    one, and receive what libraries print.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            os.set_inheritable(number, True)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", errors="backslashreplace", closefd=False)
 
 
 def clean_up() -> None:

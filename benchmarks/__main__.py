@@ -63,9 +63,12 @@ def main(argv):
     from benchmarks import measure
     from benchmarks import report
     from benchmarks import works
+    from keras_resnet import atomic
 
     groups = _groups(works.GROUPS)
     if _OUTPUT.value:  # a missing matplotlib is an error before the first turn
+        with command_line.usage("output", _OUTPUT.value):
+            atomic.local(_OUTPUT.value, "a directory of results")
         with command_line.needs("matplotlib"):
             importlib.import_module("keras_resnet.papers.figures")
     measured, rows, tables = [], [], []

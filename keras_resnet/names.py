@@ -1,4 +1,4 @@
-"""Error messages for unknown names, with suggestions."""
+"""Names in error messages: suggestions for unknown ones, and escapes."""
 
 import difflib
 from collections.abc import Iterable
@@ -24,6 +24,22 @@ def hint(name: str, known: Iterable[str], count: int = 1) -> str:
         return ""
     meant = repr(near[0]) if count == 1 else " or ".join(near)
     return f" (did you mean {meant}?)"
+
+
+def escaped(text: str) -> str:
+    r"""Returns the text with its control characters written as escapes.
+
+    Text of a file or a server may contain any character, also half of one.
+
+    >>> escaped("caf\u00e9\x1b[2J\n\udce9") == "caf\u00e9" + r"\x1b[2J\n\udce9"
+    True
+    """
+    return "".join(
+        character
+        if character.isprintable()
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def unknown(

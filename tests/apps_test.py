@@ -223,6 +223,10 @@ class UsageTest(parameterized.TestCase):
         (["--model=resnet20", "--protocol=double"], "protocol"),
         (["--workdir=a", "--weights=b"], "--weights=b: cannot be combined"),
         ([*DIGITS, "--mean=grey"], "--mean=grey: must be numbers"),
+        (
+            ["--workdir=a", "--confusion_matrix=s3://b/c.csv"],
+            "--confusion_matrix=s3://b/c.csv: .* must be a local path",
+        ),
     )
     def test_evaluation_refuses_what_it_cannot_do(self, arguments, message):
         outcome = programs.run("evaluate", *arguments)

@@ -215,6 +215,58 @@ class CheckpointsTest(parameterized.TestCase):
         self.assertContainsSubset(users, left)
         self.assertIn("damaged-ckpt-5.index", left)
 
+    @parameterized.parameters("pipe", "device", "nothing")
+    def test_part_that_is_not_a_file_is_damage(self, kind):
+        self.save(3, 5)
+        path = self.directory / "ckpt-5.data-00000-of-00001"
+        path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/zero" if kind == "device" else "none")
+        self.assertEqual(self.restore(), 3)
+        (line,) = self.lines
+        self.assertIn(
+            "ckpt-5 is damaged (ckpt-5.data-00000-of-00001 must be a regular",
+            line,
+        )
+        checkpoints.set_aside(self.directory, after=3)
+        self.save(5)
+        self.assertEqual(self.restore(), 5)
+
+    def test_checkpoint_is_not_written_through_a_link(self):
+        self.directory.mkdir()
+        mine = self.root / "mine"
+        folder = self.root / "folder"
+        mine.write_text("mine")
+        folder.mkdir()
+        (self.directory / "ckpt-5.index").symlink_to(mine)
+        (self.directory / "ckpt-5.data-00000-of-00001").symlink_to(mine)
+        (self.directory / "ckpt-5_temp").symlink_to(folder)
+        os.mkfifo(self.directory / "ckpt-6.index")
+        self.save(5, 6)
+        self.assertEqual(mine.read_text(), "mine")
+        self.assertEmpty(list(folder.iterdir()))
+        self.assertEqual(self.restore(), 6)
+
+    def test_files_that_were_set_aside_are_kept(self):
+        for text in ("a", "b", "c"):
+            for name in ("ckpt-5.index", "ckpt-5.data-00000-of-00001"):
+                self.directory.mkdir(exist_ok=True)
+                (self.directory / name).write_text(text)
+            checkpoints.set_aside(self.directory, after=3)
+        for end in ("index", "data-00000-of-00001"):
+            found = self.directory.glob(f"damaged-*ckpt-5.{end}")
+            self.assertCountEqual(
+                [path.read_text() for path in found], ["a", "b", "c"]
+            )
+
+    def test_full_disk_is_named_without_the_operation_of_tensorflow(self):
+        error = tf.errors.ResourceExhaustedError(
+            None, None, "{{function_node f}} a[0].tmp; File too large [Op:S]"
+        )
+        self.assertEqual(checkpoints.reason(error), "a[0].tmp; File too large")
+
     def test_directory_that_is_gone_is_not_made_again(self):
         with self.assertRaisesRegex(
             checkpoints.CheckpointError, "step 5 cannot be written"

@@ -270,9 +270,10 @@ class SavedModelTest(parameterized.TestCase):
             self.assertEqual(os.path.basename(network.directory), "10")
         self.assertEqual(network.labels, colours.LABELS)
 
-    def test_path_may_contain_wildcards(self):
+    @parameterized.parameters("a[b]*?", "a\\b", "a\udce9")
+    def test_path_may_contain_wildcards_and_bytes(self, name):
         """TensorFlow looks for the files of variables by a pattern."""
-        export_dir = os.path.join(self.folder, "a[b]*?")
+        export_dir = os.path.join(self.folder, name)
         path = colours.export(export_dir)
         self.assertEqual(path, os.path.join(export_dir, "1"))
         network = client_lib.SavedModel(export_dir)
@@ -511,11 +512,14 @@ class SavedModelTest(parameterized.TestCase):
         (["--server=b:1", "x.png"], "--model_name"),
         (["--server=b", "--model_name=n", "x.png"], "--server=b: .*HOST:PORT"),
         (["--server=b:1", "--timeout=0", "x.png"], "--timeout=0"),
-        (["--saved_model=b", "--timeout=3", "x.png"], "--timeout=3.0: means"),
-        (["--saved_model=b", "--in_flight=3", "x.png"], "--in_flight=3: means"),
+        (["--saved_model=b", "--timeout=3", "x.png"], "--timeout=3.0: cannot"),
+        (
+            ["--saved_model=b", "--in_flight=3", "x.png"],
+            "--in_flight=3: cannot",
+        ),
         (
             ["--saved_model=b", "--model_name=m", "x.png"],
-            "--model_name=m: mean",
+            "--model_name=m: cannot",
         ),
         (["--server=b:1", "--model_name=", "x.png"], "--model_name=: give"),
         (["--server=", "x.png"], "--server=: give a value"),

@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -73,6 +74,36 @@ class PrintableTest(parameterized.TestCase):
         self.assertLess(len(line), 2100)
 
 
+class StandardFilesTest(parameterized.TestCase):
+    """Tests of a shell that closed a standard file, as in `2>&-`."""
+
+    @parameterized.parameters("2>&-", "1>&-", "0<&-", "0<&- 1>&- 2>&-")
+    def test_program_ends_as_with_open_files(self, closed):
+        code = _PROGRAM.format(root=ROOT, phase="none", signals=[])
+        check = (
+            "import os\n"
+            "def main(argv):\n"
+            "    assert [os.fstat(i) for i in range(3)]\n"
+            "    command_line._fail('an error')\n"
+            "    command_line.show('shown')\n"
+            "    sys.exit(5)\n"
+            "command_line.run(main)"
+        )
+        code = code.replace("command_line.run(main)", check)
+        process = subprocess.run(
+            f"exec {sys.executable} -c {shlex.quote(code)} {closed}",
+            shell=True,
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(process.returncode, 5, process.stderr)
+        self.assertEqual(
+            process.stderr,
+            "" if "2>" in closed else "program: an error\n",
+        )
+        self.assertEqual(process.stdout, "" if "1>" in closed else "shown\n")
+
+
 class SignalsTest(parameterized.TestCase):
     """Tests of any number of signals, in any phase of a program."""
 
@@ -112,7 +143,9 @@ class SignalsTest(parameterized.TestCase):
         self.assertRegex(line, "memory .* must be at least .*received a limit")
 
     def test_kernel_of_tensorflow_is_not_named(self):
-        error = OSError("{{function_node __wrapped__X_/job:0}} disk full")
+        error = OSError(
+            "{{function_node __wrapped__X_/job:0}} disk full [Op:X]"
+        )
         with mock.patch("keras_resnet.training.workdirs.local") as local:
             local.side_effect = error
             outcome = programs.run("evaluate", "--workdir=x")

@@ -197,7 +197,10 @@ class ProgramTest(parameterized.TestCase):
     @parameterized.parameters(
         (["--export_dir=x"], "--workdir"),
         *(
-            (["--workdir=x", "--export_dir=x", flag], f"{flag}: means nothing")
+            (
+                ["--workdir=x", "--export_dir=x", flag],
+                f"{flag}: cannot be combined",
+            )
             for flag in (
                 "--weights=cifar10",
                 "--set=model.shortcut=C",
@@ -211,14 +214,14 @@ class ProgramTest(parameterized.TestCase):
         *(
             (
                 ["--model=a.keras", "--export_dir=x", flag],
-                f"{flag}: means nothing",
+                f"{flag}: cannot be combined",
             )
             for flag in ("--weights=cifar10", "--set=model.shortcut=C")
         ),
         *(
             (["--model=small", "--export_dir=x", flag], f"{flag}: {reason}")
             for flag, reason in (
-                ("--mean=abc", "numbers with commas"),
+                ("--mean=abc", "must be numbers separated by commas"),
                 ("--mean=0.5", "mean must have the shape"),
                 ("--preprocessing=dataset", "no data set is named"),
                 ("--preprocessing=timm", "value should be one of"),
@@ -227,8 +230,16 @@ class ProgramTest(parameterized.TestCase):
                 ("--dataset=nosuch", "unknown data set"),
                 ("--weights=/nowhere.h5", "The `weights` argument"),
                 ("--labels=/nowhere", "No such file"),
-                ("--warmup_batch_sizes=a", "numbers with commas"),
-                ("--warmup_batch_sizes=1.5", "numbers with commas"),
+                ("--labels=/dev/zero", "must be a regular file"),
+                ("--labels=/", "must be a regular file"),
+                (
+                    "--warmup_batch_sizes=a",
+                    "must be numbers separated by commas",
+                ),
+                (
+                    "--warmup_batch_sizes=1.5",
+                    "must be numbers separated by commas",
+                ),
             )
         ),
         (

@@ -473,7 +473,11 @@ class HostileServersTest(parameterized.TestCase):
             (answering.http_answer(b"[" * 90_000), "must be JSON"),
             (
                 answering.http_answer(b'{"error": "\\u001b[2J"}', "500 Bad"),
-                r"HTTP 500: the request failed: \x1b2J",
+                r"HTTP 500: the request failed: \x1b[2J",
+            ),
+            (
+                answering.http_answer(b'{"error": "first\\nlast"}', "500 Bad"),
+                r"HTTP 500: the request failed: first\nlast",
             ),
             (
                 answering.http_answer(json.dumps(twice()).encode()),

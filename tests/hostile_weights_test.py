@@ -397,6 +397,24 @@ class RefusalTest(WeightsTestCase):
             untouched(), path, "attribute name must be a text of at most"
         )
 
+    @parameterized.parameters(
+        (b"\xe9\xff", r"\udce9\udcff"),
+        (b"\x1b[2J", r"\x1b[2J"),
+        ("\u202egpj".encode(), r"\u202egpj"),
+        (b"a\nb", r"a\nb"),
+    )
+    def test_names_are_one_line_without_control_characters(self, name, shown):
+        path = self.path(None)
+        with h5py.File(path, "w") as file:
+            group = file.create_group("layers/x/vars")
+            group["0"] = np.ones(3, "float32")
+            group.attrs["name"] = "#" * len(name)
+        with open(path, "rb") as file:
+            data = file.read().replace(b"#" * len(name), name)
+        self.assertEqual(list(files.read(self.path(data))), [f"{shown}/0"])
+        text = self.assert_refused(untouched(), self.path(data), "")
+        self.assertTrue(text.isprintable(), ascii(text))
+
     def test_one_dataset_under_many_names_is_counted_each_time(self):
         def fill(file):
             array = file.create_dataset("a/b/0", data=np.ones(2**16, "float32"))

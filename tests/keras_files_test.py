@@ -250,6 +250,32 @@ class RefusalTest(KerasFilesTestCase):
         self.assert_refused("regular file", pipe)
         self.assert_refused("regular file", self.folder)
 
+    @parameterized.parameters(600, 5_000)
+    def test_activations_of_any_size_are_refused_before_they_are_computed(
+        self, scale
+    ):
+        image = keras.Input((8, 8, 3))
+        x = keras.layers.UpSampling2D(scale)(image)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        x = keras.layers.Dense(10, "softmax")(x)
+        inner = keras.Model(image, x)
+        for number, model in enumerate(
+            (inner, keras.Sequential([image, inner]))
+        ):
+            path = self.folder / f"large{number}.keras"
+            model.save(path)
+            outcome = programs.run(
+                "export",
+                f"--model={path}",
+                f"--export_dir={self.folder}/exported",
+            )
+            self.assertEqual(outcome.code, 2)
+            (line,) = outcome.err
+            self.assertRegex(
+                line, f"--model={path}: .* at most .* of up_sampling2d"
+            )
+        self.assertFalse((self.folder / "exported").exists())
+
     def test_a_program_says_one_line(self):
         self.rewrite(lambda config: _layer(config, "dense", units=10**9))
         outcome = programs.run(

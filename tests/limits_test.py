@@ -215,6 +215,18 @@ class LimitsTest(parameterized.TestCase):
         with mock.patch.object(limits, "_MAX_GIF_STEPS", steps):
             self.assertEqual(limits.pixels(image_bytes), 2)
 
+    def test_error_about_blocks_of_a_gif_is_not_about_pixels(self):
+        image_bytes = gif((1, 1), *[(1, 1)] * 10)
+        with (
+            mock.patch.object(limits, "_MAX_GIF_STEPS", 9),
+            self.assertRaisesRegex(
+                tf.errors.InvalidArgumentError,
+                "a GIF must have blocks that 9 steps can count",
+            ) as caught,
+        ):
+            limits.check.python_function(image_bytes)
+        self.assertNotIn("pixels", caught.exception.message)
+
     @parameterized.parameters(0, 1, 2, 63, 64, 65, 66, 129, 1000)
     def test_full_blocks_of_a_gif_are_passed_together(self, count):
         full = (b"\xff" + b"\x2c" * 255) * count

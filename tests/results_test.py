@@ -379,6 +379,13 @@ class PageTest(parameterized.TestCase):
             *flags,
         )
 
+    def test_report_is_written_to_a_local_path(self):
+        outcome = self.report("runs", flags=["--output=gs://bucket/x"])
+        self.assertEqual(outcome.code, 2)
+        (line,) = outcome.err
+        self.assertIn("--output=gs://bucket/x: ", line)
+        self.assertIn("must be a local path", line)
+
     def test_html_is_whole_and_needs_nothing_else(self):
         self.assertEqual(self.outcome.code, 0, self.outcome.err)
         self.assertEqual(self.outcome.out[0], "4 runs, 4 of them finished")

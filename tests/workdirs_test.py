@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
@@ -161,7 +162,7 @@ class WorkdirTest(tiny_runs.TestCase):
         before = path.stat().st_mtime_ns
         with self.assertRaisesRegex(
             workdirs.WorkdirError,
-            "trained on other data: labels was .*'drei'.*; mean was ",
+            "trained on other data: labels was .*'drei'.*; mean has other val",
         ):
             self.train(tiny_runs.config())
         self.assertEqual(path.stat().st_mtime_ns, before)
@@ -429,6 +430,35 @@ class ChangedFilesTest(parameterized.TestCase):
         path.write_text(json.dumps(about))
         self.assert_refused("dataset.json")
 
+    @parameterized.product(
+        field=("mean", "image_size", "shorter_side", "standard_deviation"),
+        value=("x", {"a": 1}, ["x"], [[1], [1, 2]]),
+    )
+    def test_error_names_the_field_of_the_preprocessing(self, field, value):
+        path = self.workdir / "dataset.json"
+        about = json.loads(path.read_text())
+        about["preprocessing"][field] = value
+        path.write_text(json.dumps(about))
+        self.assert_refused("dataset.json", f"{field} must be .*, received")
+
+    def test_network_larger_than_the_checkpoints_is_not_built(self):
+        large = dataclasses.replace(runs.TINY, filters=(2**14, 2**14))
+        built = []
+        count = keras.Variable.__init__
+
+        def init(variable, initializer, shape=None, *args, **kwargs):
+            built.append(shape)
+            count(variable, initializer, shape, *args, **kwargs)
+
+        with (
+            mock.patch.dict(keras_resnet.MODELS, {"tiny": large}),
+            mock.patch.object(keras.Variable, "__init__", init),
+        ):
+            self.assert_refused(
+                "config.json must not describe more weights than the checkp"
+            )
+        self.assertLess(max(map(np.prod, built)), 2**22)
+
     @parameterized.parameters(
         (None,),
         (b"",),
@@ -467,6 +497,35 @@ class ChangedFilesTest(parameterized.TestCase):
             self.workdir / "changed-metrics.csv"
         ).exists()
         self.assertEqual(is_aside, content is not None)
+
+    def test_changed_rows_never_overwrite_a_file(self):
+        path = self.workdir / "metrics.csv"
+        rows = path.read_text()
+        (self.workdir / "changed-metrics.csv").write_text("mine")
+        for content in ("once", "twice"):
+            path.write_text(content)
+            metrics.MetricsFile(
+                self.workdir, rows, True, tiny_runs.quiet
+            ).close()
+        found = self.workdir.glob("changed-*.csv")
+        self.assertCountEqual(
+            [path.read_text() for path in found], ["mine", "once", "twice"]
+        )
+
+    def test_row_is_not_written_through_a_link(self):
+        mine = self.workdir / "mine"
+        mine.write_text("mine")
+        path = self.workdir / "metrics.csv"
+        file = metrics.MetricsFile(self.workdir, "", True, tiny_runs.quiet)
+        path.unlink()
+        file.add({"step": 1})
+        self.assertEqual(path.read_text(), file.text())
+        path.unlink()
+        path.symlink_to(mine)
+        with self.assertRaises(OSError):
+            file.add({"step": 2})
+        file.close()
+        self.assertEqual(mine.read_text(), "mine")
 
     def test_rows_of_a_run_come_back_from_its_checkpoint(self):
         path = self.workdir / "metrics.csv"
@@ -523,7 +582,7 @@ with open(sys.argv[1], "w") as file:
 """
 
 
-class LockTest(absltest.TestCase):
+class LockTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         root = self.enter_context(tempfile.TemporaryDirectory())
@@ -571,6 +630,59 @@ class LockTest(absltest.TestCase):
                 other.check()
                 with self.assertRaisesRegex(OSError, "removed or replaced"):
                     lock.check()
+
+    def test_second_name_of_a_file_is_locked_and_not_written(self):
+        self.directory.mkdir()
+        mine = self.directory.parent / "mine"
+        mine.write_text("mine")
+        (self.directory / ".lock").hardlink_to(mine)
+        with self.lock() as lock:
+            lock.check()
+        self.assertEqual(mine.read_text(), "mine")
+
+    @parameterized.parameters("link", "pipe", "folder")
+    def test_lock_is_a_file_of_the_directory(self, kind):
+        self.directory.mkdir()
+        mine = self.directory.parent / "mine"
+        mine.write_text("mine")
+        path = self.directory / ".lock"
+        if kind == "link":
+            path.symlink_to(mine)
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.mkdir()
+        with (
+            self.assertRaisesRegex(
+                workdirs.WorkdirError, "lock must be a regular file .*remove it"
+            ),
+            self.lock(),
+        ):
+            self.fail("it holds the lock")
+        self.assertEqual(mine.read_text(), "mine")
+
+    @parameterized.parameters(
+        "checkpoints", "best", "events", "trials", "trials/00", "tuner/a.json"
+    )
+    def test_links_that_lead_out_are_rejected(self, name):
+        other = self.directory.parent / "other"
+        other.mkdir()
+        path = self.directory / name
+        path.parent.mkdir(parents=True)
+        path.symlink_to(other)
+        with (
+            self.assertRaisesRegex(workdirs.WorkdirError, f"{name} must "),
+            self.lock(),
+        ):
+            self.fail("it holds the lock")
+
+    def test_link_inside_and_the_link_to_the_directory_are_followed(self):
+        place = self.directory.parent / "place"
+        (place / "folder").mkdir(parents=True)
+        (place / "checkpoints").symlink_to("folder")
+        self.directory.symlink_to(place)
+        with self.lock() as lock:
+            lock.check()
 
     def test_file_system_that_cannot_lock_says_so(self):
         cannot = OSError(errno.ENOLCK, "No locks available")

@@ -51,10 +51,11 @@ def check(image_bytes: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
         max_pixels: Largest width x height, for GIF summed as above.
 
     Raises:
-        tf.errors.InvalidArgumentError: If the header promises more pixels, the
-            format is another than JPEG, PNG, GIF, BMP and WebP, a WebP is
-            animated, a JPEG has more scans than `MAX_JPEG_SCANS`, or a PNG has
-            more compressed texts than `MAX_PNG_TEXTS`.
+        tf.errors.InvalidArgumentError: If the header promises more pixels, a
+            GIF has too many blocks to count its pixels, the format is another
+            than JPEG, PNG, GIF, BMP and WebP, a WebP is animated, a JPEG has
+            more scans than `MAX_JPEG_SCANS`, or a PNG has more compressed texts
+            than `MAX_PNG_TEXTS`.
 
     >>> png = tf.io.encode_png(tf.zeros([20, 30, 3], tf.uint8))
     >>> bool(check(png, max_pixels=600) == png)
@@ -65,15 +66,19 @@ def check(image_bytes: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
         size >= 0, ["an image must be a JPEG, PNG, GIF, BMP or WebP"]
     )
     is_small = tf.debugging.Assert(
-        size <= max_pixels,
+        (size <= max_pixels) | (size == tf.int64.max),
         [f"an image may have at most {max_pixels} pixels, received", size],
+    )
+    is_walked = tf.debugging.Assert(
+        size < tf.int64.max,
+        [f"a GIF must have blocks that {_MAX_GIF_STEPS} steps can count"],
     )
     # TensorFlow unpacks every frame, and no header has their number.
     is_still = tf.debugging.Assert(
         ~_is_animated_webp(image_bytes), ["a WebP must have no animation"]
     )
     with tf.control_dependencies(
-        [is_known, is_small, is_still, *_repetitions(image_bytes)]
+        [is_known, is_small, is_walked, is_still, *_repetitions(image_bytes)]
     ):
         return tf.identity(image_bytes)
 

@@ -66,9 +66,13 @@ class Preprocessing:
 
     def __post_init__(self):
         for name in ("mean", "standard_deviation"):
-            if getattr(self, name) is not None:
-                value = np.array(getattr(self, name), np.float32)
+            if getattr(self, name) is not None or name == "mean":
+                value = _numbers(name, getattr(self, name))
                 object.__setattr__(self, name, value)
+        for name in ("image_size", "shorter_side"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float | None):
+                raise ValueError(f"{name} must be a number, received {value!r}")
         if self.channels not in (1, 3):
             raise ValueError(
                 f"channels must be 1 or 3, received {self.channels}"
@@ -218,6 +222,19 @@ class Preprocessing:
     def from_json(cls, text: str) -> "Preprocessing":
         """Returns the preprocessing that `to_json` wrote."""
         return cls(**json.loads(text))
+
+
+def _numbers(name, value):
+    """Returns a field as float32 numbers."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(value, np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        text = repr(value)
+        raise ValueError(
+            f"{name} must be numbers, received "
+            f"{text if len(text) <= 100 else f'{text[:100]}...'}"
+        ) from error
 
 
 def photo_preprocessing(

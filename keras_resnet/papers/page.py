@@ -8,7 +8,6 @@ import html
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from keras_resnet import atomic
 from keras_resnet.data import datasets
@@ -64,8 +63,11 @@ def write(
 
     Returns:
         The paths of the files.
+
+    Raises:
+        ValueError: If `output` is not a local path.
     """
-    output = Path(output)
+    output = atomic.local(output, "a directory of a report")
     output.mkdir(parents=True, exist_ok=True)
     shown = [
         *(errors := pictures.run_errors(runs)),

@@ -1,5 +1,6 @@
 """Models that can be exported: requirements, features and inputs."""
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,11 @@ import tensorflow as tf
 from keras_resnet import graphs
 from keras_resnet.data import views
 from keras_resnet.serving import folding
+from keras_resnet.training import memory
+
+#: Largest output of a layer for one image. The largest one of ResNet-152 for an
+#: image of 1,024 x 1,024 pixels has 67 MB.
+MAX_ACTIVATION_BYTES = 2**28
 
 _GLOBAL_POOLINGS = (
     keras.layers.GlobalAveragePooling2D,
@@ -95,6 +101,61 @@ def check_preprocessing(
             f"the model takes images of {dtype}, so the preprocessing must "
             "leave the pixels as they are, 0 to 255; received one that does not"
         )
+
+
+def check_activations(
+    model: keras.Model, image_shape: Sequence[int], batch_size: int
+) -> None:
+    """Checks the largest activation of a model, before anything is computed.
+
+    A file of two kilobytes can describe activations of any size.
+
+    Args:
+        model: The model.
+        image_shape: `(height, width, channels)` of an image.
+        batch_size: Images that are computed at a time.
+
+    Raises:
+        folding.ModelError: If the output of a layer for one image exceeds
+            `MAX_ACTIVATION_BYTES`, or for a batch the available memory.
+    """
+    size, name = _largest_activation(model, image_shape)
+    available = memory.available_bytes()
+    most = MAX_ACTIVATION_BYTES
+    if available is not None:
+        most = min(most, available // batch_size)
+    if size > most:
+        raise folding.ModelError(
+            "the output of a layer for one image must have at most "
+            f"{most:,} bytes, received {size:,} of {name}"
+        )
+
+
+def _largest_activation(model, image_shape) -> tuple[int, str]:
+    """Returns the bytes of the largest output of a layer, and its name."""
+    largest = (0, "")
+
+    def called(operation):
+        if folding.has_checked_graph(operation):
+            return lambda inputs, **_: run(graphs.graph(operation), inputs)
+
+        def call(*arguments, **options):
+            nonlocal largest
+            outputs = operation(*arguments, **options)
+            for output in keras.tree.flatten(outputs):
+                sides = [side or 1 for side in output.shape]
+                size = math.prod(sides) * tf.as_dtype(output.dtype).size
+                largest = max(largest, (size, operation.name))
+            return outputs
+
+        return call
+
+    def run(graph, inputs):
+        return graph._run_through_graph(keras.tree.flatten(inputs), called)
+
+    (image,) = model.inputs
+    run(graphs.graph(model), keras.Input(image_shape, dtype=image.dtype))
+    return largest
 
 
 def input_function(

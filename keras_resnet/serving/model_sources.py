@@ -11,6 +11,7 @@ preprocessing is never guessed: see `PREPROCESSING`.
 import contextlib
 import csv
 import dataclasses
+import io
 import os
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from keras_resnet.preprocessing import PREPROCESSING_MODES
 from keras_resnet.serving import errors
 from keras_resnet.serving import exportable
 from keras_resnet.serving import folding
+from keras_resnet.serving import inputs
 from keras_resnet.serving import verification
 from keras_resnet.training import trained_networks
 from keras_resnet.training import workdirs
@@ -46,6 +48,7 @@ PREPROCESSING = (*PREPROCESSING_MODES, "none", "dataset")
 #: Preprocessing of weights that have a name.
 PUBLISHED = {"cifar10": "cifar10", "imagenet": "caffe"}
 
+_MAX_METRICS_BYTES = 2**26
 _CALIBRATION_IMAGES = 200
 _PHOTO_SIZE = 224
 
@@ -162,10 +165,10 @@ def _recorded_error(workdir: str | os.PathLike, step: int) -> float | None:
     """The test error of a step in metrics.csv, or None."""
     path = os.path.join(workdir, "metrics.csv")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for row in csv.DictReader(file):
-                if int(row["step"]) == step and row["test_top1_error"]:
-                    return float(row["test_top1_error"])
+        text = inputs.read_file(path, _MAX_METRICS_BYTES).decode("utf-8-sig")
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            if int(row["step"]) == step and row["test_top1_error"]:
+                return float(row["test_top1_error"])
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None  # the file is missing, or was edited by hand
     return None

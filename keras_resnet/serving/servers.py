@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_resnet import names
 from keras_resnet.serving import errors
 from keras_resnet.serving import examples
 from keras_resnet.serving import http_client
@@ -291,10 +292,15 @@ def _pause_seconds(attempt: int) -> float:
 def sentence(message: str) -> str:
     r"""Returns the sentence in the middle of one of TensorFlow's messages.
 
+    The result is one line, with control characters escaped.
+
     >>> sentence("Graph execution error:\n\nNo.\n\t [[{{node n}}]] [Op:f]")
     'No.'
     """
-    found = message.split("\n\t [[")[0].strip().split("\n")[-1]
-    return found.removeprefix("assertion failed: ").translate(
-        str.maketrans("", "", "[]")
-    )
+    found = message.split("\n\t [[")[0].strip()
+    if re.match("Graph execution error|[0-9]+ root error", found):
+        found = found.split("\n")[-1]
+    found = names.escaped(found[: 2 * _MAX_REASON_CHARACTERS])
+    if found.startswith("assertion failed: "):
+        found = re.sub(r"[][]", "", found.removeprefix("assertion failed: "))
+    return found

@@ -21,7 +21,7 @@ from keras_resnet.serving import examples
 from keras_resnet.serving import folding
 from keras_resnet.serving import formats
 
-_BATCH_SIZE = 32
+BATCH_SIZE = 32
 _REQUEST_IMAGES = 4  # in the request to each signature
 
 
@@ -408,7 +408,7 @@ def in_batches(predict: formats.Function, views: np.ndarray) -> np.ndarray:
 
 
 def _batches(views: np.ndarray) -> list[np.ndarray]:
-    return np.split(views, range(_BATCH_SIZE, len(views), _BATCH_SIZE))
+    return np.split(views, range(BATCH_SIZE, len(views), BATCH_SIZE))
 
 
 @contextlib.contextmanager

@@ -97,7 +97,9 @@ def _requests(model_name, image, size) -> Iterator[bytes]:
 
 
 def _model_spec(name: str, signature: str) -> bytes:
-    return _field(1, _field(1, name.encode()) + _field(3, signature.encode()))
+    # The name may be that of a directory, and not UTF-8.
+    encoded = name.encode(errors="replace")
+    return _field(1, _field(1, encoded) + _field(3, signature.encode()))
 
 
 def _field(number: int, content: bytes) -> bytes:

@@ -63,6 +63,16 @@ def steps(directory: str | os.PathLike) -> list[int]:
     )
 
 
+def largest_bytes(directory: str | os.PathLike) -> int:
+    """Returns the bytes of the largest checkpoint in a directory."""
+    sizes: dict[int, int] = {}
+    for match, path in _matches(directory, _PART):
+        with contextlib.suppress(FileNotFoundError):
+            step = int(match[1])
+            sizes[step] = sizes.get(step, 0) + path.stat().st_size
+    return max(sizes.values(), default=0)
+
+
 def save(
     write: Callable[[str], None],
     directory: str | os.PathLike,
@@ -87,6 +97,7 @@ def save(
         # Not its parents: a run whose directory is gone must not start a new
         # one that lacks the other files.
         directory.mkdir(exist_ok=True)
+        _clear_way(directory, step)
         with literal(directory) as place:
             write(f"{place}/ckpt-{step}")
         for path in _parts(directory, step):
@@ -144,27 +155,23 @@ def restore(
     """
     directory = Path(directory)
     damaged: list[str] = []
+    place = str(directory)
     tried = set()
     # A run that trains may remove checkpoints while another program reads.
     while left := [step for step in steps(directory) if step not in tried]:
         step = left[-1]
         path = directory / f"ckpt-{step}"
         tried.add(step)
-        for part in _parts(directory, step):
-            with contextlib.suppress(FileNotFoundError):
-                _check_readable(part)
         try:
+            _check_parts(directory, step)
             with literal(directory) as place:
                 found = read(f"{place}/ckpt-{step}")
-        except _DAMAGE as error:
+        except (_NotRegularError, *_DAMAGE) as error:
             if isinstance(error, _NO_DAMAGE):
                 raise
             if step in steps(directory):
-                damaged.append(
-                    f"{path} is damaged ({reason(error)})".replace(
-                        str(place), str(directory)
-                    )
-                )
+                why = reason(error).replace(str(place), str(directory))
+                damaged.append(f"{path} is damaged ({why})")
                 report(f"{damaged[-1]}; resuming from the previous one")
             continue
         except StateError as error:
@@ -261,12 +268,12 @@ def set_aside(directory: str | os.PathLike, after: int) -> None:
     """Renames the checkpoints after a step, all of them damaged.
 
     They keep their bytes for an inspection, and the next checkpoints can have
-    their names.
+    their names. No file that was set aside earlier is overwritten.
     """
     for step in steps(directory):
         if step > after:
             for path in _parts(directory, step):
-                os.replace(path, path.with_name(f"damaged-{path.name}"))
+                atomic.set_aside(path, "damaged")
 
 
 def drop(directory: str | os.PathLike, after: int) -> None:
@@ -326,10 +333,11 @@ def literal(directory: str | os.PathLike) -> Iterator[str]:
 
 
 def reason(error: Exception) -> str:
-    """Returns the first line of an error, without TensorFlow's kernel name."""
+    """Returns the first line of an error, without TensorFlow's own names."""
     text = getattr(error, "message", None) or str(error) or repr(error)
     text = re.sub(r"\{\{function_node [^}]*\}\}\s*", "", text)
-    return text.strip().partition("\n")[0]
+    text = text.strip().partition("\n")[0]
+    return re.sub(r"\s*\[Op:\w+\](?= ?(name: )?$)", "", text)
 
 
 def _matches(directory, pattern, is_kind=stat.S_ISREG):
@@ -338,24 +346,60 @@ def _matches(directory, pattern, is_kind=stat.S_ISREG):
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in sorted(Path(directory).iterdir()):
             match = pattern.fullmatch(path.name)
-            with contextlib.suppress(FileNotFoundError):
-                if match and is_kind(path.stat().st_mode):
-                    found.append((match, path))
+            if match and is_kind(_mode(path)):
+                found.append((match, path))
     return found
+
+
+def _mode(path):
+    """Returns the kind of a file, of a link to nothing that of the link."""
+    for look in (os.stat, os.lstat):
+        with contextlib.suppress(OSError):
+            return look(path).st_mode
+    return 0  # removed meanwhile
+
+
+def _is_no_folder(mode):
+    return bool(mode) and not stat.S_ISDIR(mode)
 
 
 def _parts(directory, step):
     return [
         path
-        for match, path in _matches(directory, _PART)
+        for match, path in _matches(directory, _PART, _is_no_folder)
         if int(match[1]) == step
     ]
 
 
-def _check_readable(path):
-    """Raises OSError for a file that is not damaged but cannot be opened."""
-    with path.open("rb"):
-        pass
+class _NotRegularError(Exception):
+    """A part of a checkpoint that TensorFlow may never read to its end."""
+
+
+def _check_parts(directory, step):
+    """Raises if a part of a checkpoint is not a regular file.
+
+    Raises:
+        _NotRegularError: If it is a pipe, a device or a link to nothing.
+        OSError: If a file is not damaged but cannot be opened.
+    """
+    for path in _parts(directory, step):
+        mode = _mode(path)
+        if mode and not stat.S_ISREG(mode):
+            raise _NotRegularError(f"{path.name} must be a regular file")
+        with contextlib.suppress(FileNotFoundError), path.open("rb"):
+            pass
+
+
+def _clear_way(directory, step):
+    """Sets aside the links, pipes and folders where a checkpoint is written.
+
+    TensorFlow would write through them.
+    """
+    for pattern in (_TORN_FILE, _TORN_FOLDER):
+        for _, path in _matches(directory, pattern, bool):
+            is_of_step = re.match(f"ckpt-{step}[._]", path.name)
+            if is_of_step and not stat.S_ISREG(os.lstat(path).st_mode):
+                atomic.set_aside(path, "damaged")
 
 
 def _remove(directory, step):

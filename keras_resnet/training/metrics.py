@@ -110,8 +110,7 @@ class MetricsFile:
             return
         aside = ""
         if os.path.lexists(self.path):
-            place = self.path.with_name("changed-metrics.csv")
-            os.replace(self.path, place)
+            place = atomic.set_aside(self.path, "changed")
             aside = f", and the file is {place.name} now"
         if self.rows or aside:
             report(
@@ -158,14 +157,12 @@ class MetricsFile:
         self.rows.append(text)
         if self.events is None:
             return
-        if not self.path.is_file():  # removed while the run used it
+        line = io.StringIO()
+        csv.DictWriter(line, COLUMNS, lineterminator="\n").writerow(text)
+        try:
+            atomic.append(self.path, line.getvalue())
+        except FileNotFoundError:  # removed while the run used it
             atomic.write(self.path, self.text())
-        else:
-            with self.path.open("a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                writer.writerow(text)
-                file.flush()
-                os.fsync(file.fileno())
         with self.events.as_default(step=row["step"]):
             for name, value in row.items():
                 tf.summary.scalar(name, value)

@@ -1,8 +1,10 @@
 """The trained network of a work directory."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -11,9 +13,12 @@ from keras_resnet import training
 from keras_resnet.data import views
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
+from keras_resnet.training import memory
 from keras_resnet.training import optimizers
 from keras_resnet.training import workdirs
 from keras_resnet.training.workdirs import WorkdirError
+from keras_resnet.weights import bounds
+from keras_resnet.weights import keras_files
 
 
 @dataclasses.dataclass
@@ -55,8 +60,9 @@ def load_workdir(
         A `TrainedNetwork`; its model computes in float32.
 
     Raises:
-        WorkdirError: If the directory is not a work directory, or lacks a
-            checkpoint.
+        WorkdirError: If the directory is not a work directory, lacks a
+            checkpoint, or describes a network of more weights than any of its
+            checkpoints holds.
         ImportError: If Keras does not run on TensorFlow. The backend of the
             training may have been JAX.
     """
@@ -88,13 +94,36 @@ def load_workdir(
             classifier_activation,
         )
 
-    model = build("float64" if config.dtype == "float64" else "float32")
+    # The author of the directory also wrote config.json.
+    with _bounded_network(workdir, directory):
+        model = build("float64" if config.dtype == "float64" else "float32")
     step = _restore(model, config, directory, report)
     if config.dtype == "float64":
         weights = model.get_weights()
         model = build("float32")
         model.set_weights(weights)
     return TrainedNetwork(model, config, preprocessing, labels, step, record)
+
+
+@contextlib.contextmanager
+def _bounded_network(workdir: Path, directory: Path):
+    """Bounds the weights of a network by the bytes of the checkpoints.
+
+    A weight takes 4 bytes or more in a checkpoint, and memory as soon as Keras
+    builds its layer.
+    """
+    most = checkpoints.largest_bytes(directory)
+    available = memory.available_bytes()
+    if available is not None:
+        most = min(most, available)
+    try:
+        with keras_files.bounded_variables(most // 4 + bounds.FREE_ELEMENTS):
+            yield
+    except keras_files.TooManyWeightsError as error:
+        raise WorkdirError(
+            f"{workdir}/config.json must not describe more weights than the "
+            f"checkpoints in {directory} hold and the memory has room for"
+        ) from error
 
 
 def _restore(model, config, directory, report):

@@ -81,9 +81,11 @@ def _stderr_in(path):
     sys.stderr.flush()
     kept = os.dup(2)
     try:
-        with path.open("a") as file:
-            os.dup2(file.fileno(), 2)
-            yield
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        file = os.open(path, flags, 0o666)
+        os.dup2(file, 2)
+        os.close(file)
+        yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)

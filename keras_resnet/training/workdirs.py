@@ -10,7 +10,6 @@ import fcntl
 import json
 import math
 import os
-import re
 import socket
 import stat
 from collections.abc import Callable
@@ -28,6 +27,8 @@ from keras_resnet.training import configs
 CHECKPOINTS = {"last": "checkpoints", "best": "best"}
 
 _LOCK = ".lock"
+# Folders of a run and a search in which a program writes and removes files.
+_FOLDERS = (*CHECKPOINTS.values(), "events", "trials", "tuner")
 _LARGEST_FILE = 2**26  # bytes; dataset.json of ImageNet has less than a MB
 _MOST_DIFFERENCES = 5  # named in one line
 
@@ -42,13 +43,10 @@ def local(path: str | os.PathLike) -> Path:
     Raises:
         WorkdirError: If the path is the URL of a bucket or a server.
     """
-    text = os.fspath(path)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise WorkdirError(
-            f"a work directory must be a local path, received {text}: mount "
-            "the bucket or the server, and name its local directory"
-        )
-    return Path(text)
+    try:
+        return atomic.local(path, "a work directory")
+    except ValueError as error:
+        raise WorkdirError(str(error)) from error
 
 
 def is_empty(directory: Path) -> bool:
@@ -70,7 +68,8 @@ class Lock:
         report: Receives a line if the file system cannot lock.
 
     Raises:
-        WorkdirError: If another process uses the directory.
+        WorkdirError: If another process uses the directory, or a link in it
+            would lead this process to write elsewhere.
         OSError: If it cannot be written.
     """
 
@@ -82,7 +81,13 @@ class Lock:
         path = self.directory / _LOCK
         with _writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        _check_no_link_out(self.directory)
+        with _writing(self.directory):
+            self.descriptor = os.open(
+                path,
+                os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK,
+                0o666,
+            )
         try:
             self._lock()
         except BaseException:
@@ -107,6 +112,8 @@ class Lock:
                 "not start another process in it before this one ends"
             )
         text = f"process {os.getpid()} on {socket.gethostname()}"
+        if os.fstat(self.descriptor).st_nlink > 1:
+            return  # it is a file of another place too, such as a backup
         with contextlib.suppress(OSError):  # it only serves the message
             os.ftruncate(self.descriptor, 0)
             os.pwrite(self.descriptor, text.encode(), 0)
@@ -126,6 +133,38 @@ class Lock:
 
     def __exit__(self, *_):
         os.close(self.descriptor)
+
+
+def _check_no_link_out(directory):
+    """Raises WorkdirError for a link through which a program would write.
+
+    The author of a directory may have linked a part of it to any file of the
+    user.
+    """
+    lock = directory / _LOCK
+    if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+        raise WorkdirError(
+            f"{lock} must be a regular file, received a link or a special "
+            "file: remove it"
+        )
+    root = os.path.realpath(directory)
+    folders = [directory / name for name in _FOLDERS]
+    folders += (directory / "trials").glob("*")
+    for folder in folders:
+        if folder.is_symlink():
+            found = os.path.realpath(folder)
+            if os.path.commonpath([root, found]) != root:
+                raise WorkdirError(
+                    f"{folder} must be inside the work directory, received a "
+                    f"link to {found}: name the directory itself by --workdir, "
+                    "or replace the link by a directory"
+                )
+    # keras-tuner writes its files in place.
+    for folder, folders, files in os.walk(directory / "tuner"):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            if os.path.islink(path):
+                raise WorkdirError(f"{path} must not be a link: remove it")
 
 
 @contextlib.contextmanager
@@ -187,7 +226,7 @@ def check(config, workdir):
     if strangers:
         raise _other_version(path, ", ".join(strangers))
     differing = [
-        f"{name} was {_shown(old.get(name))}, is {_shown(new.get(name))}"
+        _difference(name, old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name != "data_dir"
     ]
@@ -206,11 +245,12 @@ def _check_same_data(path, about):
     old.update(old.pop("preprocessing"))
     new.update(new.pop("preprocessing"))
     images = old.pop("images", None), new.pop("images")
-    differing = [
-        f"{name} was {_shown(old.get(name))}, is {_shown(new.get(name))}"
+    # The images come first: their record names the class.
+    differing = _differing_images(*images) or [
+        _difference(name, old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
         if not _is_close(old.get(name), new.get(name))
-    ] or _differing_images(*images)
+    ]
     if differing:
         raise WorkdirError(
             f"{path.parent} was trained on other data: {'; '.join(differing)}. "
@@ -243,11 +283,12 @@ def _differing_images(old, new):
     if old is None:  # an earlier version wrote none
         return []
     if not isinstance(old, dict):
-        return [f"images was {_shown(old)}, is {_shown(new)}"]
+        return [_difference("images", old, new)]
     old, new = _leaves(old), _leaves(new)
     differing = [
-        f"{name} was {_shown(old.get(name, 'not there'))}, "
-        f"is {_shown(new.get(name, 'not there'))}"
+        _difference(
+            name, old.get(name, "not there"), new.get(name, "not there")
+        )
         for name in sorted(old.keys() | new.keys())
         if old.get(name, "") != new.get(name, "")
     ]
@@ -287,6 +328,12 @@ def recorded_data_dir(
                 f"--data_dir={config.data_dir} if you trust what is there"
             )
     return config.data_dir
+
+
+def _difference(name, old, new):
+    if _shown(old) == _shown(new):
+        return f"{name} has other values"
+    return f"{name} was {_shown(old)}, is {_shown(new)}"
 
 
 def _shown(value):

@@ -7,6 +7,7 @@ Each format has a module: `hdf5`, `archives` (zip), `torch_files` and
 import os
 from typing import BinaryIO
 
+from keras_resnet import names
 from keras_resnet.weights import archives
 from keras_resnet.weights import bounds
 from keras_resnet.weights import hdf5
@@ -31,14 +32,19 @@ def read(
         most_bytes: Number of bytes that all arrays together may have.
 
     Returns:
-        A dict of arrays. Arrays of bfloat16 are returned as float32.
+        A dict of arrays. Arrays of bfloat16 are returned as float32. Control
+        characters in a name are escaped (`names.escaped`).
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, has an unknown format, or exceeds
             the bounds.
     """
-    size = bounds.regular_size(path)
+    arrays = _read(path, bounds.regular_size(path), most_bytes)
+    return {names.escaped(name): array for name, array in arrays.items()}
+
+
+def _read(path: str | os.PathLike, size: int, most_bytes: int) -> Arrays:
     try:
         with open(path, "rb") as file:
             head = file.read(9)
@@ -52,7 +58,7 @@ def read(
             if head.startswith(b"\x80"):
                 return torch_files.read_legacy(file, size, most_bytes)
     except Exception as error:  # h5py and zipfile raise nearly everything
-        reason = " ".join(str(error)[:_MOST_REASON].split())
+        reason = names.escaped(" ".join(str(error)[:_MOST_REASON].split()))
         raise ValueError(
             f"{os.fspath(path)} cannot be read as weights: "
             f"{reason or type(error).__name__}"

@@ -19,6 +19,7 @@ from typing import Protocol
 import keras
 from keras.src.saving import serialization_lib
 
+from keras_resnet import names
 from keras_resnet.weights import archives
 from keras_resnet.weights import bounds
 from keras_resnet.weights import hdf5
@@ -50,8 +51,7 @@ def load(path: str | os.PathLike) -> keras.Model:
         with open(path, "rb") as file:
             stored_bytes = _check(file, size)
         with (
-            _LOCK,
-            _bounded_variables(stored_bytes + bounds.FREE_ELEMENTS),
+            bounded_variables(stored_bytes + bounds.FREE_ELEMENTS),
             serialization_lib.SafeModeScope(True),
         ):
             model = keras.models.load_model(path, compile=False)
@@ -134,20 +134,27 @@ def _check_object(value: dict[str, Any]) -> None:
             )
 
 
+class TooManyWeightsError(ValueError):
+    """A network of more weights than are allowed."""
+
+
 class _Initialize(Protocol):
     def __call__(self, variable: Any, *args: Any, **kwargs: Any) -> None: ...
 
 
 @contextlib.contextmanager
-def _bounded_variables(elements: int) -> Iterator[None]:
+def bounded_variables(elements: int) -> Iterator[None]:
     """Bounds the elements of the variables that this thread creates.
 
-    A variable takes its memory at once, and Keras cannot bound it.
+    A variable takes its memory at once, and Keras cannot bound it. Other
+    threads wait.
+
+    Args:
+        elements: Number of elements of all new variables together.
 
     Raises:
-        ValueError: From the variable that exceeds the bound.
+        TooManyWeightsError: From the variable that exceeds the bound.
     """
-    initialize: _Initialize = keras.Variable.__init__
     thread = threading.get_ident()
     left = elements
 
@@ -158,17 +165,19 @@ def _bounded_variables(elements: int) -> Iterator[None]:
         if shape is not None and threading.get_ident() == thread:
             left -= math.prod(int(size) for size in shape)
             if left < 0:
-                raise ValueError(
+                raise TooManyWeightsError(
                     "its configuration must not describe more weights than "
                     "the file holds"
                 )
         initialize(variable, initializer, shape, *args, **kwargs)
 
-    keras.Variable.__init__ = bounded
-    try:
-        yield
-    finally:
-        keras.Variable.__init__ = initialize
+    with _LOCK:
+        initialize: _Initialize = keras.Variable.__init__
+        keras.Variable.__init__ = bounded
+        try:
+            yield
+        finally:
+            keras.Variable.__init__ = initialize
 
 
 def _reason(error: Exception) -> str:
@@ -177,5 +186,5 @@ def _reason(error: Exception) -> str:
     for start in ("Exception encountered: ", "Error when deserializing "):
         text = text.rpartition(start)[2]
     text = re.split(r"Full object config|Full config|config=", text)[0]
-    text = " ".join(text.split()) or type(error).__name__
+    text = names.escaped(" ".join(text.split())) or type(error).__name__
     return text if len(text) < _MOST_REASON else f"{text[:_MOST_REASON]}..."
