@@ -117,7 +117,7 @@ class DataSet:
         batch_size: int,
         seed: int,
         first_step: int = 0,
-        augmentation: str = "none",
+        augmentation: str | augmentations.Augmentation = "none",
         shard: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
         """Returns endless batches, each a pure function of (seed, step).
@@ -126,13 +126,14 @@ class DataSet:
             batch_size: Number of images of all workers together in one step.
             seed: Of the order of the images and of the augmentation.
             first_step: Step of the first batch.
-            augmentation: A name of `AUGMENTATIONS`.
+            augmentation: A name of `AUGMENTATIONS`, or an `Augmentation`.
             shard: (index, count): the worker's index and the number of
                 workers. A worker gets its contiguous share of every batch.
 
         Returns:
             A data set of (images, labels): float32 `[batch_size / count,
-            height, width, channels]` and int32 `[batch_size / count]`.
+            height, width, channels]` and int32 `[batch_size / count]`. With
+            mixed images the labels are a tuple: see `augmentation.mix`.
 
         Raises:
             ValueError: If the augmentation is unknown or the shard does not
