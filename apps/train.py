@@ -168,11 +168,14 @@ def _config(row):
     arguments = command_line.model_arguments(
         network, given["model"], row.arguments if row else {}
     )
-    if recipe.image_size not in (None, height):
+    if recipe.image_size not in (None, height) or recipe.test_crop_ratio:
         size = f"recipe.image_size={recipe.image_size}"
         with command_line.usage("set", size):
             dataset = datasets.load(
-                dataset_name, _DATA_DIR.value, image_size=recipe.image_size
+                dataset_name,
+                _DATA_DIR.value,
+                image_size=recipe.image_size,
+                test_crop_ratio=recipe.test_crop_ratio,
             )
     with command_line.usage("dtype", _DTYPE.value):
         config = configs.Config(

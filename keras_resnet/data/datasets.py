@@ -9,6 +9,7 @@ start at any step, and share its batches among any number of workers.
 `pipelines` has the steps from a stored image to a batch.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -306,6 +307,7 @@ def load(
     data_dir: str | os.PathLike | None = None,
     image_size: int | None = None,
     preprocessing: views_lib.Preprocessing | None = None,
+    test_crop_ratio: float | None = None,
 ) -> DataSet:
     """Loads a data set by its name.
 
@@ -326,6 +328,8 @@ def load(
             for the data set's own.
         preprocessing: Preprocessing of a trained network that is tested on
             this set; None for the data set's own.
+        test_crop_ratio: Side of the test view of a photo over the shorter side
+            of the photo; None for 224 / 256.
 
     Returns:
         A `DataSet`.
@@ -354,6 +358,11 @@ def load(
     read = functools.cache(source.read)
     if preprocessing is None:
         preprocessing = _own_preprocessing(source.image_shape, image_size, read)
+        if test_crop_ratio is not None and preprocessing.is_cropped:
+            side = round(preprocessing.image_size / test_crop_ratio)
+            preprocessing = dataclasses.replace(
+                preprocessing, shorter_side=side
+            )
     return DataSet(name, source.labels, preprocessing, read, source.record)
 
 

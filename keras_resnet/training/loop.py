@@ -154,6 +154,7 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
             config.dataset,
             config.data_dir,
             image_size=config.recipe.image_size,
+            test_crop_ratio=config.recipe.test_crop_ratio,
         )
     trainer = _build(config, dataset, strategy)
 
@@ -200,7 +201,7 @@ def _build(config, dataset, strategy):
                 config, dataset, strategy
             )
     memory.check_training(
-        config, trainer.model, strategies.worker_count(strategy)
+        config, trainer.step.network, strategies.worker_count(strategy)
     )
     return trainer
 
