@@ -11,7 +11,7 @@ from absl.testing import parameterized
 from keras_resnet.data import datasets
 from keras_resnet.training import configs
 from keras_resnet.training import optimizers
-from keras_resnet.training import recipes
+from keras_resnet.training import recipe_rules
 from keras_resnet.training import step
 from keras_resnet.training import tensorflow_trainer
 from tests import tiny_runs
@@ -220,7 +220,7 @@ class LossTest(tiny_runs.TestCase):
 
     def test_unmixed_labels_are_mixed_ones_with_a_share_of_one(self):
         labels, others, _ = map(tf.constant, mixed_labels(6, 10))
-        for loss in recipes.LOSSES:
+        for loss in recipe_rules.LOSSES:
             recipe = dataclasses.replace(tiny_runs.RECIPE, loss=loss)
             logits = tf.random.stateless_normal([6, 10], [1, 2])
             plain, mixed = (

@@ -176,6 +176,9 @@ class JaxTrainer:
         """Returns the sums of `count_errors` since the last row."""
         return np.asarray(self.sums).tolist()
 
+    def last_gradient_norm(self) -> None:
+        """Returns None: a program of several steps does not return norms."""
+
     def clear_sums(self):
         """Sets the sums to zero, for the next row."""
         self.sums = ops.zeros(4)

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_resnet.training.recipes import DECOUPLED
+from keras_resnet.training.recipe_rules import DECOUPLED
 from keras_resnet.training.recipes import Recipe
 
 

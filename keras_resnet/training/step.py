@@ -20,7 +20,7 @@ from keras import ops
 
 from keras_resnet import baselines
 from keras_resnet.training.configs import Config
-from keras_resnet.training.recipes import DECOUPLED
+from keras_resnet.training.recipe_rules import DECOUPLED
 from keras_resnet.training.recipes import Recipe
 
 

@@ -90,6 +90,10 @@ class TensorFlowTrainer:
         """Returns the sums of `count_errors` since the last row."""
         return self.sums.numpy().tolist()
 
+    def last_gradient_norm(self) -> float:
+        """Returns the norm of the gradient of the last step, not clipped."""
+        return float(self.gradient_norm.numpy())
+
     def clear_sums(self):
         """Sets the sums to zero, for the next row."""
         self.sums.assign(tf.zeros([4]))
