@@ -107,10 +107,10 @@ class Augmentation:
             image (DeVries and Taylor 2017).
         mixup_alpha: Images are mixed in pairs, with a share from the
             distribution Beta(mixup_alpha, mixup_alpha) for each batch (Zhang
-            et al. 2018). 0 is none.
+            et al. 2018). 0 turns it off.
         cutmix_alpha: A rectangle of each image is cut from the other one of
-            its pair (Yun et al. 2019). 0 is none. With both kinds of mixing,
-            each batch has one of them, with probability 1/2.
+            its pair (Yun et al. 2019). 0 turns it off. With both kinds of
+            mixing, each batch has one of them, with probability 1/2.
         repeats: Number of views of an image in a batch (Hoffer et al. 2020).
         image_size: Height and width of the training images in pixels (Touvron
             et al. 2019). None is that of the test images.

@@ -325,7 +325,7 @@ TRIVIAL_AUGMENT_WIDE = (
 
 # The space of timm's rand-m9-mstd0.5-inc1 and its kind, with which RSB was
 # trained: operations that change more with the magnitude. Cubuk et al. 2020
-# have no SolarizeAdd and no Invert, and an Identity.
+# have Identity instead of SolarizeAdd and Invert.
 RAND_AUGMENT_INCREASING = (
     Choice(auto_contrast),
     Choice(equalize),

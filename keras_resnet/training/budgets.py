@@ -11,6 +11,7 @@ from keras_resnet.training import workdirs
 _SHARE = 0.95  # of the time; the rest is for saving and for slower moments
 _MEASURED = 0.03  # of the time, for measuring the speed
 _EVALUATIONS = 20  # of a run without `eval_every`
+
 # A test image costs a forward pass, a training image a backward pass also.
 _TEST_COST = 1 / 3
 

@@ -1,4 +1,4 @@
-"""What the values of a recipe must be."""
+"""Rules for the values of a recipe."""
 
 import math
 from collections.abc import Callable

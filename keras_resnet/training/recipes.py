@@ -54,12 +54,12 @@ class Recipe:
             that grows linearly from 0.
         momentum: Momentum of the gradient.
         optimizer: `"momentum"` [1, Sec. 3.4], `"nesterov"` (fb.resnet.torch)
-            or `"adam"` (Kingma and Ba 2015), which have the gradient
-            `g + decay w`; or `"adamw"` (Loshchilov and Hutter 2019), `"lamb"`
-            (You et al. 2020) or `"lars"` (You et al. 2017), which decay the
-            weights as their papers write.
+            or `"adam"` (Kingma and Ba 2015). These have the gradient
+            `g + decay w`. `"adamw"` (Loshchilov and Hutter 2019), `"lamb"`
+            (You et al. 2020) and `"lars"` (You et al. 2017) decay the weights
+            as their papers write.
         clip_norm: Largest norm of the gradient of all parameters, which is
-            scaled down to it. None is no limit.
+            scaled down to it. None turns it off.
         weight_decay: Factor of the L2 penalty, or of the decay.
         decay_norms: Whether the penalty includes the parameters of batch
             normalization and the biases, as in the authors' code.
@@ -245,9 +245,10 @@ def _strikes_back(name, epochs, **fields):
     """Returns a recipe of RSB with the numbers that A1, A2 and A3 share.
 
     Wightman et al. 2021, "ResNet strikes back", Table 2. An epoch of 1,281,167
-    images has 625 whole batches. Departure: the rate of the warm-up grows
-    from 0, in timm from 1e-4; the cosine ends at 0, in timm at 1e-6.
+    images has 625 whole batches.
     """
+    # Departure: the authors' warm-up grows from a rate of 1e-4, and their
+    # cosine ends at 1e-6; here both are 0.
     return Recipe(
         name,
         source=f"Wightman et al. 2021, Table 2, {name[-2:].upper()}",
@@ -471,11 +472,10 @@ _ROWS = [
         # python -m apps.train --model=resnet50 --dataset=imagenet2012
         #     --recipe=imagenet_torchvision_v2
         # 8 GPUs of 128 images; 600 epochs of 1,251 steps, 5 of them warm-up.
-        # Departures: torchvision averages every 32 steps, with the momentum
-        # 1 - 2e-5 * 1024 * 32 / 600, and starts after the warm-up; here the
-        # average has the same time constant and moves at every step. There
-        # the bias of the last layer is decayed, and the rate grows once an
-        # epoch, from 1%.
+        # Departure: torchvision averages every 32 steps after the warm-up, with
+        # the momentum 1 - 2e-5 * 1024 * 32 / 600; here at every step, with the
+        # same time constant. It decays the bias of the last layer too, and its
+        # rate grows once an epoch, from 1%.
         "imagenet_torchvision_v2",
         source="https://github.com/pytorch/vision/issues/3995",
         batch_size=1024,

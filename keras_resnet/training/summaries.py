@@ -1,4 +1,4 @@
-"""What a run tells: its first images, its device, a table at its end."""
+"""Reports of a run: its first images, its device, a table at its end."""
 
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def table(result: dict[str, Any]) -> list[str]:
     """Returns the lines of the table at the end of a run.
 
     Args:
-        result: What `loop.train_and_evaluate` returns.
+        result: The dict of `loop.train_and_evaluate`.
     """
     minutes, seconds = divmod(round(result["seconds"]), 60)
     speed = result["images_per_second"]
