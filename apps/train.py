@@ -10,6 +10,7 @@ accelerator that TensorFlow does not support, with small images of one size.
 
 import dataclasses
 import json
+import time
 
 from absl import flags
 
@@ -45,6 +46,22 @@ _STEPS = flags.DEFINE_integer(
     None,
     "Total number of steps. The recipe keeps its shape.",
     lower_bound=1,
+)
+_MINUTES = flags.DEFINE_float(
+    "minutes",
+    None,
+    "Minutes that a new run may take. The program measures the speed of the "
+    "first steps, and sets the number of steps. A run that is resumed keeps "
+    "its number.",
+    lower_bound=0,
+)
+_LIST_RECIPES = flags.DEFINE_bool(
+    "list_recipes", False, "Print the recipes with errors and costs, and end."
+)
+_PROFILE_STEPS = flags.DEFINE_list(
+    "profile_steps",
+    [],
+    "A,B: let TensorFlow's profiler observe the steps after A up to B.",
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Number of images in a batch of all devices."
@@ -168,11 +185,14 @@ def _config(row):
     arguments = command_line.model_arguments(
         network, given["model"], row.arguments if row else {}
     )
-    if recipe.image_size not in (None, height):
+    if recipe.image_size not in (None, height) or recipe.test_crop_ratio:
         size = f"recipe.image_size={recipe.image_size}"
         with command_line.usage("set", size):
             dataset = datasets.load(
-                dataset_name, _DATA_DIR.value, image_size=recipe.image_size
+                dataset_name,
+                _DATA_DIR.value,
+                image_size=recipe.image_size,
+                test_crop_ratio=recipe.test_crop_ratio,
             )
     with command_line.usage("dtype", _DTYPE.value):
         config = configs.Config(
@@ -249,16 +269,53 @@ def _usage_error(recipe, field, reason):
     return command_line.UsageError("set", f"recipe.{field}={value}", reason)
 
 
+def _profile_steps():
+    """Returns the two numbers of --profile_steps, or None."""
+    texts = _PROFILE_STEPS.value
+    if not texts:
+        return None
+    if len(texts) != 2 or not all(text.isdecimal() for text in texts):
+        raise command_line.UsageError(
+            "profile_steps", ",".join(texts), "must be two steps A,B"
+        )
+    first, last = map(int, texts)
+    if first >= last:
+        raise command_line.UsageError(
+            "profile_steps", ",".join(texts), "A must be less than B"
+        )
+    return first, last
+
+
+def _minutes_left(start):
+    """Returns the rest of --minutes, or None."""
+    if _MINUTES.value is None:
+        return None
+    if _STEPS.value is not None:
+        raise command_line.UsageError(
+            "minutes", _MINUTES.value, "cannot be combined with --steps"
+        )
+    return max(_MINUTES.value - (time.monotonic() - start) / 60, 0.0)
+
+
 def main(argv):
     """Trains the network that the flags describe."""
+    start = time.monotonic()
     import keras
 
     from keras_resnet.training import checkpoints
     from keras_resnet.training import configs
     from keras_resnet.training import loop
     from keras_resnet.training import memory
+    from keras_resnet.training import recipe_table
+    from keras_resnet.training import recipes
+    from keras_resnet.training import summaries
     from keras_resnet.training import workdirs
 
+    if _LIST_RECIPES.value:
+        for line in recipe_table.lines(recipes.RECIPES):
+            command_line.show(line)
+        return
+    profile_steps, _ = _profile_steps(), _minutes_left(start)
     is_on_jax = keras.backend.backend() == "jax"
     strategy, devices = None, 1
     if is_on_jax:
@@ -282,9 +339,12 @@ def main(argv):
     workdir = _WORKDIR.value or f"runs/{config.model}_{name}"
     if row and not _WORKDIR.value:
         workdir = f"runs/{row.name}_{config.seed}"
+    length = f"{config.recipe.steps:,} steps"
+    if _MINUTES.value is not None:
+        length = f"{_MINUTES.value:g} minutes"
     command_line.show(
         f"{config.model} on {config.dataset} by the recipe {config.recipe.name}"
-        f" ({config.recipe.source}): {config.recipe.steps:,} steps of "
+        f" ({config.recipe.source}): {length} of "
         f"{config.recipe.batch_size} images, in {workdir}"
     )
     try:
@@ -297,11 +357,14 @@ def main(argv):
             log_every=_LOG_EVERY.value,
             eval_every=_EVAL_EVERY.value,
             checkpoint_seconds=_CHECKPOINT_SECONDS.value,
+            minutes=_minutes_left(start),
+            profile_steps=profile_steps,
         )
     except (workdirs.WorkdirError, checkpoints.StateError) as error:
         raise command_line.UsageError("workdir", workdir, error) from error
     except memory.DoesNotFitError as error:
         raise _usage_error(config.recipe, error.field, error) from error
+    command_line.show(*summaries.table(result))
     command_line.show(
         f"test error {result['test_top1_error']:.2f}%, "
         f"of {result['test_images']:,} images"

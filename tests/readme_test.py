@@ -324,6 +324,8 @@ def recipe_row(recipe: recipes.Recipe) -> list[str]:
     rate = f"{recipe.learning_rate:g}"
     if recipe.schedule == "cosine":
         rate += ", a cosine to 0"
+    elif recipe.schedule == "one_cycle":
+        rate += ", a line to 0"
     else:
         points = " and ".join(f"{step:,}" for step in recipe.decay_at_steps)
         rate += f", divided by 10 at {points}"
@@ -339,7 +341,7 @@ def recipe_row(recipe: recipes.Recipe) -> list[str]:
         f"{recipe.steps:,} of {recipe.batch_size:,}",
         rate,
         recipe.augmentation,
-        ", ".join(errors),
+        ", ".join(errors) or "not measured",
     ]
 
 

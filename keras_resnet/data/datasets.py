@@ -9,6 +9,7 @@ start at any step, and share its batches among any number of workers.
 `pipelines` has the steps from a stored image to a batch.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -117,7 +118,7 @@ class DataSet:
         batch_size: int,
         seed: int,
         first_step: int = 0,
-        augmentation: str = "none",
+        augmentation: str | augmentations.Augmentation = "none",
         shard: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
         """Returns endless batches, each a pure function of (seed, step).
@@ -126,13 +127,14 @@ class DataSet:
             batch_size: Number of images of all workers together in one step.
             seed: Of the order of the images and of the augmentation.
             first_step: Step of the first batch.
-            augmentation: A name of `AUGMENTATIONS`.
+            augmentation: A name of `AUGMENTATIONS`, or an `Augmentation`.
             shard: (index, count): the worker's index and the number of
                 workers. A worker gets its contiguous share of every batch.
 
         Returns:
             A data set of (images, labels): float32 `[batch_size / count,
-            height, width, channels]` and int32 `[batch_size / count]`.
+            height, width, channels]` and int32 `[batch_size / count]`. With
+            mixed images the labels are a tuple: see `augmentation.mix`.
 
         Raises:
             ValueError: If the augmentation is unknown or the shard does not
@@ -305,6 +307,7 @@ def load(
     data_dir: str | os.PathLike | None = None,
     image_size: int | None = None,
     preprocessing: views_lib.Preprocessing | None = None,
+    test_crop_ratio: float | None = None,
 ) -> DataSet:
     """Loads a data set by its name.
 
@@ -325,6 +328,8 @@ def load(
             for the data set's own.
         preprocessing: Preprocessing of a trained network that is tested on
             this set; None for the data set's own.
+        test_crop_ratio: Side of the test view of a photo over the shorter side
+            of the photo; None for 224 / 256.
 
     Returns:
         A `DataSet`.
@@ -353,6 +358,11 @@ def load(
     read = functools.cache(source.read)
     if preprocessing is None:
         preprocessing = _own_preprocessing(source.image_shape, image_size, read)
+        if test_crop_ratio is not None and preprocessing.is_cropped:
+            side = round(preprocessing.image_size / test_crop_ratio)
+            preprocessing = dataclasses.replace(
+                preprocessing, shorter_side=side
+            )
     return DataSet(name, source.labels, preprocessing, read, source.record)
 
 

@@ -77,6 +77,16 @@ class Share:
         places = tf.range(self.start, self.stop, dtype=tf.int64)
         return step * self.batch_size + places
 
+    def sources(self, step, repeats):
+        """Returns the positions of the images of the share's views.
+
+        With `repeats` views of an image, the batch has `batch_size / repeats`
+        images, rounded up. The views of one image are as far apart.
+        """
+        images = -(-self.batch_size // repeats)
+        places = tf.range(self.start, self.stop, dtype=tf.int64)
+        return step * images + places % images
+
     def has(self, position):
         """Returns whether a position belongs to the share."""
         place = position % self.batch_size
@@ -102,18 +112,36 @@ def train_batches(
         first_step: Step of the first batch.
 
     Returns:
-        A data set of (float32 images, int32 labels).
+        A data set of (float32 images, int32 labels). With mixed images, the
+        labels are those of `augmentation.mix`.
+
+    Raises:
+        ValueError: If images are mixed in pairs and the share is odd.
     """
+    if augmentation.mixes and share.size % 2:
+        raise ValueError(
+            "mixup and CutMix mix pairs of images, so each worker must have "
+            f"an even number of them, received {share.size}"
+        )
+    if augmentation.image_size not in (None, preprocessing.image_size):
+        preprocessing = preprocessing.of_size(augmentation.image_size)
     steps = (first_step, tf.int64.max // share.batch_size)
-    if augmentation.window is None and _holds_views(split, preprocessing):
-        batches = _gathered(split, share, steps, seed)
+    repeats = augmentation.repeats
+    if not augmentation.changes_single_images and _holds_views(
+        split, preprocessing
+    ):
+        batches = _gathered(split, share, steps, seed, repeats)
     else:
         view = _training_view(preprocessing, augmentation, seed)
-        batches = _streamed(split, share, steps, seed, view)
+        batches = _streamed(split, share, steps, seed, view, repeats)
 
     def normalized(step, images, labels):
         draw = functools.partial(_draw, seed, step, share)
-        return _augmented(images, preprocessing, augmentation, draw), labels
+        images = _augmented(images, preprocessing, augmentation, draw)
+        if augmentation.mixes:
+            key = splits.random_key(seed, splits.BATCH, step)
+            return augmentations.mix(augmentation, images, labels, key)
+        return images, labels
 
     return _with_options(splits.map_in_order(batches, normalized))
 
@@ -209,17 +237,17 @@ def _holds_views(split, preprocessing):
     )
 
 
-def _gathered(split, share, steps, seed):
+def _gathered(split, share, steps, seed, repeats=1):
     """Gathers the images of a share from memory, all at once."""
 
     def gathered(step):
-        index = split.index(share.positions(step), seed)
+        index = split.index(share.sources(step, repeats), seed)
         return step, *split.get(index)
 
     return splits.map_in_order(tf.data.Dataset.range(*steps), gathered)
 
 
-def _streamed(split, share, steps, seed, view):
+def _streamed(split, share, steps, seed, view, repeats=1):
     """Reads the images of a share one by one, and batches their views.
 
     `view(position, image)` is the uint8 view of a stored image.
@@ -228,14 +256,41 @@ def _streamed(split, share, steps, seed, view):
     def viewed(position, image, label):
         return position // share.batch_size, view(position, image), label
 
-    first, last = (step * share.batch_size for step in steps)
-    examples = split.examples(seed, first, last, share.has)
+    if repeats > 1:
+        examples = _repeated(split, share, steps, seed, repeats)
+    else:
+        first, last = (step * share.batch_size for step in steps)
+        examples = split.examples(seed, first, last, share.has)
     batches = splits.map_in_order(examples, viewed).batch(
         share.size, drop_remainder=True
     )
     return splits.map_in_order(
         batches, lambda step, images, labels: (step[0], images, labels)
     )
+
+
+def _repeated(split, share, steps, seed, repeats):
+    """Returns (position of a view, stored image, label) of a share.
+
+    Each worker reads all images of a batch, and decodes only its views.
+    """
+    count = -(-share.batch_size // repeats)
+    first, last = (step * count for step in steps)
+
+    @tf.autograph.experimental.do_not_convert
+    def of_batch(positions, images, labels):
+        step = positions[0] // count
+        index = share.sources(step, repeats) - step * count
+        return tf.data.Dataset.from_tensor_slices(
+            (
+                share.positions(step),
+                tf.gather(images, index),
+                tf.gather(labels, index),
+            )
+        )
+
+    examples = split.examples(seed, first, last, lambda position: position >= 0)
+    return examples.batch(count, drop_remainder=True).flat_map(of_batch)
 
 
 def _test_views(split, preprocessing, share, steps, protocol="single"):
@@ -253,12 +308,14 @@ def _training_view(preprocessing, augmentation, seed):
 
     def view(position, image):
         image = decoding.bounded(image)
-        if augmentation.window is None:
-            return preprocessing.view(decoding.decode(image))
         key = splits.random_key(seed, splits.WINDOW, position)
-        return augmentations.random_view(
-            preprocessing, augmentation, image, key
-        )
+        if augmentation.window is None:
+            seen = preprocessing.view(decoding.decode(image))
+        else:
+            seen = augmentations.random_view(
+                preprocessing, augmentation, image, key
+            )
+        return augmentations.changed_view(augmentation, seen, key)
 
     return view
 
@@ -322,7 +379,8 @@ def _protocol_views(images, preprocessing, protocol):
 def _augmented(images, preprocessing, augmentation, draw):
     """Normalizes training views, and augments them as a batch.
 
-    `draw(distribution)` returns 3 random numbers for each image.
+    `draw(distribution)` returns 3 random numbers for each image,
+    `draw(distribution, count, number)` as many of another sequence.
     """
     images = preprocessing(images)
     height, width, channels = preprocessing.image_shape
@@ -340,13 +398,26 @@ def _augmented(images, preprocessing, augmentation, draw):
             shift /= preprocessing.standard_deviation
         # As in Preprocessing, whole rows: [batch, 1, width, channels].
         images += tf.repeat(shift[:, None, None, :], width, axis=2)
+    if augmentation.cutout_size:
+        random = draw(tf.random.stateless_uniform, 2, 5)
+        images = augmentations.cutout(images, augmentation.cutout_size, random)
+    if augmentation.erase_probability:
+        random = draw(tf.random.stateless_uniform, 23, 6)
+        is_erased = random[:, 22] < augmentation.erase_probability
+        images = tf.where(
+            is_erased[:, None, None, None],
+            augmentations.erase(images, random),
+            images,
+        )
     return images
 
 
-def _draw(seed, step, share, distribution):
-    """Draws 3 random numbers for each image of a share."""
+def _draw(seed, step, share, distribution, count=3, number=None):
+    """Draws random numbers for each image of a share."""
     key = splits.random_key(seed, splits.BATCH, step)
-    numbers = distribution([share.batch_size, 3], key)
+    if number is not None:
+        key = tf.random.experimental.stateless_fold_in(key, number)
+    numbers = distribution([share.batch_size, count], key)
     return numbers[share.start : share.stop]
 
 

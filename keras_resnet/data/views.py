@@ -111,6 +111,22 @@ class Preprocessing:
         """Whether a view is a crop of the resized image, as of photos."""
         return self.shorter_side is not None
 
+    def of_size(self, image_size: int) -> "Preprocessing":
+        """Returns the normalization with another size of the input.
+
+        Raises:
+            ValueError: If each pixel has a mean of its own.
+        """
+        if self.mean.shape != (self.channels,):
+            raise ValueError(
+                "the images of a set of one size are trained at that size, "
+                f"{self.image_size}; received {image_size}"
+            )
+        shorter_side = self.shorter_side and max(self.shorter_side, image_size)
+        return dataclasses.replace(
+            self, image_size=image_size, shorter_side=shorter_side
+        )
+
     @property
     def is_identity(self) -> bool:
         """Whether normalization leaves the pixels unchanged, 0 to 255."""

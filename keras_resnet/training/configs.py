@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_resnet import networks
-from keras_resnet.training import recipes
+from keras_resnet.training import fields as fields_lib
 from keras_resnet.training.recipes import Recipe
 
 # float64 is for proofs: a difference that stays in it is not due to rounding.
@@ -24,8 +24,8 @@ class Config:
         dataset: Name of a data set (`keras_resnet.data.datasets.load`).
         recipe: How the network is trained.
         model_arguments: Arguments that choose a variant of the network, such as
-            `{"shortcut": "C"}`. They are checked, and become a
-            `networks.Arguments`.
+            `{"shortcut": "C"}`. Those of the recipe are added. They are
+            checked, and become a `networks.Arguments`.
         dtype: One of `DTYPES`.
         seed: Seed of the weights, the batches and the augmentation.
         deterministic: Whether equal runs are equal to the bit.
@@ -37,7 +37,8 @@ class Config:
             (`papers.experiments`), or None.
 
     >>> gate = {"shortcut": "exclusive_gating(gate_bias=-7)"}
-    >>> recipe = recipes.RECIPES["cifar10"]
+    >>> from keras_resnet.training.recipes import RECIPES
+    >>> recipe = RECIPES["cifar10"]
     >>> config = Config("resnet20", "cifar10", recipe, gate)
     >>> config.to_json()["model_arguments"]
     {'shortcut': {'name': 'exclusive_gating', 'gate_bias': -7.0}}
@@ -57,7 +58,9 @@ class Config:
 
     def __post_init__(self):
         network = networks.get_network(self.model)
-        arguments = network.arguments(self.model_arguments)
+        arguments = network.arguments(
+            {**self.recipe.model_arguments, **self.model_arguments}
+        )
         object.__setattr__(self, "model_arguments", arguments)
         if self.dtype not in DTYPES:
             raise ValueError(
@@ -92,7 +95,7 @@ class Config:
             TypeError: If a field is missing or unknown.
             ValueError: If a value is not allowed.
         """
-        recipes.check_fields(cls, fields)
+        fields_lib.check_fields(cls, fields)
         if fields["backend"] not in ("jax", "tensorflow"):
             raise ValueError(
                 "backend must be jax or tensorflow, received "

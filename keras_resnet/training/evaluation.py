@@ -78,13 +78,14 @@ class Evaluation:
         return text.getvalue()
 
 
-def any_size(model: keras.Model) -> keras.Model:
+def any_size(model: keras.Model, side: int | None = None) -> keras.Model:
     """Returns the network for images of any size, with the same weights.
 
     Args:
         model: A network that is convolutional up to its global pooling.
+        side: Height and width of the images; None for any.
     """
-    image = keras.Input((None, None, model.input_shape[-1]))
+    image = keras.Input((side, side, model.input_shape[-1]))
     return keras.models.clone_model(
         model, input_tensors=image, clone_function=lambda layer: layer
     )

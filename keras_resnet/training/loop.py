@@ -28,11 +28,14 @@ import tqdm
 
 from keras_resnet import training
 from keras_resnet.data import datasets
+from keras_resnet.training import budgets
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import memory
 from keras_resnet.training import metrics
+from keras_resnet.training import profiles
 from keras_resnet.training import strategies
+from keras_resnet.training import summaries
 from keras_resnet.training import workdirs
 
 _CHUNK_SECONDS = 1.0  # time between two looks at signals and the clock
@@ -73,6 +76,8 @@ def train_and_evaluate(
     keep: int = 3,
     dataset: datasets.DataSet | None = None,
     checkpoint_seconds: float | None = None,
+    minutes: float | None = None,
+    profile_steps: tuple[int, int] | None = None,
 ) -> dict:
     """Trains a network and evaluates it, or resumes an earlier call.
 
@@ -92,10 +97,16 @@ def train_and_evaluate(
         dataset: The data set of the configuration, if it is already loaded.
         checkpoint_seconds: Time between two checkpoints; None for 50 times the
             duration of a save, at least 10 and at most 1,800 seconds.
+        minutes: Time of a new run: the recipe gets as many steps as fit. None
+            for the steps of the recipe.
+        profile_steps: `(first, last)`: TensorFlow's profiler observes the
+            steps after the first up to the last.
 
     Returns:
         The last row of `metrics.csv` as a dict, with the number of test images
-        (`test_images`) and the training speed (`images_per_second`).
+        (`test_images`), the training speed (`images_per_second`), the best row
+        (`best_step`, `best_test_top1_error`), the time of this call
+        (`seconds`) and the `device`.
 
     Raises:
         workdirs.WorkdirError: If the directory belongs to another
@@ -103,8 +114,8 @@ def train_and_evaluate(
         checkpoints.StateError: If its checkpoints belong to another run, or
             none of them can be read.
         ImportError: If Keras does not run on the configuration's backend.
-        ValueError: If the devices cannot share a batch equally, or the backend
-            does not support the configuration.
+        ValueError: If the devices cannot share a batch equally, the backend
+            does not support the configuration, or no step fits into `minutes`.
         memory.DoesNotFitError: If a step cannot fit in memory.
         TrainingDivergedError: If the loss becomes NaN or infinite.
         strategies.WorkerLostError: If another worker stopped.
@@ -112,17 +123,29 @@ def train_and_evaluate(
         Interrupted: If SIGTERM or SIGINT arrived; everything is saved.
     """
     training.require_backend(__name__, config.backend)
+    start = time.monotonic()
     workdir = workdirs.local(workdir)
     strategy = strategy or tf.distribute.get_strategy()
+    profiler = profiles.Profiler(workdir / "events", profile_steps)
     if not strategies.is_chief(strategy):
         report = _ignore
     with (
         _Signals(can_raise=not strategies.has_workers(strategy)) as signals,
         contextlib.ExitStack() as stack,
     ):
+        if minutes is not None:
+            dataset = dataset or _load(config)
+            config = _fitted(
+                config, workdir, strategy, dataset, minutes, eval_every
+            )
+            report(
+                f"{config.recipe.steps:,} steps, as many as fit into the time"
+            )
         loop = _start(
             config, workdir, strategy, dataset, signals, stack, report
         )
+        loop.profiler = profiler
+        stack.callback(profiler.close)
         first_step = loop.trainer.completed_steps
         if loop.is_chief:
             _report_pause(loop.trainer, checkpoint_seconds, report)
@@ -132,7 +155,7 @@ def train_and_evaluate(
             workdirs.prepare(config, loop.dataset, workdir)
     if first_step == config.recipe.steps:
         report(f"{workdir} has all its {config.recipe.steps} steps already")
-    return loop.result()
+    return {**loop.result(), "seconds": time.monotonic() - start}
 
 
 # --- How a run starts ---------------------------------------------------------
@@ -149,12 +172,7 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
     _check(config, workdir, strategy)
 
     # 2. Load the data set and build the network.
-    if dataset is None:
-        dataset = datasets.load(
-            config.dataset,
-            config.data_dir,
-            image_size=config.recipe.image_size,
-        )
+    dataset = dataset or _load(config)
     trainer = _build(config, dataset, strategy)
 
     # 3. Lock the work directory and describe the run in it.
@@ -173,8 +191,39 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
     stack.callback(rows.close)
     if is_chief:
         _report_lost_work(trainer, rows, workdir, report)
+        if trainer.completed_steps == 0 and config.backend == "tensorflow":
+            rows.show_images(summaries.first_images(config, dataset))
 
     return _Loop(trainer, dataset, lock, rows, signals, report)
+
+
+def _load(config):
+    """Returns the data set of a configuration."""
+    return datasets.load(
+        config.dataset,
+        config.data_dir,
+        image_size=config.recipe.image_size,
+        test_crop_ratio=config.recipe.test_crop_ratio,
+    )
+
+
+def _fitted(config, workdir, strategy, dataset, minutes, eval_every):
+    """Returns the configuration with the length that fits into the time."""
+    if strategies.has_workers(strategy):
+        raise ValueError(
+            "minutes must be used in one process, received several workers: "
+            "measure the speed, and set the steps of the recipe"
+        )
+    if not (workdir / "config.json").exists():
+        _check(config, workdir, strategy)
+    return budgets.with_length(
+        config,
+        workdir,
+        minutes,
+        lambda: _build(config, dataset, strategy),
+        dataset.test_size,
+        eval_every,
+    )
 
 
 def _check(config, workdir, strategy):
@@ -200,7 +249,7 @@ def _build(config, dataset, strategy):
                 config, dataset, strategy
             )
     memory.check_training(
-        config, trainer.model, strategies.worker_count(strategy)
+        config, trainer.step.network, strategies.worker_count(strategy)
     )
     return trainer
 
@@ -288,6 +337,7 @@ class _Loop:
         self.saved_at = time.monotonic()
         self.pause = _MIN_PAUSE  # seconds between two saves
         self.speed = None  # in images a second
+        self.profiler = profiles.Profiler("", None)
 
     def run(self, log_every, eval_every, checkpoint_seconds, keep):
         """Takes the remaining steps; the arguments of `train_and_evaluate`."""
@@ -313,7 +363,9 @@ class _Loop:
                     return
 
                 # Take the steps that fit in a second, in one program.
+                self.profiler.reach(step)
                 until = min(
+                    self.profiler.next(step),
                     (step // log_every + 1) * log_every,
                     (step // eval_every + 1) * eval_every,
                     recipe.steps,
@@ -369,7 +421,10 @@ class _Loop:
                 # The previous best one stays until the next checkpoint: a run
                 # that is killed before then resumes without this step.
                 self.write("best", step, keep=None)
-        self.rows.add(row)
+        # TensorBoard has more than metrics.csv, which is the same each time.
+        seen = {"gradient_norm": self.trainer.last_gradient_norm()}
+        seen["images_per_second"] = self.speed
+        self.rows.add(row, {k: v for k, v in seen.items() if v is not None})
         self.trainer.clear_sums()
         self.is_saved = False
         return row
@@ -449,9 +504,13 @@ class _Loop:
             for name, value in self.rows.rows[-1].items()
             if value
         }
+        best_step, best_error = self.rows.best()
         return {
             **numbers,
             "step": int(numbers["step"]),
+            "best_step": best_step,
+            "best_test_top1_error": best_error,
+            "device": summaries.device(),
             "test_images": self.dataset.test_size,
             "images_per_second": self.speed,
         }

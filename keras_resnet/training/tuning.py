@@ -238,6 +238,7 @@ class Search:
             config.dataset,
             config.data_dir,
             image_size=config.recipe.image_size,
+            test_crop_ratio=config.recipe.test_crop_ratio,
         ).with_validation()
 
     def oracle(self) -> keras_tuner.Oracle:
