@@ -44,6 +44,8 @@ from keras_resnet.models import ResNet1001
 from keras_resnet.models import ResNet1001V2
 from keras_resnet.models import ResNet1202
 from keras_resnet.models import ResNet1202V2
+from keras_resnet.models import WideResNet50_2
+from keras_resnet.models import WideResNet101_2
 from keras_resnet.models import resnet
 from keras_resnet.preprocessing import decode_predictions
 from keras_resnet.preprocessing import preprocess_input
@@ -90,6 +92,8 @@ __all__ = [
     "ResNet1202",
     "ResNet1202V2",
     "Spec",
+    "WideResNet50_2",
+    "WideResNet101_2",
     "decode_predictions",
     "feature_extractor",
     "freeze",

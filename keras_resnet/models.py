@@ -177,7 +177,7 @@ def resnet(
         x,
         spec,
         unit_class,
-        settings,
+        settings | _width(spec),
         activated_input=first_norm == "stem",
         looped=looped,
         remat=remat,
@@ -250,6 +250,11 @@ def _stem(x, spec, padding, norm):
     )(x)
 
 
+def _width(spec) -> dict[str, int]:
+    """Wide bottlenecks have the outputs of narrow ones."""
+    return {"expansion": units.EXPANSION // spec.width}
+
+
 def _stages(
     x,
     spec,
@@ -283,7 +288,7 @@ def _stages(
             if issubclass(unit_class, units.PreActivationUnit):
                 first["activated_input"] = count == 1 and activated_input
             x = unit_class(
-                filters,
+                spec.width * filters,
                 stride=2 if stage > 1 and i == 1 else 1,
                 survival_probability=survives(count),
                 remat=remat,
@@ -293,7 +298,7 @@ def _stages(
             )(x)
         if is_looped and n > 1:
             x = UnitStack(
-                unit_class(filters, **settings),
+                unit_class(spec.width * filters, **settings),
                 n - 1,
                 [survives(count + j) for j in range(1, n)],
                 remat=remat,
@@ -396,6 +401,8 @@ ResNet164 = _builder(resnet, "ResNet164")
 ResNet1001 = _builder(resnet, "ResNet1001")
 ResNet164V2 = _builder(resnet, "ResNet164V2")
 ResNet1001V2 = _builder(resnet, "ResNet1001V2")
+WideResNet50_2 = _builder(resnet, "WideResNet50_2")
+WideResNet101_2 = _builder(resnet, "WideResNet101_2")
 PlainNet18 = _builder(resnet, "PlainNet18")
 PlainNet34 = _builder(resnet, "PlainNet34")
 PlainNet20 = _builder(resnet, "PlainNet20")

@@ -39,6 +39,7 @@ class CountsTest(parameterized.TestCase):
             self.assertEqual(spec.units, layout.units)
             self.assertEqual(spec.filters, layout.filters)
             self.assertEqual(spec.bottleneck, layout.bottleneck)
+            self.assertEqual(spec.width, layout.width)
             self.assertEqual(spec.shortcut, layout.shortcut)
             self.assertEqual(spec.classes, layout.classes)
             self.assertEqual(spec.image_size, layout.image_size)
@@ -60,6 +61,13 @@ class CountsTest(parameterized.TestCase):
             [layer for layer in model.layers if isinstance(layer, layers.Unit)],
             600,
         )
+
+    @parameterized.parameters(
+        ("wideresnet50_2", 68_883_240), ("wideresnet101_2", 126_886_696)
+    )
+    def test_wide_bottlenecks_have_the_published_count(self, name, parameters):
+        layout = reference.layout(name)
+        self.assertEqual(reference.counts(layout).parameters, parameters)
 
     def test_convolutions_on_every_shortcut_have_the_published_count(self):
         model = keras_resnet.ResNet110(shortcut="convolution")
@@ -395,6 +403,11 @@ class ArgumentsTest(parameterized.TestCase):
             keras_resnet.Spec("odd", (1, 2), (8,))
         with self.assertRaisesRegex(ValueError, "stem"):
             keras_resnet.Spec("odd", (1,), (8,), stem="mnist")
+        for width, bottleneck in ((2, False), (3, True)):
+            with self.assertRaisesRegex(ValueError, "width must be 1, or 2"):
+                keras_resnet.Spec(
+                    *("odd", (1,), (8,)), bottleneck=bottleneck, width=width
+                )
 
     def test_a_spec_of_lists_is_one_of_tuples(self):
         spec = keras_resnet.Spec("lists", [1, 2], np.array([4, 8]))
