@@ -198,13 +198,13 @@ class ArgumentsTest(parameterized.TestCase):
         by_name = {
             "shortcut": "B",
             "unit": "original",
-            "bottleneck_stride": "1x1",
-            "padding": "symmetric",
-            "first_norm": "stem",
+            "bottleneck_stride": None,
+            "padding": None,
+            "first_norm": None,
             "looped": None,
             "remat": False,
             "batch_norm_momentum": 0.9,
-            "batch_norm_epsilon": 1e-5,
+            "batch_norm_epsilon": None,
             "survival_probability": 1.0,
         }
         self.assertEqual(
@@ -273,7 +273,7 @@ class ArgumentsTest(parameterized.TestCase):
         ),
         (
             {"weights": "imagenet", "batch_norm_epsilon": 1e-3},
-            "trained with batch_norm_epsilon=1e-05",
+            r"trained with batch_norm_epsilon=1\.001e-05",
         ),
         (
             {"weights": "imagenet", "classes": 10},
@@ -318,8 +318,10 @@ class ArgumentsTest(parameterized.TestCase):
             )
 
     def test_imagenet_weights_of_other_networks_do_not_exist(self):
-        with self.assertRaisesRegex(ValueError, "resnet50, resnet101"):
-            keras_resnet.ResNet34(weights="imagenet")
+        with self.assertRaisesRegex(
+            ValueError, "'imagenet'` exist for resnet50, .*: resnet200"
+        ):
+            keras_resnet.ResNet200(weights="imagenet")
 
     def test_four_channels_warn_and_work(self):
         with warnings.catch_warnings(record=True) as caught:

@@ -38,8 +38,8 @@ class Unit(keras.layers.Layer):
     """Base class of the five units: two 3x3 convolutions, or a bottleneck.
 
     A bottleneck has 1x1, 3x3 and 1x1 convolutions of `filters`, `filters` and
-    `expansion * filters` channels [1, Fig. 5]. Subclasses define the order of the
-    layers in `forward`.
+    `expansion * filters` channels [1, Fig. 5]. Subclasses define the order of
+    the layers in `forward`.
 
     Args:
         filters: Number of filters of the 3x3 convolutions.

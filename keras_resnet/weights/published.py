@@ -8,6 +8,7 @@ shows them.
 
 import dataclasses
 import functools
+import json
 import math
 import os
 from collections.abc import Iterable
@@ -153,7 +154,7 @@ class Card:
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON object, from which `from_json` makes an equal card."""
-        return dataclasses.asdict(self)
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Card":
@@ -184,7 +185,8 @@ class Card:
 # The authors' Caffe weights, ported. Keras' own module has the address and the
 # hashes; importing it keeps them up to date. Accuracies: keras.io.
 
-_CAFFE = Preparation(
+#: Preparation of the authors' Caffe weights.
+CAFFE = Preparation(
     224,
     256,
     mean=(123.68 / 255, 116.779 / 255, 103.939 / 255),
@@ -216,7 +218,7 @@ def _keras_rows() -> Iterable[Card]:
                 digest=f"md5:{digest}",
                 megabytes=size,
                 details=Details(batch_norm_epsilon=1.001e-5),
-                preparation=_CAFFE,
+                preparation=CAFFE,
                 classes=0 if ending else 1000,
                 label_set="imagenet",
                 top1=top1,
@@ -416,15 +418,15 @@ def find(network: str, name: str, include_top: bool = True) -> Card:
     return without[0] if without and not include_top else found[0]
 
 
-def by_digest(sha256: str) -> Card | None:
-    """Returns the row whose file has a SHA-256, or None.
+def by_digest(digits: str, kind: str = "sha256") -> Card | None:
+    """Returns the row whose file has a hash, or None.
 
     >>> by_digest("f37072fd" + 56 * "0").network
     'resnet18'
     """
     for row in _rows():
-        kind, _, digits = row.digest.partition(":")
-        if kind == "sha256" and sha256.startswith(digits):
+        row_kind, _, start = row.digest.partition(":")
+        if row_kind == kind and digits.startswith(start):
             return row
     return None
 
