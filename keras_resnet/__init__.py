@@ -48,6 +48,7 @@ from keras_resnet.models import WideResNet50_2
 from keras_resnet.models import WideResNet101_2
 from keras_resnet.models import resnet
 from keras_resnet.preprocessing import decode_predictions
+from keras_resnet.preprocessing import preprocess
 from keras_resnet.preprocessing import preprocess_input
 from keras_resnet.specs import MODELS
 from keras_resnet.specs import Spec
@@ -99,6 +100,7 @@ __all__ = [
     "freeze",
     "layers",
     "models",
+    "preprocess",
     "preprocess_input",
     "resnet",
     "weights",
