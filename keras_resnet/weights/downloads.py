@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import http.client
 import os
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -188,6 +189,8 @@ def _fetch(url: str, part: BinaryIO) -> None:
                     ) from error
             last: Exception = error
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(getattr(error, "reason", None), socket.gaierror):
+                raise  # no network, or no such server
             last = error
         if attempt < ATTEMPTS:
             time.sleep(PAUSE_SECONDS * attempt)
