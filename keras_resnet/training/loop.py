@@ -5,7 +5,7 @@ How a run starts, from `train_and_evaluate`:
 1. Check the configuration, the devices and the work directory.
 2. Load the data set and build the network.
 3. Lock the work directory and describe the run in it.
-4. Resume from the newest checkpoint, if there is one.
+4. Resume from the newest checkpoint, or start from trained weights.
 5. Restore the rows of `metrics.csv` from the checkpoint.
 6. Take the remaining steps.
 
@@ -32,6 +32,7 @@ from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import memory
 from keras_resnet.training import metrics
+from keras_resnet.training import start_weights
 from keras_resnet.training import strategies
 from keras_resnet.training import workdirs
 
@@ -150,11 +151,7 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
 
     # 2. Load the data set and build the network.
     if dataset is None:
-        dataset = datasets.load(
-            config.dataset,
-            config.data_dir,
-            image_size=config.recipe.image_size,
-        )
+        dataset = start_weights.load_dataset(config, workdir)
     trainer = _build(config, dataset, strategy)
 
     # 3. Lock the work directory and describe the run in it.
@@ -164,8 +161,9 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
         workdirs.check(config, workdir)  # another process had the lock
         workdirs.prepare(config, dataset, workdir)
 
-    # 4. Resume from the newest checkpoint.
-    _resume(trainer, workdir, is_chief, report)
+    # 4. Resume from the newest checkpoint, or start from weights.
+    if not _resume(trainer, workdir, is_chief, report) and config.weights:
+        start_weights.start(trainer, dataset.labels, report)
     signals.note_saved(trainer.completed_steps)
 
     # 5. Restore the rows of metrics.csv from the checkpoint.
@@ -206,7 +204,7 @@ def _build(config, dataset, strategy):
 
 
 def _resume(trainer, workdir, is_chief, report):
-    """Reads the newest checkpoint, and removes the later ones."""
+    """Reads the newest checkpoint, if any, and removes the later ones."""
     last, best = (workdir / workdirs.CHECKPOINTS[n] for n in ("last", "best"))
     found = trainer.restore(last, report)
     step, steps = trainer.completed_steps, trainer.config.recipe.steps
@@ -218,12 +216,13 @@ def _resume(trainer, workdir, is_chief, report):
     if found is not None:
         report(f"resuming at step {step} of {steps}")
     if not is_chief:
-        return
+        return found is not None
     checkpoints.set_aside(last, after=step)
     checkpoints.drop(best, after=step)
     for directory in (last, best):
         checkpoints.clean(directory)
     checkpoints.prune(best, keep=1)
+    return found is not None
 
 
 def _report_lost_work(trainer, rows, workdir, report):

@@ -56,6 +56,9 @@ class Recipe:
         average_momentum: Momentum of a moving average of the parameters, which
             are tested and exported. 0 is no average. The momentum at a step is
             `min(average_momentum, (1 + step) / (10 + step))`.
+        head_learning_rate: Rate of the classifier after the warm-up, for
+            fine-tuning. It follows the schedule of `learning_rate`. None is
+            the same rate. Adam has no such rate.
         augmentation: Name of an augmentation (`data.augmentation`).
         image_size: Height and width of the network's input, in pixels. None is
             the size of the data set's images.
@@ -81,6 +84,7 @@ class Recipe:
     label_smoothing: float = 0.0
     micro_batches: int = 1
     average_momentum: float = 0.0
+    head_learning_rate: float | None = None
     augmentation: str = "none"
     image_size: int | None = None
     expected_errors: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -115,6 +119,7 @@ class Recipe:
         for name in (
             "learning_rate",
             "warmup_learning_rate",
+            "head_learning_rate",
             "weight_decay",
             "warmup_steps",
             "decay_at_steps",
@@ -125,6 +130,14 @@ class Recipe:
                 raise ValueError(
                     f"{name} must be finite and at least 0, received {value}"
                 )
+        if self.head_learning_rate is not None and (
+            self.optimizer == "adam" or not self.learning_rate
+        ):
+            raise ValueError(
+                "head_learning_rate needs the optimizer momentum or nesterov "
+                f"and a learning_rate above 0, received {self.optimizer} and "
+                f"{self.learning_rate}"
+            )
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(
                 f"image_size must be at least 1, received {self.image_size}"
@@ -162,6 +175,9 @@ class Recipe:
             learning_rate=self.learning_rate * k,
             warmup_learning_rate=(
                 self.warmup_learning_rate and self.warmup_learning_rate * k
+            ),
+            head_learning_rate=(
+                self.head_learning_rate and self.head_learning_rate * k
             ),
         )
         if k <= 1 or (scaled.warmup_steps and not self.warmup_learning_rate):
@@ -515,6 +531,43 @@ _ROWS = [
         # Goyal et al. 2017, Table 1, single crop: 23.60 +- 0.12. They divide
         # the rate by 10 instead of the cosine; the stride is on the 3x3.
         expected_errors={"resnet50": 23.6},
+    ),
+    Recipe(
+        # python -m apps.train --dataset=folder:PATH --model=resnet18
+        # The plan of a folder sets batch, length, rate and size: `plans`.
+        "folder",
+        source="He et al. 2019, Sec. 2 and 5: 0.1 for 256 images, a cosine",
+        batch_size=32,
+        steps=1_875,
+        learning_rate=0.0125,
+        schedule="cosine",
+        warmup_steps=94,
+        decay_norms=False,
+        label_smoothing=0.1,
+        weight_decay=5e-4,
+        augmentation="pad_crop_flip",
+        # An aim, of ten classes of 200 photos of 64x64 pixels.
+        expected_errors={"resnet18": 35.0},
+    ),
+    Recipe(
+        # python -m apps.train --dataset=folder:PATH --weights=cifar10
+        # Kolesnikov et al. 2020, Sec. 3.3, for less than 20,000 images: 500
+        # steps of 512, of which 100 warm up; no weight decay. Kornblith et al.
+        # 2019: Nesterov's momentum, a cosine, rates of 1e-4 to 0.1.
+        "fine_tune",
+        source="Kolesnikov et al. 2020 (BiT-HyperRule); Kornblith et al. 2019",
+        batch_size=32,
+        steps=1_250,
+        learning_rate=0.01,
+        schedule="cosine",
+        warmup_steps=250,
+        optimizer="nesterov",
+        decay_norms=False,
+        label_smoothing=0.1,
+        weight_decay=0.0,
+        augmentation="pad_crop_flip",
+        # An aim, of ten classes of 200 photos of 64x64 pixels.
+        expected_errors={"resnet20": 25.0},
     ),
 ]
 

@@ -12,6 +12,7 @@ from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import evaluation
 from keras_resnet.training import optimizers
+from keras_resnet.training import probes
 from keras_resnet.training import step
 from keras_resnet.training import strategies
 from keras_resnet.training import workdirs
@@ -38,6 +39,10 @@ class TensorFlowTrainer:
             self.model = configs.build_model(
                 config, dataset.image_shape, dataset.classes
             )
+            self.trained = self.model
+            if probes.is_cached(config, self.model, dataset):
+                features, self.trained = probes.parts(self.model)
+                self.dataset = probes.FeatureSet(dataset, features)
             self.rates = recipe.learning_rates()
             self.optimizer = optimizers.of_recipe(recipe, adds_replicas=False)
             if config.dtype == "mixed_float16":
@@ -52,7 +57,7 @@ class TensorFlowTrainer:
         with tf.device("CPU:0"):  # an accelerator cannot hold text
             self.text = tf.Variable("", dtype="string")
         # The moving statistics, and the seeds of random layers.
-        self.states = self.model.non_trainable_variables
+        self.states = self.trained.non_trainable_variables
         self.checkpoint = tf.train.Checkpoint(
             model=self.model,
             optimizer=self.optimizer,
@@ -64,7 +69,7 @@ class TensorFlowTrainer:
             untracked=[v.value for v in checkpoints.untracked(self.model)],
         )
         self.step = step.Step(
-            config, self.model, self.optimizer, _differentiate, _after
+            config, self.trained, self.optimizer, _differentiate, _after
         )
         self.evaluator = evaluation.Evaluator(self.predict, strategy)
         self.advance = tf.function(self._advance)
@@ -266,12 +271,12 @@ class TensorFlowTrainer:
         The parameters are their moving averages if the recipe has them.
         """
         if not self.averages:
-            return self.model(images, training=False)
+            return self.trained(images, training=False)
         mapping = zip(
             self.model.trainable_variables, self.averages, strict=True
         )
         with keras.StatelessScope(mapping):
-            return self.model(images, training=False)
+            return self.trained(images, training=False)
 
     def train_step(self, images, labels, message):
         """Takes one step on one device.

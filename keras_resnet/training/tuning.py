@@ -377,6 +377,8 @@ def train_flags(
         for name, value in networks.texts(config.model_arguments).items()
     ]
     for field in dataclasses.fields(recipe):
+        if field.name in ("name", "source"):
+            continue  # of a recipe that was planned for the size of the data
         value = getattr(config.recipe, field.name)
         if value != getattr(recipe, field.name):
             text = (
