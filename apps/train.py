@@ -330,6 +330,10 @@ def _with_views(dataset, recipe, start):
     if size in (None, dataset.image_shape[0]):
         return dataset
     with command_line.usage("set", f"recipe.image_size={size}"):
+        if dataset.name == "synthetic":  # its images are drawn at a size
+            from keras_resnet.data import datasets
+
+            return datasets.load(dataset.name, image_size=size)
         return dataset.with_preprocessing(image_size=size)
 
 

@@ -326,6 +326,10 @@ class DataSet:
         """
         return self._views(self._test, count)
 
+    def test_name(self, index: int) -> str:
+        """Returns the name of a test image: its file, if it has one."""
+        return self._test.name(index)
+
     def sample(
         self, count: int, training: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:

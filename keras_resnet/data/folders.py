@@ -231,9 +231,11 @@ def _small_images(train, test, exif=True):
     channels = max(image.shape[-1] for image in images)
     shape = (*images[0].shape[:2], channels)
     stacked = np.stack([np.broadcast_to(image, shape) for image in images])
+    names = [s.name(i) for s in (train, test) for i in range(s.size)]
+    parts = {"train": slice(train.size), "test": slice(train.size, None)}
     return {
-        "train": splits.Memory(stacked[: train.size], labels[: train.size]),
-        "test": splits.Memory(stacked[train.size :], labels[train.size :]),
+        split: splits.Memory(stacked[part], labels[part], names[part])
+        for split, part in parts.items()
     }
 
 

@@ -175,23 +175,38 @@ class RandomAccess(Split):
 
 
 class Memory(RandomAccess):
-    """Images of one size in memory: uint8 `[size, height, width, channels]`."""
+    """Images of one size in memory: uint8 `[size, height, width, channels]`.
 
-    def __init__(self, images: np.ndarray, labels: Sequence[int] | np.ndarray):
+    Args:
+        images: The images.
+        labels: Label of each image.
+        names: Name of each image; None for its number.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: Sequence[int] | np.ndarray,
+        names: Sequence[str] | None = None,
+    ):
         with tf.device("CPU"):
             self.images = tf.constant(images, tf.uint8)
             self.labels = tf.constant(labels, tf.int32)
         self.size = len(images)
+        self.names = names
 
     def get(self, index):
         return tf.gather(self.images, index), tf.gather(self.labels, index)
 
     def part(self, is_held_out):
         chosen = self.tenth(is_held_out)
-        return Memory(self.images.numpy()[chosen], self.labels.numpy()[chosen])
+        names = self.names and [self.names[i] for i in chosen]
+        return Memory(
+            self.images.numpy()[chosen], self.labels.numpy()[chosen], names
+        )
 
     def name(self, index):
-        return f"image {index}"
+        return self.names[index] if self.names else f"image {index}"
 
     def decoded(self, exif=True):
         return zip(self.images.numpy(), self.labels.numpy(), strict=True)

@@ -331,6 +331,7 @@ class _Loop:
                     self.speed = (step - first - 1) * recipe.batch_size / busy
                     seconds = (time.monotonic() - start) / (step - before)
                 bar.update(step - before)
+                self.show_progress(step, bar)
                 if is_stopped and step < recipe.steps:
                     self.stop(step)
 
@@ -383,12 +384,23 @@ class _Loop:
             leave=False,
         )
 
+    def show_progress(self, step, bar):
+        """Shows loss, error and epoch on the bar of a terminal."""
+        if self.is_terminal and self.trainer.images_since_row:
+            row = _train_row(self.trainer, step)
+            epochs = _epochs(step, self.recipe, self.dataset)
+            bar.set_postfix_str(
+                f"{epochs}, loss {row['train_loss']:.3f}, error "
+                f"{row['train_top1_error']:.1f}%, "
+                f"{self.speed or 0:,.0f} images/s"
+            )
+
     def show_row(self, row, bar):
         """Reports a row; a terminal has a bar for rows without a test."""
-        bar.set_postfix_str(f"{self.speed or 0:,.0f} images/s")
         if not self.is_terminal or "test_loss" in row:
             with tqdm.tqdm.external_write_mode(file=sys.stderr):
-                self.report(_line(row, self.recipe, self.speed))
+                epochs = _epochs(row["step"], self.recipe, self.dataset)
+                self.report(_line(row, self.recipe, self.speed, epochs))
 
     # --- Checkpoints ---
 
@@ -480,10 +492,17 @@ def _train_row(trainer, step):
     }
 
 
-def _line(row, recipe, speed):
+def _epochs(step, recipe, dataset):
+    """Returns the number of epochs so far, and of the run."""
+    each = recipe.batch_size / dataset.train_size
+    return f"epoch {step * each:.1f} of {recipe.steps * each:.1f}"
+
+
+def _line(row, recipe, speed, epochs):
     """Returns the progress line of a row."""
     words = [
         f"step {row['step']:,} of {recipe.steps:,}",
+        epochs,
         f"loss {row['train_loss']:.3f}",
         f"error {row['train_top1_error']:.2f}%",
     ]

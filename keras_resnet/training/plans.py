@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from keras_resnet import networks
 from keras_resnet import specs
+from keras_resnet.data import datasets
 from keras_resnet.data import views
 from keras_resnet.training import recipes
 
@@ -138,6 +139,21 @@ def plan(
         source=f"{base.source}; {reason.partition(';')[0]}",
     )
     return Plan(recipe, reason)
+
+
+def recipe_of(
+    dataset: datasets.DataSet, network: networks.Network
+) -> recipes.Recipe:
+    """Returns the recipe of a data set when none is named, without weights.
+
+    >>> digits = datasets.load("digits")
+    >>> recipe_of(digits, networks.get_network("resnet20")).name
+    'digits'
+    """
+    size = dataset.image_shape[0]
+    if not dataset.name.startswith("folder:"):
+        return recipes.default_recipe(dataset.name, size, network)
+    return plan(dataset.train_size, size, network, dataset.has_photos).recipe
 
 
 def mode(is_tuned: bool, freeze: str) -> str:

@@ -233,12 +233,7 @@ class Search:
 
     def load(self) -> datasets.DataSet:
         """Returns the data set of the trials; its test images validate."""
-        config = self.config
-        return datasets.load(
-            config.dataset,
-            config.data_dir,
-            image_size=config.recipe.image_size,
-        ).with_validation()
+        return configs.load_dataset(self.config).with_validation()
 
     def oracle(self) -> keras_tuner.Oracle:
         """Returns keras-tuner's algorithm, which chooses the next trial."""
@@ -367,6 +362,7 @@ def train_flags(
         "dataset": config.dataset,
         "data_dir": config.data_dir,
         "recipe": recipe.name,
+        "weights": config.weights,
     }
     if config.recipe.steps != recipe.steps:
         flags["steps"] = config.recipe.steps
@@ -385,7 +381,8 @@ def train_flags(
                 json.dumps(value) if isinstance(value, tuple | dict) else value
             )
             words.append(f"--set=recipe.{field.name}={text}")
-    for name in ("dtype", "seed", "deterministic"):
+    names = ("dtype", "seed", "deterministic", "exif", "skip_unreadable")
+    for name in (*names, "freeze"):
         value = getattr(config, name)
         if value != configs.Config.__dataclass_fields__[name].default:
             words.append(f"--{name}={str(value).lower()}")
