@@ -182,7 +182,8 @@ def _config(row):
             skip_unreadable=_SKIP_UNREADABLE.value,
             exif=_EXIF.value,
         )
-    command_line.show(dataset.summary, *_imbalance(dataset))
+    if dataset.name.startswith("folder:"):
+        command_line.show(dataset.summary, *_imbalance(dataset))
     given = command_line.settings(_SET.value, "recipe", "model")
     arguments = command_line.model_arguments(
         network, given["model"], row.arguments if row else {}

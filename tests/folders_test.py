@@ -112,7 +112,7 @@ class FolderTest(parameterized.TestCase):
     def test_with_an_empty_class(self):
         self.write("a/1.png", images_lib.noise(4, 4, 1))
         (self.root / "b").mkdir()
-        with self.assertRaisesRegex(ValueError, r"without an image \(b\)"):
+        with self.assertRaisesRegex(ValueError, r"1 empty \(b\)"):
             self.load()
 
     def test_of_one_class(self):
@@ -137,7 +137,7 @@ class FolderTest(parameterized.TestCase):
             self.write(f"a/{i}.png", images_lib.noise(4, 4, 1))
             self.write(f"b/{i}.png", images_lib.noise(4, 4, 1))
         (self.root / "b/2.png").write_bytes(b"broken")
-        with self.assertRaisesRegex(ValueError, r"1 do not decode \(b/2.png: "):
+        with self.assertRaisesRegex(ValueError, r"1 undecodable \(b/2.png: "):
             self.load()
 
     @parameterized.parameters("training", "test", "examples", "loading")
@@ -156,7 +156,7 @@ class FolderTest(parameterized.TestCase):
             content[16:24] = struct.pack(">II", 60_000, 60_000)
             path.write_bytes(content)
         line = (
-            r"2 do not decode \(b/0.png: an image may have .* 3600000000; b/1"
+            r"2 undecodable \(b/0.png: an image may have .* 3600000000; b/1"
             if when == "loading"
             else r"b/\d.png does not decode; it must be a .* image of at most "
             r"64,000,000 pixels \(an image may have at most 64000000 pixels, "
@@ -226,7 +226,7 @@ class FolderTest(parameterized.TestCase):
         self.assertEqual(dataset.train_size + dataset.test_size, 4)
         (self.root / "a/\udcff.png").write_bytes(b"broken")
         with self.assertRaisesRegex(
-            ValueError, r"do not decode \(a/\udcff.png: "
+            ValueError, r"undecodable \(a/\udcff.png: "
         ):
             self.load()
 
@@ -317,9 +317,9 @@ class FolderTest(parameterized.TestCase):
         (self.root / "empty").mkdir()
         with self.assertRaisesRegex(
             ValueError,
-            r"2 in a format that must be converted \(b/7.HEIC; b/8.jpg: HEIC "
-            r"inside .jpg\), 1 do not decode \(a/0.jpg: .*\), 1 classes "
-            r"without an image \(empty\); convert them to JPEG, .*mogrify.*"
+            r"2 to be converted \(b/7.HEIC; b/8.jpg: HEIC "
+            r"inside .jpg\), 1 undecodable \(a/0.jpg: a truncated .*\), 1 "
+            r"empty \(empty\); convert them to JPEG, .*mogrify.*"
             "--skip_unreadable",
         ):
             self.load()
@@ -329,7 +329,7 @@ class FolderTest(parameterized.TestCase):
         self.assertRegex(
             dataset.summary,
             r"^9 training images of 2 classes, 2 for validation, 6 entries "
-            r"left out: 1 hidden \(b/.DS_Store\), .*1 not images",
+            r"left out: 1 hidden \(b/.DS_Store\), .*1 of another type",
         )
         self.assertEqual(dataset.train_counts, [4, 5])
 

@@ -111,15 +111,18 @@ def _classes(root, train_root, test_root, findings):
         )
 
     def images(folder):
+        here = [name for name in labels if name in _folders(folder)]
         classes = [
             inspection.images_of_class(
                 root, os.path.join(folder, label), findings
             )
+            if label in here
+            else []
             for label in labels
         ]
         classes = inspection.without_unreadable(root, classes, findings)
         for label, found in zip(labels, classes, strict=True):
-            if not found:
+            if not found and label in here:
                 name = os.path.relpath(os.path.join(folder, label), root)
                 findings.add(inspection.EMPTY, name)
         return classes
@@ -132,13 +135,16 @@ def _classes(root, train_root, test_root, findings):
             for paths, kept in zip(train, map(set, test), strict=True)
         ]
         return labels, train, test
-    if _folders(test_root) != labels:
+    train = images(train_root)
+    found = _folders(test_root)
+    rows = zip(labels, train, strict=True)
+    missing = {label for label, paths in rows if paths} - set(found)
+    if missing or set(found) - set(labels):
         raise ValueError(
             f"{test_root} must have the classes of {train_root}: "
-            f"{', '.join(labels)}; it has "
-            f"{', '.join(_folders(test_root)) or 'none'}"
+            f"{', '.join(labels)}; it has {', '.join(found) or 'none'}"
         )
-    return labels, images(train_root), images(test_root)
+    return labels, train, images(test_root)
 
 
 def _whole_classes(train_root, labels, train, test):

@@ -34,12 +34,12 @@ _NAMED = 3  # files of each kind that a summary names
 
 # Kinds of files and folders that are left out.
 HIDDEN = "hidden"
-OTHER = "not images"
-UNREADABLE = "do not decode"
-FOREIGN = "in a format that must be converted"
-IRREGULAR = "not regular files"
-EMPTY = "classes without an image"
-FOLDERS = "folders inside a class"
+OTHER = "of another type"
+UNREADABLE = "undecodable"
+FOREIGN = "to be converted"
+IRREGULAR = "irregular"
+EMPTY = "empty"
+FOLDERS = "inside a class"
 
 # Kinds that nobody misses. The others stop a run without `skip_unreadable`.
 _HARMLESS = (HIDDEN, OTHER)
@@ -195,5 +195,8 @@ def _fault(path, decodes):
             elif decodes:
                 decoding.decode(image)
     except tf.errors.OpError as error:
-        return UNREADABLE, splits.reason(error)
+        reason = splits.reason(error)
+        if "jpeg::" in reason or "Invalid JPEG" in reason:
+            reason = "a truncated or damaged JPEG"
+        return UNREADABLE, reason
     return None
