@@ -53,7 +53,7 @@ _DRY_RUN = flags.DEFINE_bool(
 
 def main(argv):
     """Trains the runs that the flags name and that are not complete."""
-    from keras_resnet.papers import plans
+    from keras_resnet.papers import queues
 
     if not _EXPERIMENTS.value:
         raise command_line.UsageError(
@@ -61,7 +61,7 @@ def main(argv):
         )
     seeds = command_line.numbers(_SEEDS, int)
     with command_line.usage("experiments", command_line.text(_EXPERIMENTS)):
-        planned = plans.plan(
+        planned = queues.queue(
             _EXPERIMENTS.value, seeds, _WORKDIRS.value, _STEPS.value
         )
     _show_plan(planned)

@@ -209,7 +209,7 @@ class UsageTest(parameterized.TestCase):
     @parameterized.parameters(
         ([], "give one of"),
         (["--workdir=a", "--model=b"], "give one of"),
-        (["--workdir=nowhere"], "--workdir=nowhere: .*no config.json"),
+        (["--workdir=nowhere"], "--workdir=nowhere: .*without config.json"),
         (
             ["--saved_model=nowhere", "--dataset=digits"],
             "--saved_model=nowhere",
@@ -297,9 +297,9 @@ class UsageTest(parameterized.TestCase):
             "--steps=1",
             f"--batch_size={5 if split == 'train' else 4}",  # all of them
         )
-        self.assertEqual(outcome.code, 1)
-        self.assertLen(outcome.err, 1)
-        self.assertIn(f"{split}/b/bad.jpg", outcome.err[0])
+        self.assertEqual(outcome.code, 2)
+        self.assertIn(f"{split}/b/bad.jpg", outcome.err[-1])
+        self.assertFalse((root / "run").exists())
 
     def test_failure_of_tensorflow_is_one_line(self):
         error = tf.errors.ResourceExhaustedError(None, None, "no memory\nleft")

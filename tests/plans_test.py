@@ -1,113 +1,80 @@
-"""Plans of runs, and the program that trains them."""
+"""The plan of a folder follows the number of its images."""
 
-import json
-import pathlib
-import subprocess
-import tempfile
-from unittest import mock
+import math
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from keras_resnet.papers import experiments
-from keras_resnet.papers import plans
-from tests import programs
-from tests import reference
-
-ROOT = pathlib.Path(__file__).parent.parent
-KEPT = ROOT / "docs/results/runs"
+from keras_resnet import networks
+from keras_resnet.training import configs
+from keras_resnet.training import memory
+from keras_resnet.training import plans
 
 
-class PlanTest(parameterized.TestCase):
-    def test_a_row_is_trained_as_often_as_the_papers_did(self):
-        found = plans.plan(["resnet110", "resnet20"], None, "runs")
-        self.assertEqual(
-            [(run.experiment.name, run.seed) for run in found],
-            [("resnet110", seed) for seed in range(5)]
-            + [("resnet20", seed) for seed in range(3)],
+def plan(images, model="resnet18", size=64, **kwargs):
+    network = networks.get_network(model)
+    return plans.plan(images, size, network, **kwargs)
+
+
+class PlansTest(parameterized.TestCase):
+    @parameterized.parameters(2, 17, 292, 999, 1_000, 9_999, 50_000, 10**6)
+    def test_steps_are_the_epochs_of_the_row(self, images):
+        row = next(r for r in plans.SIZES if images < r.below)
+        recipe = plan(images).recipe
+        self.assertLessEqual(recipe.batch_size, images)
+        seen = recipe.steps * recipe.batch_size
+        self.assertBetween(
+            seen, row.epochs * images, row.epochs * images + recipe.batch_size
         )
-        self.assertEqual({run.steps for run in found}, {64_000})
+        self.assertLess(recipe.warmup_steps, recipe.steps)
 
-    def test_the_costs_left_are_those_of_three_passes(self):
-        (run,) = plans.plan(["resnet20"], [0], "runs", 1_000)
-        counts = reference.counts(reference.layout("resnet20"), "A", "1x1")
-        self.assertEqual(
-            run.remaining_multiply_adds,
-            3 * 1_000 * 128 * counts.multiply_adds,
-        )
+    def test_rows_cover_all_sizes_with_larger_batches(self):
+        below = [row.below for row in plans.SIZES]
+        self.assertEqual(below, sorted(below))
+        self.assertEqual(below[-1], math.inf)
+        batches = [row.batch_size for row in plans.SIZES]
+        self.assertEqual(batches, sorted(batches))
 
-    def test_what_is_complete_is_skipped_and_the_rest_resumed(self):
-        with tempfile.TemporaryDirectory() as folder:
-            root = pathlib.Path(folder)
-            for name, rows in (
-                ("resnet20_64000_0", None),
-                ("resnet20_64000_1", 3),
-            ):
-                copy = root / name
-                copy.mkdir()
-                source = KEPT / "resnet20_64000_bfloat16_0"
-                config = json.loads((source / "config.json").read_text())
-                config["seed"] = int(name[-1])
-                (copy / "config.json").write_text(json.dumps(config))
-                lines = (source / "metrics.csv").read_text().splitlines(True)
-                (copy / "metrics.csv").write_text("".join(lines[:rows]))
-            complete, begun, new = plans.plan(
-                ["resnet20"], [0, 1, 2], root, 64_000
-            )
-        self.assertTrue(complete.is_complete)
-        self.assertEqual(complete.remaining_multiply_adds, 0)
-        self.assertFalse(begun.is_complete)
-        self.assertEqual(begun.completed_steps, 200)
-        self.assertEqual((new.is_complete, new.completed_steps), (False, 0))
-        self.assertIn("--seed=2", new.flags())
+    def test_rate_of_imagenets_size_is_that_of_the_paper(self):
+        """[1, Sec. 3.4]: 0.1 for 256 images."""
+        recipe = plan(1_281_167, "resnet50", 224, has_photos=True).recipe
+        self.assertEqual(recipe.batch_size, 256)
+        self.assertAlmostEqual(recipe.learning_rate, 0.1)
+        self.assertEqual(recipe.image_size, 224)
 
-    def test_the_directory_of_another_run_is_rejected(self):
-        with tempfile.TemporaryDirectory() as folder:
-            copy = pathlib.Path(folder) / "resnet20_300_5"
-            copy.mkdir()
-            source = KEPT / "resnet20_300_float32_0"
-            for name in ("config.json", "metrics.csv"):
-                (copy / name).write_text((source / name).read_text())
-            with self.assertRaisesRegex(ValueError, "must contain the run"):
-                plans.plan(["resnet20"], [5], folder, 300)
+    def test_photos_of_several_sizes_have_a_size(self):
+        self.assertEqual(plan(292, has_photos=True).recipe.image_size, 128)
+        cifar = plan(292, "resnet20", has_photos=True).recipe
+        self.assertEqual(cifar.image_size, 64)
+        self.assertIsNone(plan(292).recipe.image_size)
+        kept = plan(292, has_photos=True, keeps_size=True).recipe
+        self.assertIsNone(kept.image_size)
+
+    def test_reason_is_in_the_recipe(self):
+        found = plan(2_000)
+        self.assertIn("2,000 images: 30 epochs of 32", found.reason)
+        self.assertIn("2,000 images: 30 epochs of 32", found.recipe.source)
 
     @parameterized.parameters(
-        {row.dataset for row in experiments.EXPERIMENTS.values()}
+        (False, "none", "train", "folder"),
+        (True, "none", "fine_tune", "fine_tune"),
+        (True, "stem,stage1", "fine_tune", "fine_tune"),
+        (True, "all", "probe", "fine_tune"),
     )
-    def test_every_data_set_of_the_papers_has_its_images(self, dataset):
-        self.assertIn(dataset, plans._IMAGES)
+    def test_mode_decides_the_recipe(self, is_tuned, freeze, mode, name):
+        self.assertEqual(plans.mode(is_tuned, freeze), mode)
+        recipe = plan(2_000, mode=mode).recipe
+        self.assertEqual(recipe.name, name)
+        self.assertEqual(recipe.augmentation == "none", mode == "probe")
 
-
-class ProgramTest(parameterized.TestCase):
-    def test_a_dry_run_prints_the_plan_and_trains_nothing(self):
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            mock.patch.object(subprocess, "Popen") as started,
-        ):
-            outcome = programs.run(
-                "experiments",
-                "--experiments=resnet20,plainnet20",
-                "--seeds=0,1",
-                "--steps=10",
-                f"--workdirs={folder}",
-                "--dry_run",
-            )
-        self.assertEqual(outcome.code, 0, outcome.err)
-        self.assertLen(outcome.out, 5)
-        self.assertIn("step 0 of 10", outcome.out[0])
-        self.assertIn("4 of 4 runs are left", outcome.out[-1])
-        started.assert_not_called()
-
-    @parameterized.parameters(
-        ([], "name one or more rows"),
-        (["--experiments=resnet21"], "unknown experiment"),
-        (["--experiments=resnet20", "--seeds=a"], "must be numbers"),
-    )
-    def test_mistakes_are_one_line(self, arguments, message):
-        outcome = programs.run("experiments", *arguments)
-        self.assertEqual(outcome.code, 2)
-        self.assertLen(outcome.err, 1)
-        self.assertIn(message, outcome.err[0])
+    def test_batch_that_should_not_fit_is_halved(self):
+        recipe = plan(1_281_167, "resnet50", 224, has_photos=True).recipe
+        config = configs.Config("resnet20", "digits", recipe)
+        model = configs.build_model(config, (32, 32, 3), 10)
+        self.assertEqual(memory.planned_batch(config, model, 10**12), 256)
+        found = memory.planned_batch(config, model, 2 * 10**8)
+        self.assertIn(found, (8, 16, 32, 64, 128))
+        self.assertEqual(memory.planned_batch(config, model, 1), 1)
 
 
 if __name__ == "__main__":

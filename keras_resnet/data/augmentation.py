@@ -241,7 +241,7 @@ def colour_shift(normal):
     )
 
 
-def random_view(preprocessing, row, image, key):
+def random_view(preprocessing, row, image, key, exif=False):
     """Decodes a random window of an image, and resizes and mirrors it.
 
     Args:
@@ -249,6 +249,7 @@ def random_view(preprocessing, row, image, key):
         row: An `Augmentation` with a window.
         image: string scalar, or uint8 `[height, width, c]`.
         key: int64 `[2]`, the key of the random numbers.
+        exif: Whether the image is turned as its EXIF orientation says.
 
     Returns:
         uint8 `[image_size, image_size, channels]`.
@@ -258,6 +259,7 @@ def random_view(preprocessing, row, image, key):
         image,
         lambda height, width: row.window(height, width, random[1:]),
         preprocessing.channels,
+        exif,
     )
     size = preprocessing.image_size
     # Down to a half of the size, bilinear resizing reads every pixel without

@@ -132,7 +132,7 @@ def train_batches(
     ):
         batches = _gathered(split, share, steps, seed, repeats)
     else:
-        view = _training_view(preprocessing, augmentation, seed)
+        view = _training_view(split, preprocessing, augmentation, seed)
         batches = _streamed(split, share, steps, seed, view, repeats)
 
     def normalized(step, images, labels):
@@ -223,7 +223,8 @@ def first_views(
     elif _holds_views(split, preprocessing):
         batches = _gathered(split, share, (0, 1), seed)
     else:
-        view = _training_view(preprocessing, augmentations.Augmentation(), seed)
+        row = augmentations.Augmentation()
+        view = _training_view(split, preprocessing, row, seed)
         batches = _streamed(split, share, (0, 1), seed, view)
     _, images, labels = next(batches.as_numpy_iterator())
     return images, labels
@@ -299,45 +300,52 @@ def _test_views(split, preprocessing, share, steps, protocol="single"):
         protocol = "single"  # small images: see `_protocol_views`
     if protocol == "single" and _holds_views(split, preprocessing):
         return _gathered(split, share, steps, seed=None)
-    view = _test_view(preprocessing, protocol, split.size)
+    view = _test_view(split, preprocessing, protocol)
     return _streamed(split, share, steps, None, view)
 
 
-def _training_view(preprocessing, augmentation, seed):
+def _training_view(split, preprocessing, augmentation, seed):
     """Returns a function from (position, stored image) to a training view."""
+    exif = split.has_exif and preprocessing.exif
 
     def view(position, image):
         image = decoding.bounded(image)
         key = splits.random_key(seed, splits.WINDOW, position)
         if augmentation.window is None:
-            seen = preprocessing.view(decoding.decode(image))
+            seen = preprocessing.view(decoding.decode(image, exif))
         else:
             seen = augmentations.random_view(
-                preprocessing, augmentation, image, key
+                preprocessing, augmentation, image, key, exif
             )
         return augmentations.changed_view(augmentation, seen, key)
 
     return view
 
 
-def _test_view(preprocessing, protocol, size):
+def _test_view(split, preprocessing, protocol):
     """Returns a function from (position, stored image) to its test views.
 
-    Positions from `size` on are filler; for these nothing is decoded.
+    Positions from the split's size on are filler; for these nothing is decoded.
     """
     count = [10] if protocol == "ten_crop" else []
     shape = [*count, *preprocessing.image_shape]
 
     def view(position, image):
         return tf.cond(
-            position < size,
+            position < split.size,
             lambda: preprocessing.views(
-                decoding.decode(decoding.bounded(image)), protocol
+                _decoded(split, preprocessing, image), protocol
             ),
             lambda: tf.zeros(shape, tf.uint8),
         )
 
     return view
+
+
+def _decoded(split, preprocessing, image):
+    """Decodes a stored image within the bounds of `limits`."""
+    exif = split.has_exif and preprocessing.exif
+    return decoding.decode(decoding.bounded(image), exif)
 
 
 def _photo_scales(split, preprocessing, share, steps):
@@ -352,7 +360,7 @@ def _photo_scales(split, preprocessing, share, steps):
         found = tf.cond(
             is_counted,
             lambda: preprocessing.views(
-                decoding.decode(decoding.bounded(image)), "multi_scale"
+                _decoded(split, preprocessing, image), "multi_scale"
             ),
             lambda: tuple(tf.zeros(shape, tf.uint8) for shape in zeros),
         )

@@ -47,6 +47,7 @@ class Preprocessing:
         mean: `[channels]` or `[image_size, image_size, channels]`, of pixels
             in 0..1.
         standard_deviation: `[channels]`, or None for 1.
+        exif: Whether an encoded image is turned as its EXIF orientation says.
 
     Raises:
         ValueError: If an argument is out of range or contradicts another.
@@ -63,6 +64,7 @@ class Preprocessing:
     shorter_side: int | None
     mean: np.ndarray
     standard_deviation: np.ndarray | None = None
+    exif: bool = True
 
     def __post_init__(self):
         for name in ("mean", "standard_deviation"):
@@ -224,7 +226,7 @@ class Preprocessing:
         Returns:
             uint8 tensor `[image_size, image_size, channels]`.
         """
-        return self.view(decoding.decode(image_bytes))
+        return self.view(decoding.decode(image_bytes, self.exif))
 
     def to_json(self) -> str:
         """Returns a JSON object, from which `from_json` makes the same bits."""

@@ -157,6 +157,8 @@ def from_workdir(
                 "seed": config.seed,
             },
             "data": config.dataset,
+            "start_weights": config.weights
+            and {"name": config.weights, "sha256": config.weights_sha256},
         },
         config.dataset,
         data_dir or workdirs.recorded_data_dir(config, workdir),

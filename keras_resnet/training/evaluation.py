@@ -148,6 +148,7 @@ class Evaluator:
         protocol: str = "single",
         counts_classes: bool = False,
         stop_requested: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], None] = lambda images: None,
     ) -> Evaluation | None:
         """Evaluates on the test images of a data set, each counted once.
 
@@ -161,6 +162,7 @@ class Evaluator:
             counts_classes: Whether the result has a confusion matrix.
             stop_requested: Function that returns whether this worker was asked
                 to stop.
+            progress: Receives the number of images of each batch.
 
         Returns:
             An `Evaluation`, or None if a worker was asked to stop.
@@ -196,6 +198,7 @@ class Evaluator:
             if stops:
                 return None
             total.add(sums, *(part.numpy() for part in parts[1:]))
+            progress(int(sums[3]))
         return total.evaluation()
 
     def _sums(self, batches, asked, classes):

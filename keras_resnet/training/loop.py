@@ -5,7 +5,7 @@ How a run starts, from `train_and_evaluate`:
 1. Check the configuration, the devices and the work directory.
 2. Load the data set and build the network.
 3. Lock the work directory and describe the run in it.
-4. Resume from the newest checkpoint, if there is one.
+4. Resume from the newest checkpoint, or start from trained weights.
 5. Restore the rows of `metrics.csv` from the checkpoint.
 6. Take the remaining steps.
 
@@ -34,6 +34,7 @@ from keras_resnet.training import configs
 from keras_resnet.training import memory
 from keras_resnet.training import metrics
 from keras_resnet.training import profiles
+from keras_resnet.training import start_weights
 from keras_resnet.training import strategies
 from keras_resnet.training import summaries
 from keras_resnet.training import workdirs
@@ -134,7 +135,8 @@ def train_and_evaluate(
         contextlib.ExitStack() as stack,
     ):
         if minutes is not None:
-            dataset = dataset or _load(config)
+            if dataset is None:
+                dataset = start_weights.load_dataset(config, workdir)
             config = _fitted(
                 config, workdir, strategy, dataset, minutes, eval_every
             )
@@ -172,7 +174,8 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
     _check(config, workdir, strategy)
 
     # 2. Load the data set and build the network.
-    dataset = dataset or _load(config)
+    if dataset is None:
+        dataset = start_weights.load_dataset(config, workdir)
     trainer = _build(config, dataset, strategy)
 
     # 3. Lock the work directory and describe the run in it.
@@ -182,8 +185,9 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
         workdirs.check(config, workdir)  # another process had the lock
         workdirs.prepare(config, dataset, workdir)
 
-    # 4. Resume from the newest checkpoint.
-    _resume(trainer, workdir, is_chief, report)
+    # 4. Resume from the newest checkpoint, or start from weights.
+    if not _resume(trainer, workdir, is_chief, report) and config.weights:
+        start_weights.start(trainer, dataset.labels, report)
     signals.note_saved(trainer.completed_steps)
 
     # 5. Restore the rows of metrics.csv from the checkpoint.
@@ -195,16 +199,6 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
             rows.show_images(summaries.first_images(config, dataset))
 
     return _Loop(trainer, dataset, lock, rows, signals, report)
-
-
-def _load(config):
-    """Returns the data set of a configuration."""
-    return datasets.load(
-        config.dataset,
-        config.data_dir,
-        image_size=config.recipe.image_size,
-        test_crop_ratio=config.recipe.test_crop_ratio,
-    )
 
 
 def _fitted(config, workdir, strategy, dataset, minutes, eval_every):
@@ -255,7 +249,7 @@ def _build(config, dataset, strategy):
 
 
 def _resume(trainer, workdir, is_chief, report):
-    """Reads the newest checkpoint, and removes the later ones."""
+    """Reads the newest checkpoint, if any, and removes the later ones."""
     last, best = (workdir / workdirs.CHECKPOINTS[n] for n in ("last", "best"))
     found = trainer.restore(last, report)
     step, steps = trainer.completed_steps, trainer.config.recipe.steps
@@ -267,12 +261,13 @@ def _resume(trainer, workdir, is_chief, report):
     if found is not None:
         report(f"resuming at step {step} of {steps}")
     if not is_chief:
-        return
+        return found is not None
     checkpoints.set_aside(last, after=step)
     checkpoints.drop(best, after=step)
     for directory in (last, best):
         checkpoints.clean(directory)
     checkpoints.prune(best, keep=1)
+    return found is not None
 
 
 def _report_lost_work(trainer, rows, workdir, report):
@@ -384,6 +379,7 @@ class _Loop:
                     self.speed = (step - first - 1) * recipe.batch_size / busy
                     seconds = (time.monotonic() - start) / (step - before)
                 bar.update(step - before)
+                self.show_progress(step, bar)
                 if is_stopped and step < recipe.steps:
                     self.stop(step)
 
@@ -439,12 +435,23 @@ class _Loop:
             leave=False,
         )
 
+    def show_progress(self, step, bar):
+        """Shows loss, error and epoch on the bar of a terminal."""
+        if self.is_terminal and self.trainer.images_since_row:
+            row = _train_row(self.trainer, step)
+            epochs = _epochs(step, self.recipe, self.dataset)
+            bar.set_postfix_str(
+                f"{epochs}, loss {row['train_loss']:.3f}, error "
+                f"{row['train_top1_error']:.1f}%, "
+                f"{self.speed or 0:,.0f} images/s"
+            )
+
     def show_row(self, row, bar):
         """Reports a row; a terminal has a bar for rows without a test."""
-        bar.set_postfix_str(f"{self.speed or 0:,.0f} images/s")
         if not self.is_terminal or "test_loss" in row:
             with tqdm.tqdm.external_write_mode(file=sys.stderr):
-                self.report(_line(row, self.recipe, self.speed))
+                epochs = _epochs(row["step"], self.recipe, self.dataset)
+                self.report(_line(row, self.recipe, self.speed, epochs))
 
     # --- Checkpoints ---
 
@@ -540,10 +547,17 @@ def _train_row(trainer, step):
     }
 
 
-def _line(row, recipe, speed):
+def _epochs(step, recipe, dataset):
+    """Returns the number of epochs so far, and of the run."""
+    each = recipe.batch_size / dataset.train_size
+    return f"epoch {step * each:.1f} of {recipe.steps * each:.1f}"
+
+
+def _line(row, recipe, speed, epochs):
     """Returns the progress line of a row."""
     words = [
         f"step {row['step']:,} of {recipe.steps:,}",
+        epochs,
         f"loss {row['train_loss']:.3f}",
         f"error {row['train_top1_error']:.2f}%",
     ]

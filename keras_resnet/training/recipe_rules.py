@@ -36,6 +36,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable, str], ...] = (
         (
             "learning_rate",
             "warmup_learning_rate",
+            "head_learning_rate",
             "weight_decay",
             "warmup_steps",
         ),

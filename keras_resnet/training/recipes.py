@@ -75,6 +75,9 @@ class Recipe:
         average_momentum: Momentum of a moving average of the parameters, which
             are tested and exported. 0 is no average. The momentum at a step is
             `min(average_momentum, (1 + step) / (10 + step))`.
+        head_learning_rate: Rate of the classifier after the warm-up, for
+            fine-tuning. It follows the schedule of `learning_rate`. None is
+            the same rate. Adam has no such rate.
         augmentation: Name of an augmentation (`data.augmentation`).
         policy, colour_jitter, erase_probability, cutout_size, mixup_alpha,
             cutmix_alpha, repeats: The fields of the same names of a
@@ -111,6 +114,7 @@ class Recipe:
     target_threshold: float | None = None
     micro_batches: int = 1
     average_momentum: float = 0.0
+    head_learning_rate: float | None = None
     augmentation: str = "none"
     policy: str = "none"
     colour_jitter: float = 0.0
@@ -137,6 +141,15 @@ class Recipe:
             raise ValueError(
                 "micro_batches must divide batch_size, received micro_batches="
                 f"{self.micro_batches}, batch_size={self.batch_size}"
+            )
+        if self.head_learning_rate is not None and (
+            self.optimizer not in ("momentum", "nesterov")
+            or not self.learning_rate
+        ):
+            raise ValueError(
+                "head_learning_rate needs the optimizer momentum or nesterov "
+                f"and a learning_rate above 0, received {self.optimizer} and "
+                f"{self.learning_rate}"
             )
         self.train_augmentation()
 
@@ -183,6 +196,9 @@ class Recipe:
             learning_rate=self.learning_rate * k,
             warmup_learning_rate=(
                 self.warmup_learning_rate and self.warmup_learning_rate * k
+            ),
+            head_learning_rate=(
+                self.head_learning_rate and self.head_learning_rate * k
             ),
         )
         if k <= 1 or (scaled.warmup_steps and not self.warmup_learning_rate):
@@ -537,6 +553,43 @@ _ROWS = [
         weight_decay=5e-4,
         decay_norms=False,
         augmentation="pad_crop_flip",
+    ),
+    Recipe(
+        # python -m apps.train --dataset=folder:PATH --model=resnet18
+        # The plan of a folder sets batch, length, rate and size: `plans`.
+        "folder",
+        source="He et al. 2019, Sec. 2 and 5: 0.1 for 256 images, a cosine",
+        batch_size=32,
+        steps=1_875,
+        learning_rate=0.0125,
+        schedule="cosine",
+        warmup_steps=94,
+        decay_norms=False,
+        label_smoothing=0.1,
+        weight_decay=5e-4,
+        augmentation="pad_crop_flip",
+        # An aim, of ten classes of 200 photos of 64x64 pixels.
+        expected_errors={"resnet18": 35.0},
+    ),
+    Recipe(
+        # python -m apps.train --dataset=folder:PATH --weights=cifar10
+        # Kolesnikov et al. 2020, Sec. 3.3, for less than 20,000 images: 500
+        # steps of 512, of which 100 warm up; no weight decay. Kornblith et al.
+        # 2019: Nesterov's momentum, a cosine, rates of 1e-4 to 0.1.
+        "fine_tune",
+        source="Kolesnikov et al. 2020 (BiT-HyperRule); Kornblith et al. 2019",
+        batch_size=32,
+        steps=1_250,
+        learning_rate=0.01,
+        schedule="cosine",
+        warmup_steps=250,
+        optimizer="nesterov",
+        decay_norms=False,
+        label_smoothing=0.1,
+        weight_decay=0.0,
+        augmentation="pad_crop_flip",
+        # An aim, of ten classes of 200 photos of 64x64 pixels.
+        expected_errors={"resnet20": 25.0},
     ),
 ]
 

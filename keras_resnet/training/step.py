@@ -196,11 +196,23 @@ class Step:
         part of the reported loss.
         """
         scale = self.optimizer.scale_loss(self.recipe.weight_decay)
-        return [
+        decayed = [
             gradient + scale * value if is_decayed else gradient
             for gradient, value, is_decayed in zip(
                 gradients, trainable, self.are_decayed, strict=True
             )
+        ]
+        if self.recipe.head_learning_rate is None:
+            return decayed
+        # With momentum, a gradient times k is a rate times k.
+        k = self.recipe.head_learning_rate / self.recipe.learning_rate
+        are_head = [
+            "predictions" in variable.path.split("/")
+            for variable in self.model.trainable_variables
+        ]
+        return [
+            gradient * k if is_head else gradient
+            for gradient, is_head in zip(decayed, are_head, strict=True)
         ]
 
     def average(self, average, value, step):

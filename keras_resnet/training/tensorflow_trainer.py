@@ -12,6 +12,7 @@ from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import evaluation
 from keras_resnet.training import optimizers
+from keras_resnet.training import probes
 from keras_resnet.training import step
 from keras_resnet.training import strategies
 from keras_resnet.training import workdirs
@@ -38,6 +39,10 @@ class TensorFlowTrainer:
             self.model = configs.build_model(
                 config, dataset.image_shape, dataset.classes
             )
+            self.trained = self.model
+            if probes.is_cached(config, self.model, dataset):
+                features, self.trained = probes.parts(self.model)
+                self.dataset = probes.FeatureSet(dataset, features)
             self.rates = recipe.learning_rates()
             variables = self.model.trainable_variables
             self.optimizer = optimizers.of_recipe(
@@ -55,7 +60,7 @@ class TensorFlowTrainer:
         with tf.device("CPU:0"):  # an accelerator cannot hold text
             self.text = tf.Variable("", dtype="string")
         # The moving statistics, and the seeds of random layers.
-        self.states = self.model.non_trainable_variables
+        self.states = self.trained.non_trainable_variables
         self.checkpoint = tf.train.Checkpoint(
             model=self.model,
             optimizer=self.optimizer,
@@ -69,11 +74,11 @@ class TensorFlowTrainer:
         self.gradient_norm = tf.Variable(0.0, trainable=False)
         self.step = step.Step(
             config,
-            self.model,
+            self.trained,
             self.optimizer,
             _differentiate,
             _after,
-            _training_network(self.model, recipe),
+            _training_network(self.trained, recipe),
         )
         self.evaluator = evaluation.Evaluator(self.predict, strategy)
         self.advance = tf.function(self._advance)
@@ -280,12 +285,12 @@ class TensorFlowTrainer:
         The parameters are their moving averages if the recipe has them.
         """
         if not self.averages:
-            return self.model(images, training=False)
+            return self.trained(images, training=False)
         mapping = zip(
             self.model.trainable_variables, self.averages, strict=True
         )
         with keras.StatelessScope(mapping):
-            return self.model(images, training=False)
+            return self.trained(images, training=False)
 
     def train_step(self, images, labels, message):
         """Takes one step on one device.

@@ -1,6 +1,6 @@
-"""Plans of runs: which rows of the papers' tables are left to train.
+"""Queues of runs: rows of the papers' tables that are left to train.
 
-A plan lists one run for each row and seed, with its work directory and the
+A queue lists one run for each row and seed, with its work directory and the
 steps that it has already. A run that is complete is skipped, and any other is
 started or resumed by the same command.
 """
@@ -25,8 +25,8 @@ _PASSES = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class PlannedRun:
-    """One run of a plan.
+class QueuedRun:
+    """One run of a queue.
 
     Attributes:
         experiment: Row of the papers' tables.
@@ -64,12 +64,12 @@ class PlannedRun:
         ]
 
 
-def plan(
+def queue(
     names: Iterable[str],
     seeds: Sequence[int] | None,
     directory: str | os.PathLike,
     steps: int | None = None,
-) -> list[PlannedRun]:
+) -> list[QueuedRun]:
     """Returns the runs of some rows and seeds, and how far each one is.
 
     Args:
@@ -82,7 +82,7 @@ def plan(
         ValueError: If a row is unknown, or a work directory contains another
             run or cannot be read.
 
-    >>> (run,) = plan(["resnet20"], [0], "runs", 16_000)
+    >>> (run,) = queue(["resnet20"], [0], "runs", 16_000)
     >>> run.workdir.name, run.completed_steps
     ('resnet20_16000_0', 0)
     """
@@ -96,7 +96,7 @@ def plan(
             )
             found.append(
                 _with_progress(
-                    PlannedRun(
+                    QueuedRun(
                         row, seed, steps or whole, Path(directory) / folder
                     )
                 )
@@ -104,7 +104,7 @@ def plan(
     return found
 
 
-def _with_progress(run: PlannedRun) -> PlannedRun:
+def _with_progress(run: QueuedRun) -> QueuedRun:
     """Adds the progress that the work directory of a run records."""
     if not (run.workdir / "config.json").exists():
         return run
