@@ -22,7 +22,9 @@ _MAX_EXIF_BYTES = 2**16  # the largest segment of a JPEG
 _ORIENTATION = 0x112  # the tag
 _SHORT = 3  # the type: 16 bits
 
-# The bytes that a file with EXIF data contains: none, JPEG, PNG, WebP.
+# The first bytes of JPEG, PNG and WebP; the bytes that a file with EXIF data
+# contains: no such format, JPEG, PNG, WebP.
+_HEADS = [b"\xff\xd8\xff", b"\x89PN", b"RIF"]
 _NAMES = [b"no EXIF data", b"Exif\0\0", b"eXIf", b"EXIF"]
 
 
@@ -39,17 +41,8 @@ def orientation(image_bytes: tf.Tensor) -> tf.Tensor:
     >>> int(orientation(tf.io.encode_png(tf.zeros([2, 3, 3], tf.uint8))))
     1
     """
-    head = _bytes(image_bytes, 0, 21)
-
-    def starts(text, at=0):
-        return tf.reduce_all(head[at : at + len(text)] == list(text))
-
-    has_chunks = starts(b"RIFF") & starts(b"WEBPVP8X", 8)
-    kind = (
-        tf.cast(starts(b"\xff\xd8\xff"), tf.int32)
-        + 2 * tf.cast(starts(b"\x89PNG\r\n\x1a\n"), tf.int32)
-        + 3 * tf.cast(has_chunks & (head[20] // 8 % 2 == 1), tf.int32)
-    )
+    head = tf.strings.substr(image_bytes, 0, 3)
+    kind = tf.reduce_sum(tf.cast(head == _HEADS, tf.int32) * [1, 2, 3])
     # Most files have no such bytes, and are not walked through.
     parts = tf.raw_ops.StringSplitV2(
         input=[image_bytes], sep=tf.gather(_NAMES, kind), maxsplit=1
@@ -105,7 +98,7 @@ def _stated(image_bytes: tf.Tensor, kind: tf.Tensor) -> tf.Tensor:
         [
             lambda: _in_jpeg(image_bytes),
             lambda: _in_chunks(image_bytes, 8, b"eXIf", _png_chunk),
-            lambda: _in_chunks(image_bytes, 12, b"EXIF", _webp_chunk),
+            lambda: _in_webp(image_bytes),
         ],
     )
     length = tf.minimum(length, _MAX_EXIF_BYTES)
@@ -136,6 +129,15 @@ def _in_jpeg(image_bytes):
         ]
 
     return _walk(segment, 2, _MAX_SEGMENTS)
+
+
+def _in_webp(image_bytes):
+    """Returns the place and the length, which a flag of the file promises."""
+    head = _bytes(image_bytes, 8, 13)
+    is_promised = tf.reduce_all(head[:8] == list(b"WEBPVP8X"))
+    is_promised &= head[12] // 8 % 2 == 1
+    start, length = _in_chunks(image_bytes, 12, b"EXIF", _webp_chunk)
+    return start, tf.where(is_promised, length, 0)
 
 
 def _in_chunks(image_bytes, first, name, read):
