@@ -1,8 +1,8 @@
 """Damaged and hostile inputs against the exported signatures.
 
 Each input leads to a status or to the prediction for the decoded pixels, and
-never to a crash, a hang, or gigabytes of memory. The other images of a batch get
-their predictions.
+never to a crash, a hang, or gigabytes of memory. The other images of a batch
+get their predictions.
 """
 
 import collections
