@@ -117,6 +117,8 @@ def main(argv):
         for name, answer in zip(names, answers, strict=True):
             show(name, answer)
             failed += answer.error is not None
+    if client.note:
+        print(f"note: {client.note}", file=sys.stderr, flush=True)
     if failed:
         raise ValueError(f"{failed} of {len(names)} images have no prediction")
 
