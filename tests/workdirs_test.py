@@ -654,7 +654,8 @@ class LockTest(parameterized.TestCase):
             path.mkdir()
         with (
             self.assertRaisesRegex(
-                workdirs.WorkdirError, "lock must be a regular file .*remove it"
+                workdirs.WorkdirError,
+                "lock must be a regular file, .*remove it",
             ),
             self.lock(),
         ):

@@ -122,9 +122,7 @@ def export(
     exportable.check_labels(model, labels)
     exportable.check_preprocessing(model, preprocessing)
     exportable.check_activations(
-        model,
-        preprocessing.image_shape,
-        max(verification.BATCH_SIZE, *warmup_batch_sizes, 1),
+        model, preprocessing.image_shape, verification.BATCH_SIZE
     )
     images = images or verification.bundled_images(preprocessing)
     if precision == "int8" and "litert" in formats:
