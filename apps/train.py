@@ -482,18 +482,39 @@ def _minutes_left(start):
     return max(_MINUTES.value - (time.monotonic() - start) / 60, 0.0)
 
 
+def _show_result(config, workdir, result):
+    """Prints the table of a run, the commands that follow, and JSON."""
+    from keras_resnet.training import summaries
+
+    command_line.show(*summaries.table(result))
+    command_line.show(
+        f"test error {result['test_top1_error']:.2f}%, "
+        f"of {result['test_images']:,} images"
+    )
+    on = "KERAS_BACKEND=tensorflow " if config.backend == "jax" else ""
+    where = f"--workdir={workdir}"
+    per_class = ["--per_class"] if config.dataset.startswith("folder:") else []
+    name = os.path.basename(os.path.abspath(workdir))
+    export_dir = f"--export_dir=exports/{name}"
+    command_line.show(
+        f"next: {on}{command_line.command('evaluate', where, *per_class)}",
+        f"      {on}{command_line.command('export', where, export_dir)}",
+    )
+    command_line.show(json.dumps(result))
+
+
 def main(argv):
     """Trains the network that the flags describe."""
     start = time.monotonic()
     import keras
 
+    from keras_resnet.training import budgets
     from keras_resnet.training import checkpoints
     from keras_resnet.training import configs
     from keras_resnet.training import loop
     from keras_resnet.training import memory
     from keras_resnet.training import recipe_table
     from keras_resnet.training import recipes
-    from keras_resnet.training import summaries
     from keras_resnet.training import workdirs
 
     if _LIST_RECIPES.value:
@@ -553,23 +574,13 @@ def main(argv):
         )
     except (workdirs.WorkdirError, checkpoints.StateError) as error:
         raise command_line.UsageError("workdir", workdir, error) from error
+    except budgets.BudgetError as error:
+        raise command_line.UsageError(
+            "minutes", _MINUTES.value, error
+        ) from error
     except memory.DoesNotFitError as error:
         raise _usage_error(config.recipe, error.field, error) from error
-    command_line.show(*summaries.table(result))
-    command_line.show(
-        f"test error {result['test_top1_error']:.2f}%, "
-        f"of {result['test_images']:,} images"
-    )
-    per_class = ["--per_class"] if config.dataset.startswith("folder:") else []
-    on = "KERAS_BACKEND=tensorflow " if is_on_jax else ""
-    where = f"--workdir={workdir}"
-    name = os.path.basename(os.path.abspath(workdir))
-    export_dir = f"--export_dir=exports/{name}"
-    command_line.show(
-        f"next: {on}{command_line.command('evaluate', where, *per_class)}",
-        f"      {on}{command_line.command('export', where, export_dir)}",
-    )
-    command_line.show(json.dumps(result))
+    _show_result(config, workdir, result)
 
 
 def cli():

@@ -10,6 +10,7 @@ from absl.testing import parameterized
 
 from keras_resnet import networks
 from keras_resnet.data import augmentation
+from keras_resnet.training import recipe_table
 from keras_resnet.training import recipes
 
 # What the table of RSB has in common, and what the three procedures have.
@@ -184,6 +185,19 @@ class RecipesTest(parameterized.TestCase):
         recipe = recipes.RECIPES["imagenet_torchvision_v2"]
         alpha = (1 - 0.99998) * 8 * 128 * 32 / 600
         self.assertAlmostEqual(recipe.average_momentum**32, 1 - alpha, places=7)
+
+    def test_table_has_the_errors_the_steps_and_the_costs(self):
+        """[1, Table 6]: ResNet-20 has 40.6 million multiply-adds."""
+        some = {n: recipes.RECIPES[n] for n in ("digits", "cifar10_fast")}
+        heading, digits, fast = recipe_table.lines(some)
+        self.assertEqual(heading.split()[0], "recipe")
+        cost = 3 * 40.6e6 * 64 * 800
+        self.assertEqual(
+            digits.split(), ["digits", "resnet20", "3", "800", f"{cost:.1e}"]
+        )
+        self.assertEqual(
+            fast.split(), ["cifar10_fast", "any", "not", "measured", "4,000"]
+        )
 
     def test_one_cycle_is_a_triangle(self):
         """Smith and Topin 2018."""

@@ -16,6 +16,10 @@ _EVALUATIONS = 20  # of a run without `eval_every`
 _TEST_COST = 1 / 3
 
 
+class BudgetError(ValueError):
+    """A time that a run cannot keep; the message says why."""
+
+
 def with_length(
     config: configs.Config,
     workdir: str | os.PathLike,
@@ -39,7 +43,7 @@ def with_length(
         eval_every: As in `loop.train_and_evaluate`.
 
     Raises:
-        ValueError: If not even one step fits.
+        BudgetError: If not even one step fits.
         workdirs.WorkdirError: If `config.json` cannot be read.
     """
     path = workdirs.local(workdir)
@@ -65,7 +69,7 @@ def with_length(
     else:
         steps = int((left - test) / (each + test / eval_every))
     if steps < 1:
-        raise ValueError(
+        raise BudgetError(
             f"minutes must be enough for one step, received {minutes:.2g}: the "
             f"start takes {2 * starting:.0f} seconds, a step {each:.2g}, and a "
             f"test {test:.2g}"

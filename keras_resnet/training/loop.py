@@ -115,8 +115,10 @@ def train_and_evaluate(
         checkpoints.StateError: If its checkpoints belong to another run, or
             none of them can be read.
         ImportError: If Keras does not run on the configuration's backend.
-        ValueError: If the devices cannot share a batch equally, the backend
-            does not support the configuration, or no step fits into `minutes`.
+        ValueError: If the devices cannot share a batch equally, or the backend
+            does not support the configuration.
+        budgets.BudgetError: If no step fits into `minutes`, or several workers
+            train.
         memory.DoesNotFitError: If a step cannot fit in memory.
         TrainingDivergedError: If the loss becomes NaN or infinite.
         strategies.WorkerLostError: If another worker stopped.
@@ -204,7 +206,7 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
 def _fitted(config, workdir, strategy, dataset, minutes, eval_every):
     """Returns the configuration with the length that fits into the time."""
     if strategies.has_workers(strategy):
-        raise ValueError(
+        raise budgets.BudgetError(
             "minutes must be used in one process, received several workers: "
             "measure the speed, and set the steps of the recipe"
         )
