@@ -241,7 +241,7 @@ def as_trained(
     doubts: dict[str, str] = {}
     if origin is not None:
         decided, doubts = origin.decided, dict(origin.doubts)
-        if published.is_name(weights):
+        if origin.is_published:
             _check_row(spec, weights, unit, shortcut, decided)
     settled = {}
     for name, default in OF_PAPERS.items():
@@ -262,7 +262,7 @@ def as_trained(
 
 def _check_row(spec, weights, unit, shortcut, decided) -> None:
     """Raises ValueError unless published weights have this function."""
-    row = specs.get_spec(spec.name)
+    row = specs.MODELS.get(spec.name, spec)
     if units.get(unit) is not units.get(row.unit):
         raise _contradiction(weights, "unit", row.unit, repr(unit))
     trained = row.shortcut

@@ -188,9 +188,8 @@ class ImagePreparation(keras.layers.Layer):
         shorter_side = round(
             shorter_side * longest / self.preparation.image_size
         )
-        least = ops.minimum(height, width)
-        if isinstance(height, int) and isinstance(width, int):
-            least = min(height, width)
+        is_known = isinstance(height, int) and isinstance(width, int)
+        least = (min if is_known else ops.minimum)(height, width)
         sides = (shorter_side * height // least, shorter_side * width // least)
         x = self._resize(x, sides)
         top, left = map(_start, sides, size)

@@ -244,6 +244,8 @@ class FilesTest(WeightsTestCase):
             self.assertEqual(weights.card(model), row)
             with self.assertRaisesRegex(ValueError, "trained with .*'3x3'"):
                 built(SPEC, weights=path, bottleneck_stride="1x1")
+            with self.assertRaisesRegex(ValueError, "with shortcut='B'"):
+                built(SPEC, weights=path, shortcut="C")
             with self.assertRaisesRegex(
                 ValueError, "published weights of tiny"
             ):
@@ -554,7 +556,10 @@ class CardTest(parameterized.TestCase):
     def test_random_weights_have_no_card(self):
         self.assertIsNone(weights.card(keras_resnet.ResNet20()))
 
-    @parameterized.parameters({"details": 1}, {"preparation": {}}, {"x": 1})
+    @parameterized.parameters(
+        *({"details": 1}, {"preparation": {}}, {"x": 1}),
+        *({"name": ["x"]}, {"classes": "10"}, {"top1": True}),
+    )
     def test_a_damaged_card_is_refused(self, **fields):
         json_card = weights.card(self.model).to_json()
         with self.assertRaisesRegex(ValueError, "a card must have the fields"):

@@ -41,12 +41,15 @@ class Origin:
         decided: Arguments that the weights decide, by name.
         doubts: What else an argument of `decided` can be, in words.
         note: A sentence that the caller should read, or "".
+        is_published: Whether the weights are those of a network by name, so
+            that its unit and shortcut are known too.
     """
 
     card: Card
     decided: dict[str, Any]
     doubts: dict[str, str] = dataclasses.field(default_factory=dict)
     note: str = ""
+    is_published: bool = False
 
 
 def is_same(name: str, value: Any, other: Any) -> bool:
@@ -67,7 +70,7 @@ def of_row(row: Card, spec: Spec) -> Origin:
     decided = dataclasses.asdict(row.details)
     if not spec.bottleneck:
         del decided["bottleneck_stride"]
-    return Origin(row, decided)
+    return Origin(row, decided, is_published=True)
 
 
 def of_file(path: str | os.PathLike, arrays: Arrays, spec: Spec) -> Origin:

@@ -165,6 +165,10 @@ class Card:
         """
         try:
             fields = dict(fields)
+            for name, value in fields.items():
+                kinds = _KINDS.get(name, (str,))
+                if not isinstance(value, kinds) or isinstance(value, bool):
+                    raise TypeError(f"{name} must be of {kinds}")
             details = Details(**fields.pop("details"))
             prepared = fields.pop("preparation")
             preparation = None if prepared is None else Preparation(**prepared)
@@ -179,6 +183,17 @@ class Card:
             raise ValueError(
                 f"a card must have the fields of to_json: {error}"
             ) from error
+
+
+# Types of the fields in JSON that are not text.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "details": (dict,),
+    "preparation": (dict, type(None)),
+    "labels": (list, tuple),
+    "classes": (int,),
+    "megabytes": (int, float),
+    **dict.fromkeys(("top1", "top5"), (int, float, type(None))),
+}
 
 
 # --- keras.applications ------------------------------------------------------
