@@ -371,17 +371,25 @@ def _workdir(row):
     return workdir
 
 
-def _with_fitting_batch(config, dataset):
+def _with_fitting_batch(config, dataset, workdir):
     """Returns the configuration with a batch that should fit in memory.
 
-    A batch that a flag sets is left: the loop rejects it if it cannot fit.
+    A batch that a flag sets is left: the loop rejects it if it cannot fit. A
+    run that resumes keeps its batch, also if the memory has changed.
     """
     from keras_resnet.training import configs
     from keras_resnet.training import memory
+    from keras_resnet.training import workdirs
 
     recipe = config.recipe
     if _sets_batch() or not (_is_by_size(recipe) or dataset.has_photos):
         return config
+    path = workdirs.local(workdir)
+    if workdirs.is_described(path) and workdirs.has_steps(path):
+        batch_size = workdirs.read_config(path).recipe.batch_size
+        if batch_size < recipe.batch_size:
+            recipe = recipe.scaled_to(batch_size)
+        return dataclasses.replace(config, recipe=recipe)
     model = configs.build_model(config, dataset.image_shape, dataset.classes)
     batch_size = memory.planned_batch(config, model)
     if batch_size == recipe.batch_size:
@@ -549,7 +557,7 @@ def main(argv):
             )
         _check_config_on_jax(config, dataset)
     workdir = _workdir(row)
-    config = _with_fitting_batch(config, dataset)
+    config = _with_fitting_batch(config, dataset, workdir)
     source, _, _ = config.recipe.source.partition("; planned")
     length = f"{config.recipe.steps:,} steps"
     if _MINUTES.value is not None:

@@ -67,7 +67,7 @@ def folder(
 
 
 def _roots(root):
-    """Returns the folders of training and test images, and what is not used.
+    """Returns the folders of training and test images, and a note.
 
     A class may be called "train"; then its folder holds no folders.
     """

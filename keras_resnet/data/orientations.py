@@ -24,7 +24,7 @@ _EXIF = b"Exif\0\0"
 _MARKER = b"\xff\xe1"  # two bytes of the length are between it and _EXIF
 
 _TAG = 0x0112
-_MOST_ENTRIES = 128  # of a directory; cameras write about 12
+_MOST_ENTRIES = 64  # of a directory; cameras write about 12
 
 
 def orientation(image_bytes):
@@ -57,30 +57,27 @@ def _of_segment(before, tiff):
         )
         == _MARKER
     )
-    # Zeros behind the end stand for what a damaged header promises.
-    data = tf.cast(
-        tf.io.decode_raw(tf.strings.join([tiff, b"\0" * 16]), tf.uint8),
-        tf.int64,
-    )
-    is_big = (data[0] == 0x4D) & (data[1] == 0x4D)
+    header = _bytes(tiff, tf.constant(0), 8)
+    is_big = tf.reduce_all(header[:2] == [0x4D, 0x4D])
+    is_little = tf.reduce_all(header[:2] == [0x49, 0x49])
 
     def number(values, count):
         """The integer of `count` bytes along the last axis."""
         little = [256**i for i in range(count)]
-        weights = tf.constant(little, tf.int64)
-        weights = tf.where(is_big, weights[::-1], weights)
+        big = [256**i for i in reversed(range(count))]
+        weights = tf.where(is_big, tf.constant(big, tf.int64), little)
         return tf.reduce_sum(values * weights, -1)
 
-    length = tf.size(data, tf.int64) - 16
-    is_tiff = is_big | ((data[0] == 0x49) & (data[1] == 0x49))
-    start = number(data[4:8], 4)
-    is_inside = (start >= 8) & (start < length)
-    start = tf.where(is_inside, start, tf.constant(0, tf.int64))
-    count = tf.minimum(number(data[start : start + 2], 2), _MOST_ENTRIES)
-    count = tf.minimum(count, (length - start - 2) // 12)
-    count = tf.where(is_tiff & is_inside & is_segment, count, 0 * count)
-    entries = data[start + 2 : start + 2 + 12 * tf.maximum(count, 0)]
-    entries = tf.reshape(entries, [-1, 12])
+    start = number(header[4:8], 4)
+    length = tf.cast(tf.strings.length(tiff), tf.int64)
+    is_valid = (is_big | is_little) & is_segment & (start >= 8)
+    is_valid &= start + 2 <= length
+    start = tf.cast(tf.where(is_valid, start, 0 * start), tf.int32)
+    # Zeros behind the end stand for what a damaged header promises.
+    data = _bytes(tiff, start, 2 + 12 * _MOST_ENTRIES)
+    count = tf.minimum(number(data[:2], 2), _MOST_ENTRIES)
+    count = tf.where(is_valid, count, 0 * count)
+    entries = tf.reshape(data[2:], [-1, 12])[:count]
     # Of type SHORT (3), or of type LONG (4) as some programs write it.
     kinds = number(entries[:, 2:4], 2)
     short, long = number(entries[:, 8:10], 2), number(entries[:, 8:12], 4)
@@ -91,6 +88,14 @@ def _of_segment(before, tiff):
     value = tf.concat([found, tf.constant([1], tf.int64)], 0)[0]
     value = tf.where((value >= 1) & (value <= 8), value, tf.ones_like(value))
     return tf.cast(value, tf.int32)
+
+
+def _bytes(text, start, count):
+    """Returns `count` bytes of a text as int64, and zeros behind its end."""
+    part = tf.strings.substr(text, start, count)
+    return tf.cast(
+        tf.io.decode_raw(part, tf.uint8, fixed_length=count), tf.int64
+    )
 
 
 def turn(image, number):

@@ -92,11 +92,11 @@ def worst(
         lambda images: tf.nn.softmax(tf.cast(predict(images), "float32")),
         reduce_retracing=True,
     )
-    rows, numbers = [], []
+    rows, found = [], []
     for images, label in dataset.test_batches(batch_size):
         rows.append(probabilities(images).numpy())
-        numbers.append(label.numpy())
-    scores, truth = np.concatenate(rows), np.concatenate(numbers)
+        found.append(label.numpy())
+    scores, truth = np.concatenate(rows), np.concatenate(found)
     best = scores.argmax(1)
     highest = np.where(best == truth, -1.0, scores.max(1))
     return [

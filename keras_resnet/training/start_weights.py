@@ -31,7 +31,7 @@ _CAFFE_MEAN = np.array([123.68, 116.779, 103.939], "float32") / 255
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StartWeights:
-    """Weights by their paths, and what is known of their images.
+    """Weights by their paths, with the preprocessing of their images.
 
     Attributes:
         arrays: Values by the path of the weight.
@@ -39,7 +39,7 @@ class StartWeights:
         preprocessing: That of the images on which they were trained; None if
             that is unknown.
         labels: Names of the classes of `arrays`' classifier; None without one.
-        source: One line on what the preprocessing is.
+        source: One line about the preprocessing.
     """
 
     arrays: dict[str, np.ndarray]
@@ -168,7 +168,7 @@ def start(trainer, labels: list[str], report) -> None:
     Args:
         trainer: A `TensorFlowTrainer` before its first step.
         labels: The classes of its network.
-        report: Receives a line on what was loaded.
+        report: Receives a line about the weights.
 
     Raises:
         ValueError: If the weights are not those of the configuration.
