@@ -99,6 +99,12 @@ _TOP = flags.DEFINE_integer(
 _EXIF = flags.DEFINE_bool(
     "exif", True, "Turn encoded images as their EXIF orientation states."
 )
+_SCALED_JPEG = flags.DEFINE_bool(
+    "scaled_jpeg",
+    False,
+    "Decode large JPEG files at a smaller size: faster, with slightly other "
+    "pixels.",
+)
 _CHECK_IMAGES = flags.DEFINE_integer(
     "check_images",
     1000,
@@ -156,6 +162,7 @@ def main(argv):
             max_pixels=_MAX_PIXELS.value or limits.MAX_PIXELS,
             top=_TOP.value,
             exif=_EXIF.value,
+            scaled_jpeg=_SCALED_JPEG.value,
             images=images,
             warmup_batch_sizes=sizes,
             about=source.about,

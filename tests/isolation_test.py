@@ -77,6 +77,27 @@ class IsolationTest(parameterized.TestCase):
                 status.partition(":")[0], "truncated" if is_bad[i] else ""
             )
 
+    @parameterized.parameters((15, 1), (31, 1), (32, 2), (64, 4), (200, 8))
+    def test_large_jpeg_is_decoded_at_a_smaller_size(self, side, ratio):
+        picture = np.indices((side, 2 * side)).sum(0) * 255 // (3 * side)
+        pixels = np.repeat(picture[..., None], 3, -1).astype(np.uint8)
+        jpeg = tf.io.encode_jpeg(pixels, quality=95)
+        found = isolation._decode_scaled(jpeg, 8)
+        self.assertEqual(
+            found.shape, (-(-side // ratio), -(-2 * side // ratio), 3)
+        )
+        for encoded in (jpeg, tf.io.encode_png(pixels)):
+            scaled, whole = (
+                isolation.decode(tf.stack([encoded]), SMALL, scaled_jpeg=scaled)
+                for scaled in (True, False)
+            )
+            self.assertEqual(scaled.status, [b""])
+            np.testing.assert_allclose(
+                tf.cast(scaled.views, tf.int32),
+                tf.cast(whole.views, tf.int32),
+                atol=4,
+            )
+
     def test_batch_without_images_has_no_views(self):
         found = decode(tf.zeros([0], tf.string))
         self.assertEqual(found.views.shape, (0, 8, 8, 3))

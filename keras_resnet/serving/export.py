@@ -62,6 +62,7 @@ def export(
     max_pixels: int = limits.MAX_PIXELS,
     top: int = 5,
     exif: bool = True,
+    scaled_jpeg: bool = False,
     images: verification.Images | None = None,
     warmup_batch_sizes: Sequence[int] = (1,),
     about: dict[str, Any] | None = None,
@@ -96,6 +97,8 @@ def export(
         top: Number of the best labels in the outputs `labels` and `scores`;
             at most the number of classes is used.
         exif: Whether encoded images are turned as their EXIF data state.
+        scaled_jpeg: Whether large JPEG files are decoded at a smaller size,
+            which is faster and changes the views slightly.
         images: Images of the verification; None for the bundled digits. For
             int8 in LiteRT they must have a `calibration`.
         warmup_batch_sizes: Batch sizes of the server's warm-up requests.
@@ -144,6 +147,7 @@ def export(
             max_pixels,
             top,
             exif,
+            scaled_jpeg,
         )
         requests = verification.requests(
             network, preprocessing, prepare, reference
@@ -172,6 +176,7 @@ def export(
             "input": {
                 "formats": ["JPEG", "PNG", "GIF", "BMP", "WebP"],
                 "exif_orientation": "applied" if exif else "ignored",
+                "scaled_jpeg": scaled_jpeg,
             },
             "max_pixels": max_pixels,
             "top": min(top, len(labels)),

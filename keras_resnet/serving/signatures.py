@@ -31,6 +31,7 @@ def write_saved_model(
     max_pixels: int,
     top: int,
     exif: bool,
+    scaled_jpeg: bool,
 ) -> None:
     """Writes a SavedModel with the signatures of `serving.export`.
 
@@ -44,6 +45,7 @@ def write_saved_model(
         max_pixels: Encoded images with more pixels are rejected.
         top: Number of labels in `labels`, at most the number of classes.
         exif: Whether encoded images are turned as their EXIF data state.
+        scaled_jpeg: As in `isolation.decode`.
 
     Raises:
         folding.ModelError: If `folded` reads variables or tables.
@@ -63,7 +65,7 @@ def write_saved_model(
         @tf.function(autograph=False)
         def decode(image_bytes):
             return isolation.decode(
-                image_bytes, preprocessing, max_pixels, exif
+                image_bytes, preprocessing, max_pixels, exif, scaled_jpeg
             )
 
         functions = _functions(
