@@ -166,7 +166,7 @@ class ProgramTest(parameterized.TestCase):
     def train(self, *arguments):
         """The outcome of apps.train and what it would have trained."""
         result = {"test_top1_error": 0.0, "test_images": 1}
-        images = mock.Mock(image_shape=(32, 32, 3), train_size=50_000)
+        images = mock.Mock(image_shape=(32, 32, 3), train_size=50_000, notes=())
         with (
             mock.patch.object(
                 loop, "train_and_evaluate", return_value=result

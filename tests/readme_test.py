@@ -50,7 +50,10 @@ PAGES = {
 README = PAGES["README.md"]
 
 # Commands of other packages that may start a command line.
-OTHER_COMMANDS = ("curl", "docker", "printf", "saved_model_cli", "tensorboard")
+OTHER_COMMANDS = (
+    *("curl", "docker", "printf", "python3"),
+    *("saved_model_cli", "tensorboard"),
+)
 
 
 def examples(page: str, language: str) -> list[str]:
@@ -165,7 +168,9 @@ class CommandsTest(parameterized.TestCase):
                 trainer = mock.patch.object(
                     loop, "train_and_evaluate", return_value=result
                 )
-                images = mock.Mock(image_shape=(32, 32, 3), train_size=2**20)
+                images = mock.Mock(
+                    image_shape=(32, 32, 3), train_size=2**20, notes=()
+                )
                 loader = mock.patch.object(
                     datasets, "load", return_value=images
                 )
