@@ -209,7 +209,7 @@ class UsageTest(parameterized.TestCase):
     @parameterized.parameters(
         ([], "give one of"),
         (["--workdir=a", "--model=b"], "give one of"),
-        (["--workdir=nowhere"], "--workdir=nowhere: .*no config.json"),
+        (["--workdir=nowhere"], "--workdir=nowhere: .*without config.json"),
         (
             ["--saved_model=nowhere", "--dataset=digits"],
             "--saved_model=nowhere",
