@@ -24,7 +24,7 @@ SECOND_CLIENT := ovmsclient==2023.1
 ANY_BACKEND := $(addprefix tests/,$(addsuffix _test.py,backends contract \
 	jax_trainer layers models complexity propagation weights))
 
-.PHONY: train test serving-check test-jax docs lint clean
+.PHONY: train test test-all serving-check test-jax docs lint clean
 
 train: $(VENV)/installed
 	$(VENV)/bin/python -m apps.train --workdir=$(WORKDIR)
@@ -45,8 +45,14 @@ train: $(VENV)/installed
 	@echo "  python -m apps.train --model=resnet50 --dataset=folder:PATH"
 	@echo "  python -m apps.train --help"
 
+# Every law, in a few minutes.
 test: $(VENV)/installed-dev
 	$(PYTEST)
+
+# Also the slow tests: whole programs that are killed, several workers, deep
+# networks.
+test-all: $(VENV)/installed-dev
+	$(PYTEST) -m "not large"
 
 test-jax: $(VENV)/installed-jax
 	KERAS_BACKEND=jax $(PYTEST) $(ANY_BACKEND)

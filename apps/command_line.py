@@ -36,6 +36,17 @@ _COMMAND_PREFIX = "keras-resnet-"
 # A longer error quotes a file or a server, and both may contain any text.
 _LONGEST_ERROR = 2000
 
+# Endings of files of weights.
+_WEIGHTS = (
+    ".weights.h5",
+    ".h5",
+    ".keras",
+    ".pth",
+    ".pt",
+    ".th",
+    ".safetensors",
+)
+
 
 class UsageError(Exception):
     """A flag with a value that is not allowed.
@@ -224,6 +235,23 @@ def strategy(name: str, num_devices: int | None, **arguments):
             return strategies.get_strategy(name, **arguments)
     with usage("num_devices", num_devices):
         return strategies.get_strategy(name, num_devices, **arguments)
+
+
+def short_name(value: str) -> str:
+    """Returns the name of a data set or of weights, for a directory.
+
+    >>> short_name("folder:../my photos/cats"), short_name("mnist:3.0.1")
+    ('cats', 'mnist_3.0.1')
+    >>> short_name("resnet50-0676ba61.pth")
+    'resnet50-0676ba61'
+    """
+    kind, _, path = value.partition(":")
+    if kind == "folder" or os.path.exists(value) or value.endswith(_WEIGHTS):
+        path = path if kind == "folder" else value
+        value = os.path.basename(os.path.abspath(os.path.expanduser(path)))
+        for ending in _WEIGHTS:
+            value = value.removesuffix(ending)
+    return re.sub(r"[^\w.+-]+", "_", value)
 
 
 def only_with(mode: flags.FlagHolder, *others: flags.FlagHolder) -> None:

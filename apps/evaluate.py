@@ -6,8 +6,10 @@ python -m apps.evaluate --model=resnet20 --weights=FILE --dataset=cifar10
 """
 
 import dataclasses
+import io
 import json
 import pathlib
+import sys
 
 from absl import flags
 
@@ -43,12 +45,21 @@ _NUM_DEVICES = flags.DEFINE_integer(
     "Devices of this machine; without accelerators the processor is divided.",
 )
 _PER_CLASS = flags.DEFINE_bool(
-    "per_class", False, "Whether to print the errors of each class."
+    "per_class",
+    False,
+    "Print the error of each class, the most confused pairs and the images "
+    "with the most certain wrong predictions.",
+)
+_SKIP_UNREADABLE = flags.DEFINE_bool(
+    "skip_unreadable",
+    False,
+    "With folder:PATH: as for apps.train. Default with --workdir: as trained.",
 )
 _CONFUSION_MATRIX = flags.DEFINE_string(
     "confusion_matrix",
     None,
-    "CSV file to write: a row for each label, a column for each prediction.",
+    "File to write, .csv or a picture .png: a row for each label, a column for "
+    "each prediction.",
 )
 _MEAN = flags.DEFINE_list(
     "mean", None, "With --model: mean of each channel, in units of 0 to 1."
@@ -61,8 +72,13 @@ _SET = flags.DEFINE_multi_string(
 )
 
 
+# Pairs of classes, and images, that --per_class prints.
+_SHOWN = 5
+
+
 def main(argv):
     """Evaluates the network that the flags name."""
+    _check_confusion_file()
     given = [flag for flag in (_WORKDIR, _SAVED_MODEL, _MODEL) if flag.value]
     if len(given) != 1:
         raise command_line.UsageError(
@@ -74,11 +90,12 @@ def main(argv):
     strategy = command_line.strategy("auto", _NUM_DEVICES.value)
     import keras
 
-    from keras_resnet import atomic
     from keras_resnet.training import evaluation
     from keras_resnet.training import memory
 
     if _CONFUSION_MATRIX.value:
+        from keras_resnet import atomic
+
         with command_line.usage("confusion_matrix", _CONFUSION_MATRIX.value):
             atomic.local(_CONFUSION_MATRIX.value, "a file of a matrix")
     sources = {
@@ -104,9 +121,14 @@ def main(argv):
         if _PROTOCOL.value == "multi_scale":
             predict = evaluation.any_size(predict)
     counts_classes = _PER_CLASS.value or _CONFUSION_MATRIX.value is not None
-    result = evaluation.Evaluator(predict, strategy)(
-        dataset, _BATCH_SIZE.value, _PROTOCOL.value, counts_classes
-    )
+    with _progress(dataset.test_size) as bar:
+        result = evaluation.Evaluator(predict, strategy)(
+            dataset,
+            _BATCH_SIZE.value,
+            _PROTOCOL.value,
+            counts_classes,
+            progress=bar.update,
+        )
     command_line.show(
         f"test error {result.top1_error:.2f}% (top 5: {result.top5_error:.2f}%)"
         f", {result.top1_errors:,} of {result.images:,} images"
@@ -118,12 +140,74 @@ def main(argv):
     }
     if _PER_CLASS.value:
         numbers["classes"] = result.per_class(dataset.labels)
+        _show_classes(result, predict, dataset)
     if _CONFUSION_MATRIX.value:
-        atomic.write(
-            pathlib.Path(_CONFUSION_MATRIX.value),
-            result.confusion_csv(dataset.labels),
-        )
+        _write_confusion(result, dataset.labels)
     command_line.show(json.dumps(numbers))
+
+
+def _progress(images):
+    """Returns a bar on a terminal, with the images that were evaluated."""
+    import tqdm
+
+    return tqdm.tqdm(
+        total=images,
+        unit="image",
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def _show_classes(result, predict, dataset):
+    """Prints classes, the most confused pairs, and the worst images."""
+    from keras_resnet.analysis import complexity
+    from keras_resnet.training import error_analysis
+
+    rows = error_analysis.class_rows(result, dataset.labels)
+    command_line.show(*complexity.columns(rows).splitlines())
+    pairs = error_analysis.confused_pairs(result, dataset.labels, _SHOWN)
+    if pairs:
+        command_line.show("most confused:")
+    for label, prediction, images in pairs:
+        command_line.show(f"  {label} as {prediction}: {images:,} images")
+    if _PROTOCOL.value != "single":
+        return
+    mistakes = error_analysis.worst(
+        predict, dataset, dataset.labels, _BATCH_SIZE.value, _SHOWN
+    )
+    if mistakes:
+        command_line.show("most certain of a wrong prediction:")
+    for mistake in mistakes:
+        command_line.show(
+            f"  {mistake.name}: {mistake.prediction} "
+            f"({100 * mistake.probability:.1f}%) instead of {mistake.label}"
+        )
+
+
+def _check_confusion_file():
+    """Rejects a file of another kind before anything is computed."""
+    path = _CONFUSION_MATRIX.value
+    if path and not path.lower().endswith((".csv", ".png")):
+        raise command_line.UsageError(
+            "confusion_matrix", path, "must end in .csv or .png"
+        )
+
+
+def _write_confusion(result, labels):
+    """Writes the confusion matrix as text or as a picture."""
+    from keras_resnet import atomic
+
+    path = pathlib.Path(_CONFUSION_MATRIX.value)
+    if path.suffix.lower() == ".csv":
+        atomic.write(path, result.confusion_csv(labels))
+        return
+    with command_line.needs("matplotlib"):
+        from keras_resnet.papers import figures
+
+        figure = figures.confusion(result.confusion, list(labels))
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    atomic.write(path, picture.getvalue())
 
 
 def _load(name, data_dir=None, **arguments):
@@ -132,6 +216,7 @@ def _load(name, data_dir=None, **arguments):
     if not name:
         raise _no_dataset()
     with command_line.usage("dataset", name):
+        arguments.setdefault("skip_unreadable", _SKIP_UNREADABLE.value)
         return datasets.load(name, _DATA_DIR.value or data_dir, **arguments)
 
 
@@ -176,6 +261,8 @@ def _of_workdir():
         _DATASET.value or trained.config.dataset,
         data_dir,
         preprocessing=trained.preprocessing,
+        skip_unreadable=_SKIP_UNREADABLE.value
+        or trained.config.skip_unreadable,
     )
     if not _DATASET.value:
         with command_line.usage("workdir", _WORKDIR.value):

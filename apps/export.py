@@ -90,6 +90,21 @@ _MAX_PIXELS = flags.DEFINE_integer(
     "Encoded images with more pixels are rejected; 64 million by default.",
     lower_bound=1,
 )
+_TOP = flags.DEFINE_integer(
+    "top",
+    5,
+    "Number of the best labels in the outputs labels and scores.",
+    lower_bound=1,
+)
+_EXIF = flags.DEFINE_bool(
+    "exif", True, "Turn encoded images as their EXIF orientation states."
+)
+_SCALED_JPEG = flags.DEFINE_bool(
+    "scaled_jpeg",
+    False,
+    "Decode large JPEG files at a smaller size: faster, with slightly other "
+    "pixels.",
+)
 _CHECK_IMAGES = flags.DEFINE_integer(
     "check_images",
     1000,
@@ -145,6 +160,9 @@ def main(argv):
             precision=_PRECISION.value,
             formats=_FORMATS.value,
             max_pixels=_MAX_PIXELS.value or limits.MAX_PIXELS,
+            top=_TOP.value,
+            exif=_EXIF.value,
+            scaled_jpeg=_SCALED_JPEG.value,
             images=images,
             warmup_batch_sizes=sizes,
             about=source.about,

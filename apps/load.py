@@ -8,7 +8,6 @@ request includes its wait for slower requests. The last line of stdout is a JSON
 object.
 """
 
-import functools
 import json
 import threading
 
@@ -60,18 +59,24 @@ def main(argv):
             flag.name, flag.value, "name images after the flags"
         )
     images = _read(names)
+    stopped = threading.Event()
+
+    def predict(batch):
+        found = network.predict(batch, stopped=stopped)
+        for status in filter(None, found.status):
+            raise errors.RejectedError(status)
+
     try:  # before the test: a server that responds, and an accepted image
         with command_line.quiet():
-            network.predict(images[:1])
+            predict(images[:1])
     except errors.RejectedError as error:
         raise ValueError(
             f"the network rejects {inputs.shown(names[0])}: {error}"
         ) from error
-    stopped = threading.Event()
     try:
         with command_line.quiet():
             report = load_testing.run_load_test(
-                functools.partial(network.predict, stopped=stopped),
+                predict,
                 images,
                 _RATE.value,
                 _SECONDS.value,

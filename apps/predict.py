@@ -2,7 +2,12 @@
 
     python -m apps.predict --saved_model=EXPORT_DIR photo.jpg drawing.png
     python -m apps.predict --server=HOST:8500 --model_name=NAME FOLDER
-    python -m apps.predict photo.jpg  # with savedmodels/resnet20_cifar10
+    python -m apps.predict --model=resnet50 --weights=imagenet1k_v2 photo.jpg
+    python -m apps.predict photo.jpg
+    python -m apps.predict --list_weights
+
+The fourth line takes the best ImageNet weights in the cache. If there are none,
+it takes the CIFAR-10 network that ships with this package.
 
 An image is a file, a folder of files, a file: or data: URL, or - for the
 standard input. The output is a table, or one JSON object per line with --json.
@@ -11,6 +16,7 @@ the other images get their predictions.
 """
 
 import pathlib
+import sys
 
 from absl import flags
 
@@ -23,8 +29,19 @@ _SAVED_MODEL = flags.DEFINE_string(
     "saved_model",
     None,
     "Directory that apps.export wrote; the newest version is used, or "
-    "--version. In a clone of the repository, savedmodels/resnet20_cifar10 by "
-    "default.",
+    "--version.",
+)
+_MODEL = flags.DEFINE_string(
+    "model", None, "Name of the network, or a .keras file, without an export."
+)
+_WEIGHTS = flags.DEFINE_string(
+    "weights",
+    None,
+    "With --model: a name of --list_weights, an address hf://OWNER/NAME or a "
+    "file. By default the published weights of the network.",
+)
+_LIST_WEIGHTS = flags.DEFINE_bool(
+    "list_weights", False, "Print the published weights, and stop."
 )
 _SERVER = flags.DEFINE_string(
     "server",
@@ -72,20 +89,26 @@ def main(argv):
     """Predicts the images in `argv[1:]`."""
     from keras_resnet.serving import inputs
 
-    for flag in (_SAVED_MODEL, _SERVER, _MODEL_NAME, _VERSION):
+    if _LIST_WEIGHTS.value:
+        _list_weights()
+        return
+    for flag in (
+        *(_SAVED_MODEL, _SERVER, _MODEL_NAME, _VERSION, _MODEL, _WEIGHTS),
+    ):
         if flag.value == "":  # for example from an unset variable
             raise command_line.UsageError(
                 flag.name, "", "give a value, or leave it out"
             )
-    if not (_SAVED_MODEL.value or _SERVER.value) and _SHIPPED.is_dir():
-        flags.FLAGS.saved_model = str(_SHIPPED)
-    client = _client()
     names = inputs.expand(argv[1:])
+    given = (_SERVER, _SAVED_MODEL, _MODEL, _WEIGHTS)
     if not names:
-        flag = _SERVER if _SERVER.value else _SAVED_MODEL
+        flag = next((f for f in given if f.value), _SAVED_MODEL)
         raise command_line.UsageError(
-            flag.name, flag.value, "name images after the flags"
+            flag.name, flag.value or "", "name images after the flags"
         )
+    if not any(flag.value for flag in given):
+        _choose()
+    client = _built() if _MODEL.value or _WEIGHTS.value else _client()
     answers = client.predict_files(names, _TOP.value)
     names = [inputs.shown(name) for name in names]
     show = _as_json if _JSON.value else _Table(names)
@@ -94,8 +117,84 @@ def main(argv):
         for name, answer in zip(names, answers, strict=True):
             show(name, answer)
             failed += answer.error is not None
+    if client.note:
+        print(f"note: {client.note}", file=sys.stderr, flush=True)
     if failed:
         raise ValueError(f"{failed} of {len(names)} images have no prediction")
+
+
+def _list_weights():
+    """Prints the table of published weights, with spaces between columns."""
+    from keras_resnet.weights import published
+
+    rows = published.table()
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        command_line.show("  ".join(f"{c:{w}}" for c, w in cells).rstrip())
+
+
+def _choose():
+    """Sets the flags of the network that is on this machine already."""
+    from keras_resnet.weights import pretrained
+    from keras_resnet.weights import published
+
+    best_first = sorted(
+        (row for row in published.rows() if row.classes == 1000),
+        key=lambda row: -(row.top1 or 0),
+    )
+    for row in best_first:
+        if pretrained.find_downloaded(row):
+            flags.FLAGS.model, flags.FLAGS.weights = row.network, row.name
+            title = f"{row.network} with {row.name} of {row.source}"
+            break
+    else:
+        if _SHIPPED.is_dir():
+            flags.FLAGS.saved_model = str(_SHIPPED)
+            title = "savedmodels/resnet20_cifar10"
+        else:
+            flags.FLAGS.model, flags.FLAGS.weights = "resnet20", "cifar10"
+            title = "resnet20 with cifar10"
+        title += ", which knows ten classes; for those of ImageNet: "
+        title += command_line.command(
+            "predict", "--model=resnet50", "--weights=imagenet1k_v2", "IMAGE"
+        )
+    print(f"network: {title}", file=sys.stderr, flush=True)
+
+
+def _built():
+    """A client of a network that was not exported."""
+    from keras_resnet import specs
+    from keras_resnet.serving import built_networks
+    from keras_resnet.serving import client
+    from keras_resnet.weights import published
+
+    if not _MODEL.value:
+        raise command_line.UsageError(
+            "weights", _WEIGHTS.value, "give --model, the network that has them"
+        )
+    command_line.only_with(
+        *(_MODEL, _SAVED_MODEL, _SERVER, _MODEL_NAME, _VERSION),
+        *(_TIMEOUT, _IN_FLIGHT),
+    )
+    weights = _WEIGHTS.value
+    if weights is None and not _MODEL.value.endswith(".keras"):
+        with command_line.usage("model", _MODEL.value):
+            network = specs.get_spec(_MODEL.value).name
+        rows = [row for row in published.rows() if row.network == network]
+        if not rows:
+            raise command_line.UsageError(
+                "weights",
+                "",
+                f"no weights of {network} are published: give a file",
+            )
+        weights = next((row for row in rows if row.is_default), rows[0]).name
+    source = command_line.of_model(_MODEL.value, weights, {})
+    return client.Client(
+        built_networks.BuiltNetwork(source),
+        _BATCH_SIZE.value,
+        max_image_bytes=_MAX_IMAGE_BYTES.value,
+    )
 
 
 def _client():

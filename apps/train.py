@@ -10,6 +10,8 @@ accelerator that TensorFlow does not support, with small images of one size.
 
 import dataclasses
 import json
+import os
+import time
 
 from absl import flags
 
@@ -34,17 +36,64 @@ _DATA_DIR = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Directory of the run. Default: runs/MODEL_DATASET or "
-    "runs/EXPERIMENT_SEED.",
+    "Directory of the run. Default: runs/MODEL_DATASET, with _from_WEIGHTS "
+    "if there are any, or runs/EXPERIMENT_SEED.",
+)
+_SKIP_UNREADABLE = flags.DEFINE_bool(
+    "skip_unreadable",
+    False,
+    "With folder:PATH: leave out files that do not decode and empty classes.",
+)
+_EXIF = flags.DEFINE_bool(
+    "exif",
+    True,
+    "With folder:PATH: turn photos as their EXIF orientation says.",
+)
+_WEIGHTS = flags.DEFINE_string(
+    "weights",
+    None,
+    "Weights to start from: a name such as cifar10 or imagenet, a file, or a "
+    "work directory. The classifier is replaced if the classes differ.",
+)
+_FREEZE = flags.DEFINE_string(
+    "freeze",
+    "none",
+    "With --weights: all (but the classifier), none, or the layers that are "
+    "not trained, such as stem,stage1.",
 )
 _RECIPE = flags.DEFINE_string(
-    "recipe", None, "Name of the recipe. Default: by data set and network."
+    "recipe",
+    None,
+    "Name of the recipe. Default: by data set and network; of a folder and "
+    "with --weights, by the number of images.",
 )
 _STEPS = flags.DEFINE_integer(
     "steps",
     None,
     "Total number of steps. The recipe keeps its shape.",
     lower_bound=1,
+)
+_MINUTES = flags.DEFINE_float(
+    "minutes",
+    None,
+    "Minutes that a new run may take. The program measures the speed of the "
+    "first steps, and sets the number of steps. A run that is resumed keeps "
+    "its number.",
+    lower_bound=0,
+)
+_LIST_RECIPES = flags.DEFINE_bool(
+    "list_recipes", False, "Print the recipes with errors and costs, and end."
+)
+_PROFILE_STEPS = flags.DEFINE_list(
+    "profile_steps",
+    [],
+    "A,B: let TensorFlow's profiler observe the steps after A up to B.",
+)
+_EPOCHS = flags.DEFINE_float(
+    "epochs",
+    None,
+    "Total number of passes over the images, instead of --steps.",
+    lower_bound=1e-3,
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Number of images in a batch of all devices."
@@ -136,44 +185,33 @@ def _config(row):
     from keras_resnet import networks
     from keras_resnet.data import datasets
     from keras_resnet.training import configs
-    from keras_resnet.training import recipes
 
     model = row.model if row else _MODEL.value
     dataset_name = row.dataset if row else _DATASET.value
-    recipe_name = row.recipe if row else _RECIPE.value
     with command_line.usage("model", model):
         network = networks.get_network(model)
-    if recipe_name:
-        with command_line.usage("recipe", recipe_name):
-            recipe = recipes.get_recipe(recipe_name)
+    with command_line.usage("recipe", row.recipe if row else _RECIPE.value):
+        recipe = _named_recipe(row)
     with command_line.usage("dataset", dataset_name):
-        dataset = datasets.load(dataset_name, _DATA_DIR.value)
-    height = dataset.image_shape[0]
-    if not recipe_name:
-        recipe = recipes.default_recipe(dataset_name, height, network)
-    if _BATCH_SIZE.value is not None:
-        with command_line.usage("batch_size", _BATCH_SIZE.value):
-            changed = dataclasses.replace(recipe, batch_size=_BATCH_SIZE.value)
-            if _LINEAR_SCALING.value:
-                changed = recipe.scaled_to(_BATCH_SIZE.value)
-            recipe = changed
-    elif _LINEAR_SCALING.value:
-        raise command_line.UsageError(
-            "linear_scaling", True, "it scales with --batch_size: give that too"
+        dataset = datasets.load(
+            dataset_name,
+            _DATA_DIR.value,
+            skip_unreadable=_SKIP_UNREADABLE.value,
+            exif=_EXIF.value,
         )
-    if _STEPS.value:
-        recipe = recipe.with_steps(_STEPS.value)
+    if dataset.name.startswith("folder:"):
+        command_line.show(dataset.summary, *_imbalance(dataset))
     given = command_line.settings(_SET.value, "recipe", "model")
-    recipe = command_line.with_fields(recipe, "recipe", given["recipe"])
     arguments = command_line.model_arguments(
         network, given["model"], row.arguments if row else {}
     )
-    if recipe.image_size not in (None, height):
-        size = f"recipe.image_size={recipe.image_size}"
-        with command_line.usage("set", size):
-            dataset = datasets.load(
-                dataset_name, _DATA_DIR.value, image_size=recipe.image_size
-            )
+    start = _start_weights(network, arguments, dataset)
+    is_planned = recipe is None
+    if recipe is None:
+        recipe = _planned_recipe(network, dataset, start)
+    recipe = _with_length(recipe, dataset, is_planned)
+    recipe = command_line.with_fields(recipe, "recipe", given["recipe"])
+    dataset = _with_views(dataset, recipe, start)
     with command_line.usage("dtype", _DTYPE.value):
         config = configs.Config(
             network.name,
@@ -184,6 +222,11 @@ def _config(row):
             _SEED.value,
             _DETERMINISTIC.value,
             _DATA_DIR.value,
+            exif=_EXIF.value,
+            skip_unreadable=_SKIP_UNREADABLE.value,
+            weights=_WEIGHTS.value,
+            weights_sha256=start and start.sha256,
+            freeze=_FREEZE.value,
         )
     with command_line.usage("sync_batch_norm", _SYNC_BATCH_NORM.value):
         config = dataclasses.replace(
@@ -192,6 +235,177 @@ def _config(row):
     if row and row.is_trained_by(config):
         config = dataclasses.replace(config, experiment=row.name)
     return config, dataset
+
+
+def _named_recipe(row):
+    """Returns the recipe that a flag names, or None."""
+    from keras_resnet.training import recipes
+
+    name = row.recipe if row else _RECIPE.value
+    return recipes.get_recipe(name) if name else None
+
+
+def _imbalance(dataset):
+    """Returns a line if some classes have many more images than others."""
+    counts = dataset.train_counts
+    if not counts or max(counts) < 3 * max(min(counts), 1):
+        return []
+    least, most = min(counts), max(counts)
+    rare = dataset.labels[counts.index(least)]
+    common = dataset.labels[counts.index(most)]
+    return [
+        f"the classes have {least:,} ({rare}) to {most:,} ({common}) images: "
+        "the error hides rare classes, apps.evaluate --per_class shows them"
+    ]
+
+
+def _start_weights(network, arguments, dataset):
+    """Returns the start weights of --weights, or None.
+
+    A run that resumes has them in its checkpoint: its `config.json` has their
+    hash, and its `dataset.json` their preprocessing.
+    """
+    from keras_resnet.training import start_weights
+
+    if not _WEIGHTS.value:
+        if _FREEZE.value != "none":
+            raise command_line.UsageError(
+                "freeze", _FREEZE.value, "it needs --weights: give that too"
+            )
+        return None
+    with command_line.usage("weights", _WEIGHTS.value):
+        recorded = start_weights.recorded(_workdir(None), _WEIGHTS.value)
+        return recorded or start_weights.read(
+            _WEIGHTS.value,
+            network,
+            arguments,
+            dataset.preprocessing.channels,
+        )
+
+
+def _planned_recipe(network, dataset, start):
+    """Returns the recipe of a data set for which no flag names one."""
+    from keras_resnet.training import plans
+    from keras_resnet.training import recipes
+
+    if start is None and not dataset.name.startswith("folder:"):
+        height = dataset.image_shape[0]
+        return recipes.default_recipe(dataset.name, height, network)
+    image_size = dataset.image_shape[0]
+    if start is not None and start.preprocessing is not None:
+        image_size = start.preprocessing.image_size
+    plan = plans.plan(
+        dataset.train_size,
+        image_size,
+        network,
+        dataset.has_photos,
+        plans.mode(start is not None, _FREEZE.value),
+        keeps_size=start is not None and start.preprocessing is not None,
+    )
+    command_line.show(plan.reason)
+    return plan.recipe
+
+
+def _with_length(recipe, dataset, is_planned):
+    """Returns the recipe with the batch and the length of the flags."""
+    from keras_resnet.training import plans
+
+    if _BATCH_SIZE.value is not None:
+        with command_line.usage("batch_size", _BATCH_SIZE.value):
+            changed = dataclasses.replace(recipe, batch_size=_BATCH_SIZE.value)
+            if _LINEAR_SCALING.value or (is_planned and _is_by_size(recipe)):
+                changed = recipe.scaled_to(_BATCH_SIZE.value)
+            recipe = changed
+    elif _LINEAR_SCALING.value:
+        raise command_line.UsageError(
+            "linear_scaling", True, "it scales with --batch_size: give that too"
+        )
+    if _STEPS.value and _EPOCHS.value:
+        raise command_line.UsageError(
+            "epochs", _EPOCHS.value, "cannot be combined with --steps"
+        )
+    if _EPOCHS.value:
+        return recipe.with_steps(
+            plans.steps_of(_EPOCHS.value, dataset.train_size, recipe.batch_size)
+        )
+    return recipe.with_steps(_STEPS.value) if _STEPS.value else recipe
+
+
+def _is_by_size(recipe):
+    return recipe.name in ("folder", "fine_tune")
+
+
+def _with_views(dataset, recipe, start):
+    """Returns the data set with the views of the recipe or the weights."""
+    size = recipe.image_size
+    if start is not None and start.preprocessing is not None:
+        with command_line.usage("set", f"recipe.image_size={size}"):
+            return dataset.with_preprocessing(
+                preprocessing=start.preprocessing_for(
+                    dataset.preprocessing, size
+                )
+            )
+    ratio = recipe.test_crop_ratio
+    if ratio is None and size in (None, dataset.image_shape[0]):
+        return dataset
+    with command_line.usage("set", f"recipe.image_size={size}"):
+        if dataset.name == "synthetic":  # its images are drawn at a size
+            from keras_resnet.data import datasets
+
+            return datasets.load(dataset.name, image_size=size)
+        return dataset.with_preprocessing(
+            image_size=size, test_crop_ratio=ratio
+        )
+
+
+def _workdir(row):
+    """Returns the directory of the run."""
+    if _WORKDIR.value:
+        return _WORKDIR.value
+    if row:
+        return f"runs/{row.name}_{_SEED.value}"
+    name = command_line.short_name(_DATASET.value)
+    workdir = f"runs/{_MODEL.value.lower()}_{name}"
+    if _WEIGHTS.value:
+        workdir += f"_from_{command_line.short_name(_WEIGHTS.value)}"
+    return workdir
+
+
+def _with_fitting_batch(config, dataset, workdir):
+    """Returns the configuration with a batch that should fit in memory.
+
+    A batch that a flag sets is left: the loop rejects it if it cannot fit. A
+    run that resumes keeps its batch, also if the memory has changed.
+    """
+    from keras_resnet.training import configs
+    from keras_resnet.training import memory
+    from keras_resnet.training import workdirs
+
+    recipe = config.recipe
+    if _sets_batch() or not (_is_by_size(recipe) or dataset.has_photos):
+        return config
+    path = workdirs.local(workdir)
+    if workdirs.is_described(path) and workdirs.has_steps(path):
+        batch_size = workdirs.read_config(path).recipe.batch_size
+        if batch_size < recipe.batch_size:
+            recipe = recipe.scaled_to(batch_size)
+        return dataclasses.replace(config, recipe=recipe)
+    model = configs.build_model(config, dataset.image_shape, dataset.classes)
+    batch_size = memory.planned_batch(config, model)
+    if batch_size == recipe.batch_size:
+        return config
+    command_line.show(
+        f"a step of {recipe.batch_size} images would not fit in the memory of "
+        f"this machine: {batch_size} a step, with the rate and the steps "
+        "scaled; --batch_size sets another"
+    )
+    return dataclasses.replace(config, recipe=recipe.scaled_to(batch_size))
+
+
+def _sets_batch():
+    return _BATCH_SIZE.value is not None or any(
+        value.startswith("recipe.batch_size=") for value in _SET.value
+    )
 
 
 def _leave_to_jax():
@@ -231,8 +445,7 @@ def _check_batch(recipe, images):
     if recipe.batch_size <= images:
         return
     rule = f"must be at most {images}, the number of training images"
-    is_set = any(value.startswith("recipe.batch_size=") for value in _SET.value)
-    if is_set or _BATCH_SIZE.value is not None:
+    if _sets_batch():
         raise _usage_error(recipe, "batch_size", rule)
     command_line.show(
         f"the recipe's batch of {recipe.batch_size} has some of the {images} "
@@ -249,16 +462,74 @@ def _usage_error(recipe, field, reason):
     return command_line.UsageError("set", f"recipe.{field}={value}", reason)
 
 
+def _profile_steps():
+    """Returns the two numbers of --profile_steps, or None."""
+    texts = _PROFILE_STEPS.value
+    if not texts:
+        return None
+    if len(texts) != 2 or not all(text.isdecimal() for text in texts):
+        raise command_line.UsageError(
+            "profile_steps", ",".join(texts), "must be two steps A,B"
+        )
+    first, last = map(int, texts)
+    if first >= last:
+        raise command_line.UsageError(
+            "profile_steps", ",".join(texts), "A must be less than B"
+        )
+    return first, last
+
+
+def _minutes_left(start):
+    """Returns the rest of --minutes, or None."""
+    if _MINUTES.value is None:
+        return None
+    if _STEPS.value is not None:
+        raise command_line.UsageError(
+            "minutes", _MINUTES.value, "cannot be combined with --steps"
+        )
+    return max(_MINUTES.value - (time.monotonic() - start) / 60, 0.0)
+
+
+def _show_result(config, workdir, result):
+    """Prints the table of a run, the commands that follow, and JSON."""
+    from keras_resnet.training import summaries
+
+    command_line.show(*summaries.table(result))
+    command_line.show(
+        f"test error {result['test_top1_error']:.2f}%, "
+        f"of {result['test_images']:,} images"
+    )
+    on = "KERAS_BACKEND=tensorflow " if config.backend == "jax" else ""
+    where = f"--workdir={workdir}"
+    per_class = ["--per_class"] if config.dataset.startswith("folder:") else []
+    name = os.path.basename(os.path.abspath(workdir))
+    export_dir = f"--export_dir=exports/{name}"
+    command_line.show(
+        f"next: {on}{command_line.command('evaluate', where, *per_class)}",
+        f"      {on}{command_line.command('export', where, export_dir)}",
+    )
+    command_line.show(json.dumps(result))
+
+
 def main(argv):
     """Trains the network that the flags describe."""
+    start = time.monotonic()
     import keras
 
+    from keras_resnet.training import budgets
     from keras_resnet.training import checkpoints
     from keras_resnet.training import configs
     from keras_resnet.training import loop
     from keras_resnet.training import memory
+    from keras_resnet.training import recipe_table
+    from keras_resnet.training import recipes
     from keras_resnet.training import workdirs
 
+    if _LIST_RECIPES.value:
+        for line in recipe_table.lines(recipes.RECIPES):
+            command_line.show(line)
+        return
+    profile_steps, _ = _profile_steps(), _minutes_left(start)
     is_on_jax = keras.backend.backend() == "jax"
     strategy, devices = None, 1
     if is_on_jax:
@@ -277,14 +548,23 @@ def main(argv):
         configs.check_devices(config.recipe, devices)
     _check_batch(config.recipe, dataset.train_size)
     if is_on_jax:
+        if config.weights:
+            raise command_line.UsageError(
+                "weights",
+                config.weights,
+                "on JAX training starts from random weights: set "
+                "KERAS_BACKEND=tensorflow",
+            )
         _check_config_on_jax(config, dataset)
-    name = config.dataset.replace(":", "_").replace("/", "_")
-    workdir = _WORKDIR.value or f"runs/{config.model}_{name}"
-    if row and not _WORKDIR.value:
-        workdir = f"runs/{row.name}_{config.seed}"
+    workdir = _workdir(row)
+    config = _with_fitting_batch(config, dataset, workdir)
+    source, _, _ = config.recipe.source.partition("; planned")
+    length = f"{config.recipe.steps:,} steps"
+    if _MINUTES.value is not None:
+        length = f"{_MINUTES.value:g} minutes"
     command_line.show(
         f"{config.model} on {config.dataset} by the recipe {config.recipe.name}"
-        f" ({config.recipe.source}): {config.recipe.steps:,} steps of "
+        f" ({source}): {length} of "
         f"{config.recipe.batch_size} images, in {workdir}"
     )
     try:
@@ -297,23 +577,18 @@ def main(argv):
             log_every=_LOG_EVERY.value,
             eval_every=_EVAL_EVERY.value,
             checkpoint_seconds=_CHECKPOINT_SECONDS.value,
+            minutes=_minutes_left(start),
+            profile_steps=profile_steps,
         )
     except (workdirs.WorkdirError, checkpoints.StateError) as error:
         raise command_line.UsageError("workdir", workdir, error) from error
+    except budgets.BudgetError as error:
+        raise command_line.UsageError(
+            "minutes", _MINUTES.value, error
+        ) from error
     except memory.DoesNotFitError as error:
         raise _usage_error(config.recipe, error.field, error) from error
-    command_line.show(
-        f"test error {result['test_top1_error']:.2f}%, "
-        f"of {result['test_images']:,} images"
-    )
-    on = "KERAS_BACKEND=tensorflow " if is_on_jax else ""
-    where = f"--workdir={workdir}"
-    export_dir = f"--export_dir=exports/{config.model}_{name}"
-    command_line.show(
-        f"next: {on}{command_line.command('evaluate', where)}",
-        f"      {on}{command_line.command('export', where, export_dir)}",
-    )
-    command_line.show(json.dumps(result))
+    _show_result(config, workdir, result)
 
 
 def cli():

@@ -17,6 +17,9 @@ from . import command_line
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "As for apps.train.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets.")
+_SKIP_UNREADABLE = flags.DEFINE_bool(
+    "skip_unreadable", False, "As for apps.train."
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Default: runs/tune_DATASET in the current directory."
 )
@@ -60,23 +63,28 @@ def _search():
     from keras_resnet import networks
     from keras_resnet.data import datasets
     from keras_resnet.training import configs
+    from keras_resnet.training import plans
     from keras_resnet.training import recipes
     from keras_resnet.training import tuning
 
     with command_line.usage("dataset", _DATASET.value):
-        dataset = datasets.load(_DATASET.value, _DATA_DIR.value)
+        dataset = datasets.load(
+            _DATASET.value,
+            _DATA_DIR.value,
+            skip_unreadable=_SKIP_UNREADABLE.value,
+        )
     height = dataset.image_shape[0]
     space = tuning.default_space(height)
     with command_line.usage("recipe", _RECIPE.value):
         recipe = (
             recipes.get_recipe(_RECIPE.value)
             if _RECIPE.value
-            else recipes.default_recipe(
-                _DATASET.value,
-                height,
-                networks.get_network(f"resnet{max(space.depth)}"),
+            else plans.recipe_of(
+                dataset, networks.get_network(f"resnet{max(space.depth)}")
             )
         )
+    if not _RECIPE.value and recipe.name == "folder":
+        command_line.show(dataset.summary, recipe.source)
     if _BATCH_SIZE.value is not None:
         recipe = dataclasses.replace(recipe, batch_size=_BATCH_SIZE.value)
     given = command_line.settings(_SET.value, "space", "recipe")
@@ -97,6 +105,7 @@ def _search():
             dtype=_DTYPE.value,
             seed=_SEED.value,
             data_dir=_DATA_DIR.value,
+            skip_unreadable=_SKIP_UNREADABLE.value,
         )
     with command_line.usage("set", " --set=".join(_SET.value)):
         return tuning.Search(
@@ -112,7 +121,7 @@ def main(argv):
     from keras_resnet.training import workdirs
 
     search = _search()
-    name = _DATASET.value.replace(":", "_").replace("/", "_")
+    name = command_line.short_name(_DATASET.value)
     workdir = _WORKDIR.value or f"runs/tune_{name}"
     command_line.show(f"at most {_TRIALS.value} trials, in {workdir}")
     try:

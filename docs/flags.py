@@ -14,7 +14,10 @@ import sys
 from absl import flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PROGRAMS = ("train", "evaluate", "export", "predict", "tune", "report", "load")
+PROGRAMS = (
+    *("train", "evaluate", "export", "predict", "tune", "experiments"),
+    *("report", "load"),
+)
 
 TITLE = """\
 # Flags of all programs

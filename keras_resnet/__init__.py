@@ -44,8 +44,11 @@ from keras_resnet.models import ResNet1001
 from keras_resnet.models import ResNet1001V2
 from keras_resnet.models import ResNet1202
 from keras_resnet.models import ResNet1202V2
+from keras_resnet.models import WideResNet50_2
+from keras_resnet.models import WideResNet101_2
 from keras_resnet.models import resnet
 from keras_resnet.preprocessing import decode_predictions
+from keras_resnet.preprocessing import preprocess
 from keras_resnet.preprocessing import preprocess_input
 from keras_resnet.specs import MODELS
 from keras_resnet.specs import Spec
@@ -90,11 +93,14 @@ __all__ = [
     "ResNet1202",
     "ResNet1202V2",
     "Spec",
+    "WideResNet50_2",
+    "WideResNet101_2",
     "decode_predictions",
     "feature_extractor",
     "freeze",
     "layers",
     "models",
+    "preprocess",
     "preprocess_input",
     "resnet",
     "weights",

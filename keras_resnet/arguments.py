@@ -8,8 +8,6 @@ The rules of keras.applications have their messages too.
 import contextlib
 import dataclasses
 import inspect
-import math
-import operator
 import os
 import re
 import typing
@@ -24,11 +22,23 @@ from keras_resnet.layers import convolutions
 from keras_resnet.layers import identifiers
 from keras_resnet.layers import units
 from keras_resnet.layers.normalization import EPSILON
-from keras_resnet.weights import shipped
+from keras_resnet.layers.shortcuts import OptionA
+from keras_resnet.weights import hub
+from keras_resnet.weights import origins
+from keras_resnet.weights import published
 
 FIRST_NORMS = ("stem", "unit", "both")
 
-_IMAGENET_WEIGHTS = ("resnet50", "resnet101", "resnet152")
+#: The papers' values of the arguments that weights decide.
+OF_PAPERS: dict[str, Any] = {
+    "bottleneck_stride": units.STRIDES[0],
+    "padding": convolutions.PADDINGS[0],
+    "first_norm": FIRST_NORMS[0],
+    "batch_norm_epsilon": EPSILON,
+}
+
+# Names with the rules of keras.applications: the classes and the image are
+# those of the training. Other weights are adapted (`weights.pretrained`).
 _PRETRAINED_CLASSES = {"imagenet": 1000, "cifar10": 10}
 
 
@@ -134,9 +144,9 @@ def check(
     *,
     shortcut,
     unit,
-    bottleneck_stride: str,
-    padding: str,
-    first_norm: str,
+    bottleneck_stride: str | None,
+    padding: str | None,
+    first_norm: str | None,
     survival_probability: float,
     **others,
 ) -> None:
@@ -153,10 +163,11 @@ def check(
         ("padding", padding, convolutions.PADDINGS),
         ("first_norm", first_norm, FIRST_NORMS),
     ):
-        if value not in allowed:
+        if value is not None and value not in allowed:
             raise ValueError(
                 f"{name} must be one of {allowed}, received {value!r}"
             )
+    first_norm = first_norm or "stem"
     if first_norm != "stem" and not unit_class.activates_first:
         raise ValueError(
             f"first_norm={first_norm!r} is for unit='pre_activation', whose "
@@ -178,63 +189,143 @@ def check_weights(
     """
     if weights is None:
         return
-    is_named = isinstance(weights, str | os.PathLike)
-    if is_named and weights in _PRETRAINED_CLASSES:
-        if weights == "cifar10":
-            shipped.card(spec.name)  # raises for a network without weights
-        elif spec.name not in _IMAGENET_WEIGHTS:
-            raise ValueError(
-                "`weights='imagenet'` exist for "
-                f"{', '.join(_IMAGENET_WEIGHTS)}. Received: {spec.name}"
-            )
-        of_file = _PRETRAINED_CLASSES[weights]
+    if published.is_name(weights):
+        published.find(spec.name, weights, include_top)  # raises if none
+        of_file = _PRETRAINED_CLASSES.get(str(weights), classes)
         if include_top and classes != of_file:
             raise ValueError(
                 f"If using `weights={weights!r}` with `include_top=True`, "
                 f"`classes` should be {of_file}.  Received classes={classes}"
             )
-    elif not is_named or not os.path.exists(weights):
+    elif not hub.is_address(weights) and not (
+        isinstance(weights, str | os.PathLike) and os.path.exists(weights)
+    ):
         raise ValueError(
             "The `weights` argument should be either `None` (random "
             "initialization), 'imagenet' (pre-training on ImageNet), "
-            "'cifar10' (weights that ship with this package), or the path to "
-            "the weights file to be loaded.  Received: "
+            "'cifar10' (weights that ship with this package), another name of "
+            "`keras_resnet.weights.list()`, an address 'hf://OWNER/NAME', or "
+            f"the path to the weights file to be loaded.  Received: "
             f"weights={weights}"
         )
 
 
-def check_same_function(spec: specs.Spec, weights, **arguments) -> None:
-    """Raises ValueError if published weights would compute something else.
+def as_trained(
+    spec: specs.Spec,
+    weights,
+    origin: origins.Origin | None,
+    *,
+    unit,
+    shortcut,
+    **given,
+) -> dict[str, Any]:
+    """Returns the arguments of a network as its weights were trained.
 
-    The arguments are those of `keras_resnet.resnet`. The rules for files are
-    those of `keras_resnet.weights.load`.
+    Args:
+        spec: The network.
+        weights: The argument of `keras_resnet.resnet`.
+        origin: Where the weights come from, or None without weights.
+        unit: The unit.
+        shortcut: The shortcut, parsed (`identifiers.parse`). Option A without
+            `zeros` gets those of the training.
+        **given: Values of the arguments in `OF_PAPERS`, None if they are not
+            given.
+
+    Returns:
+        `shortcut` and the arguments in `OF_PAPERS`.
+
+    Raises:
+        ValueError: If a given value contradicts the weights.
     """
-    if weights not in _PRETRAINED_CLASSES:
-        return
-    row = specs.get_spec(spec.name)
-    same = {
-        "unit": lambda a, b: units.get(a) is units.get(b),
-        "shortcut": identifiers.is_same,
-        # keras.applications adds 1.001e-5.
-        "batch_norm_epsilon": lambda a, b: math.isclose(a, b, rel_tol=2e-3),
-    }
-    trained_with: dict[str, Any] = {
-        **{"unit": row.unit, "shortcut": row.shortcut},
-        **{"padding": "symmetric", "first_norm": "stem"},
-        "batch_norm_epsilon": EPSILON,
-    }
-    if row.bottleneck:
-        trained_with["bottleneck_stride"] = "1x1"
-    for name, trained in trained_with.items():
-        value = arguments[name]
-        if not same.get(name, operator.eq)(value, trained):
-            shown = repr(value)
-            if isinstance(value, identifiers.NamedShortcut):
-                shown = repr(str(value))
-            raise ValueError(
-                f"`weights={weights!r}` were trained with {name}={trained!r}. "
-                f"Received: {name}={shown}"
-            )
+    decided: dict[str, Any] = {}
+    doubts: dict[str, str] = {}
+    if origin is not None:
+        decided, doubts = origin.decided, dict(origin.doubts)
+        if origin.is_published:
+            _check_row(spec, weights, unit, shortcut, decided)
+    settled = {}
+    for name, default in OF_PAPERS.items():
+        value, trained = given[name], decided.get(name)
+        if value is None:
+            settled[name] = default if trained is None else trained
+            continue
+        settled[name] = value
+        if trained is None or doubts.pop(name, ""):
+            continue
+        if not origins.is_same(name, trained, value):
+            raise _contradiction(weights, name, trained, repr(value))
+    settled["shortcut"] = _with_zeros(weights, shortcut, decided, doubts)
+    if origin is not None:
+        _warn(weights, origin, settled, doubts)
+    return settled
+
+
+def _check_row(spec, weights, unit, shortcut, decided) -> None:
+    """Raises ValueError unless published weights have this function."""
+    row = specs.MODELS.get(spec.name, spec)
+    if units.get(unit) is not units.get(row.unit):
+        raise _contradiction(weights, "unit", row.unit, repr(unit))
+    trained = row.shortcut
+    if trained == "A" and decided["zeros"] != "end":
+        trained = f"A(zeros={decided['zeros']!r})"
+    open_zeros = isinstance(shortcut, identifiers.NamedShortcut) and (
+        shortcut == identifiers.NamedShortcut("A") and row.shortcut == "A"
+    )
+    if not open_zeros and not identifiers.is_same(shortcut, trained):
+        shown = repr(shortcut)
+        if isinstance(shortcut, identifiers.NamedShortcut):
+            shown = repr(str(shortcut))
+        raise _contradiction(weights, "shortcut", trained, shown)
+
+
+def _contradiction(weights, name, trained, shown) -> ValueError:
+    return ValueError(
+        f"`weights={os.fspath(weights)!r}` were trained with {name}="
+        f"{trained!r}. Received: {name}={shown}"
+    )
+
+
+def _with_zeros(weights, shortcut, decided, doubts):
+    """Returns a shortcut, option A with the zeros of the training."""
+    is_named = isinstance(shortcut, identifiers.NamedShortcut)
+    doubt = doubts.pop("zeros", None)
+    if "zeros" not in decided or not (
+        isinstance(shortcut, OptionA)
+        or shortcut is OptionA
+        or (is_named and shortcut.name == "A")
+    ):
+        return shortcut
+    trained = decided["zeros"]
+    if is_named and not shortcut.arguments:
+        if doubt:
+            doubts["zeros"] = doubt
+        return identifiers.NamedShortcut("A", (("zeros", trained),))
+    same = identifiers.NamedShortcut("A", (("zeros", trained),))
+    if not doubt and not identifiers.is_same(shortcut, same):
+        shown = repr(str(shortcut)) if is_named else repr(shortcut)
+        raise _contradiction(weights, "shortcut", str(same), shown)
+    return shortcut
+
+
+def _warn(weights, origin, settled, doubts) -> None:
+    """Warns about what a file leaves open, once."""
+    if origin.note:
+        warnings.warn(origin.note, stacklevel=5)  # the caller of a builder
+    doubts = {name: text for name, text in doubts.items() if text}
+    if doubts:
+        taken = [
+            f"shortcut={str(settled['shortcut'])!r}"
+            if name == "zeros"
+            else f"{name}={settled[name]!r}"
+            for name in doubts
+        ]
+        warnings.warn(
+            f"{os.fspath(weights)} has the names of {origin.card.source}. They "
+            f"leave arguments open. It is read with {' and '.join(taken)}. "
+            f"Give {' and '.join(doubts.values())}. An argument that is given "
+            "is taken without this warning",
+            stacklevel=5,
+        )
 
 
 def as_configured(shape: tuple) -> tuple:
@@ -293,6 +384,15 @@ def input_shape(
             f"`input_shape`. Received: input_shape={input_shape}"
         )
     return (height, width, channels)
+
+
+def warn_of(weights, notes: list[str]) -> None:
+    """Warns about weights that were not loaded as they are, once."""
+    if notes:
+        warnings.warn(
+            f"{os.fspath(weights)}: {'; '.join(notes)}",
+            stacklevel=4,  # the caller of a builder
+        )
 
 
 def check_pooling(pooling) -> None:

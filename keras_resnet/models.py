@@ -15,18 +15,16 @@ import keras
 
 from keras_resnet import arguments
 from keras_resnet.layers import BatchNormalization
-from keras_resnet.layers import Convolution
 from keras_resnet.layers import Shortcut
 from keras_resnet.layers import UnitStack
 from keras_resnet.layers import identifiers
 from keras_resnet.layers import units
-from keras_resnet.layers.normalization import EPSILON
 from keras_resnet.layers.normalization import MOMENTUM
 from keras_resnet.specs import MODELS
 from keras_resnet.specs import Spec
 from keras_resnet.specs import get_spec
-from keras_resnet.weights import loading
-from keras_resnet.weights import shipped
+from keras_resnet.weights import pretrained
+from keras_resnet.weights.cards import Stem
 
 # Least number of identical units of a stage that run as a loop by default. The
 # columns are the seconds to the end of the first step, unrolled and looped, and
@@ -68,13 +66,13 @@ def resnet(
     *,
     shortcut: str | Shortcut | identifiers.NamedShortcut | None = None,
     unit: str | type[units.Unit] | None = None,
-    bottleneck_stride: str = "1x1",
-    padding: str = "symmetric",
-    first_norm: str = "stem",
+    bottleneck_stride: str | None = None,
+    padding: str | None = None,
+    first_norm: str | None = None,
     looped: bool | None = None,
     remat: bool = False,
     batch_norm_momentum: float = MOMENTUM,
-    batch_norm_epsilon: float = EPSILON,
+    batch_norm_epsilon: float | None = None,
     survival_probability: float = 1.0,
 ) -> keras.Model:
     """Builds the network that a spec describes.
@@ -87,11 +85,13 @@ def resnet(
         spec: A `Spec`, or the name of one in `MODELS`. `"resnet20x2"` is the
             network with twice as many filters.
         include_top: Whether the network ends in its classifier.
-        weights: None is the papers' random initialization. `"imagenet"` is the
-            published weights of keras.applications (ResNet-50, 101 and 152).
-            `"cifar10"` is weights that ship with this package
-            (`keras_resnet.weights.shipped.card`). Other text is the path of a
-            file (`keras_resnet.weights.load`).
+        weights: None is the papers' random initialization. `"imagenet"`,
+            `"imagenet1k_v2"`, `"cifar10"` and others are published weights
+            (`keras_resnet.weights.list`). `"hf://OWNER/NAME"` is a network of
+            timm on the Hugging Face hub. Other text is the path of a file
+            (`keras_resnet.weights.load`). The network is built as the weights
+            were trained. With `include_top=False`, other classes or other
+            channels, the rest of the weights is loaded (docs/pretrained.md).
         input_tensor: A Keras tensor to use as the image, or None.
         input_shape: `(height, width, channels)`. None is the default size with
             the top, and `(None, None, 3)` without. The image, the shape and
@@ -109,13 +109,16 @@ def resnet(
             `"pre_activation"`, `"batch_norm_after_addition"`,
             `"relu_before_addition"`, `"relu_only_pre_activation"` [2].
         bottleneck_stride: Convolution of a bottleneck that strides: `"1x1"`,
-            the first one, as in [1], or `"3x3"`, as in torchvision.
+            the first one, as in [1], or `"3x3"`, as in torchvision. None is as
+            the weights were trained, and `"1x1"` without weights.
         padding: `"symmetric"` pads with zeros on both sides, as in the
             authors' code. `"same"` is TensorFlow's padding, for weights that
-            were trained with it.
+            were trained with it. None is as the weights were trained, and
+            `"symmetric"` without weights.
         first_norm: Where pre-activation networks normalize first: `"stem"`, as
             in [2, Appendix]; `"unit"` (only in the residual of the first unit)
-            or `"both"`, for weights that were trained so.
+            or `"both"`, for weights that were trained so. None is as the
+            weights were trained, and `"stem"` without weights.
         looped: Whether the identical units of a stage run as one loop
             (`layers.UnitStack`), whose graph does not grow with depth. None
             loops stages of 41 units or more (ResNet-1001 and 1202). The
@@ -124,8 +127,8 @@ def resnet(
         remat: Whether training recomputes the activations inside a unit in the
             backward pass instead of keeping them.
         batch_norm_momentum: Momentum of the moving statistics.
-        batch_norm_epsilon: Added to the variance. keras.applications has
-            1.001e-5.
+        batch_norm_epsilon: Added to the variance. None is as the weights were
+            trained (1.001e-5 in keras.applications), and 1e-5 without weights.
         survival_probability: Survival probability of the last unit in training
             (stochastic depth). It falls linearly from 1 at the input.
 
@@ -145,23 +148,41 @@ def resnet(
     spec = get_spec(spec)
     classes = spec.classes if classes is None else classes
     unit = spec.unit if unit is None else unit
-    settings: dict[str, Any] = {
+    given = {
+        "unit": unit,
         "shortcut": identifiers.parse(
             spec.shortcut if shortcut is None else shortcut
         ),
         "bottleneck_stride": bottleneck_stride,
         "padding": padding,
-        "batch_norm_momentum": batch_norm_momentum,
+        "first_norm": first_norm,
         "batch_norm_epsilon": batch_norm_epsilon,
     }
-    variant = {"unit": unit, "first_norm": first_norm, **settings}
     arguments.check_weights(spec, weights, include_top, classes)
-    arguments.check_same_function(spec, weights, **variant)
-    arguments.check(spec, **variant, survival_probability=survival_probability)
+    origin = pretrained.known(spec, weights, include_top)
+    if origin is not None:
+        arguments.as_trained(spec, weights, origin, **given)
+    arguments.check(spec, **given, survival_probability=survival_probability)
     input_shape = arguments.input_shape(spec, input_shape, weights, include_top)
     arguments.check_pooling(pooling)
     if include_top and weights is not None:
         arguments.check_activation(classifier_activation)
+
+    # --- Weights, which decide the arguments that are None -------------------
+    found = None
+    if weights is not None:
+        found = pretrained.read(spec, weights, include_top)
+        origin = found.origin
+    settings = arguments.as_trained(spec, weights, origin, **given)
+    settings["batch_norm_momentum"] = batch_norm_momentum
+    first_norm = settings.pop("first_norm")
+    arguments.check(
+        spec,
+        unit=unit,
+        first_norm=first_norm,
+        survival_probability=survival_probability,
+        **settings,
+    )
 
     # --- Image: the layers have channels last, as Keras may not --------------
     is_channels_first = keras.config.image_data_format() == "channels_first"
@@ -171,13 +192,18 @@ def resnet(
 
     # --- Stem, stages, head --------------------------------------------------
     unit_class = units.get(unit)
-    norm = {"momentum": batch_norm_momentum, "epsilon": batch_norm_epsilon}
-    x = _stem(x, spec, padding, norm if first_norm != "unit" else None)
+    norm = {
+        "momentum": batch_norm_momentum,
+        "epsilon": settings["batch_norm_epsilon"],
+    }
+    x = _stem(
+        x, spec, settings["padding"], norm if first_norm != "unit" else None
+    )
     x = _stages(
         x,
         spec,
         unit_class,
-        settings,
+        settings | _width(spec),
         activated_input=first_norm == "stem",
         looped=looped,
         remat=remat,
@@ -194,21 +220,16 @@ def resnet(
     elif is_channels_first:
         x = keras.layers.Permute((3, 1, 2), name="channels_first")(x)
 
-    # --- Model and weights ---------------------------------------------------
+    # --- Model ---------------------------------------------------------------
     sources = keras.utils.get_source_inputs(image)
     inputs = sources[0] if len(sources) == 1 else sources
     model = keras.Model(inputs, x, name=name or spec.name)
-    if weights is not None:
-        loading.load(model, _weights_file(spec, weights, include_top))
+    if found is not None:
+        notes = pretrained.assign(
+            model, found, replaces_classifier=classes != spec.classes
+        )
+        arguments.warn_of(weights, notes)
     return model
-
-
-def _weights_file(spec, weights, include_top):
-    if weights == "imagenet":
-        return loading.imagenet_file(spec.name, include_top)
-    if weights == "cifar10":
-        return shipped.weights_file(spec.name)
-    return weights
 
 
 def _image(input_tensor, input_shape):
@@ -228,9 +249,7 @@ def _stem(x, spec, padding, norm):
     """
     is_imagenet = spec.stem == "imagenet"
     kernel_size, stride = (7, 2) if is_imagenet else (3, 1)
-    x = Convolution(
-        spec.filters[0], kernel_size, stride, padding, name="stem_conv"
-    )(x)
+    x = Stem(spec.filters[0], kernel_size, stride, padding, name="stem_conv")(x)
     if norm is not None:
         x = BatchNormalization(**norm, name="stem_norm")(x)
         x = keras.layers.ReLU(name="stem_relu")(x)
@@ -248,6 +267,11 @@ def _stem(x, spec, padding, norm):
         data_format="channels_last",
         name="stem_pool",
     )(x)
+
+
+def _width(spec) -> dict[str, int]:
+    """Wide bottlenecks have the outputs of narrow ones."""
+    return {"expansion": units.EXPANSION // spec.width}
 
 
 def _stages(
@@ -283,7 +307,7 @@ def _stages(
             if issubclass(unit_class, units.PreActivationUnit):
                 first["activated_input"] = count == 1 and activated_input
             x = unit_class(
-                filters,
+                spec.width * filters,
                 stride=2 if stage > 1 and i == 1 else 1,
                 survival_probability=survives(count),
                 remat=remat,
@@ -293,7 +317,7 @@ def _stages(
             )(x)
         if is_looped and n > 1:
             x = UnitStack(
-                unit_class(filters, **settings),
+                unit_class(spec.width * filters, **settings),
                 n - 1,
                 [survives(count + j) for j in range(1, n)],
                 remat=remat,
@@ -396,6 +420,8 @@ ResNet164 = _builder(resnet, "ResNet164")
 ResNet1001 = _builder(resnet, "ResNet1001")
 ResNet164V2 = _builder(resnet, "ResNet164V2")
 ResNet1001V2 = _builder(resnet, "ResNet1001V2")
+WideResNet50_2 = _builder(resnet, "WideResNet50_2")
+WideResNet101_2 = _builder(resnet, "WideResNet101_2")
 PlainNet18 = _builder(resnet, "PlainNet18")
 PlainNet34 = _builder(resnet, "PlainNet34")
 PlainNet20 = _builder(resnet, "PlainNet20")

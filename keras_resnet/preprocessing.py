@@ -1,9 +1,15 @@
 """Preprocessing of images, and labels of predictions."""
 
+import dataclasses
+
 import keras
 import numpy as np
+from keras import ops
 
+from keras_resnet.weights import cards
+from keras_resnet.weights import labels
 from keras_resnet.weights import shipped
+from keras_resnet.weights.published import Preparation
 
 PREPROCESSING_MODES = ("caffe", "tf", "torch", "cifar10")
 
@@ -124,20 +130,242 @@ def _check_images(x, sizes, mode):
         )
 
 
-def decode_predictions(p, top: int = 5) -> list:
-    """Returns the best `top` ImageNet classes of each row of probabilities.
+@keras.saving.register_keras_serializable(package="keras_resnet")
+class ImagePreparation(keras.layers.Layer):
+    """Prepares images for a network, as for the training of its weights.
+
+    The image is resized, its centre is cropped, and the result is
+    `(x / 255 - mean) / deviation`. Sizes and rounding are those of torchvision
+    and timm.
 
     Args:
-        p: Array, list or tensor `[batch, 1000]`.
-        top: Number of classes of each row, at least 1.
+        preparation: A `keras_resnet.weights.published.Preparation` or its JSON.
+        height: Height of the network's input.
+        width: Width of the network's input.
+        channels: Number of channels of the network's input, 1 or 3.
+
+    Call arguments:
+        images: Pixels of 0 to 255, `[height, width, c]` or `[batch, height,
+            width, c]` of any size. c is 1 (grey), 3 (red, green, blue) or 4,
+            whose last channel (alpha) is dropped.
 
     Returns:
-        A list for each row of tuples `(synset, label, probability)`.
+        A float32 tensor `[height, width, channels]` or `[batch, height, width,
+        channels]`.
+    """
+
+    def __init__(
+        self,
+        preparation: Preparation | dict,
+        height: int,
+        width: int,
+        channels: int = 3,
+        **kwargs,
+    ):
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+        if isinstance(preparation, dict):
+            preparation = Preparation(**preparation)
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, received {channels}")
+        self.preparation = preparation
+        self.height, self.width, self.channels = height, width, channels
+
+    def call(self, images):
+        x = ops.cast(images, "float32")
+        x = self._resized(_with_channels(x, self.channels))
+        mean, deviation = self._numbers()
+        x = (x / 255.0 - mean) / deviation
+        return ops.flip(x, -1) if self.preparation.order == "bgr" else x
+
+    def _resized(self, x):
+        size = (self.height, self.width)
+        height, width = ops.shape(x)[-3:-1]
+        shorter_side = self.preparation.shorter_side
+        if shorter_side is None:
+            return self._resize(x, size)
+        longest = max(size)
+        shorter_side = round(
+            shorter_side * longest / self.preparation.image_size
+        )
+        is_known = isinstance(height, int) and isinstance(width, int)
+        least = (min if is_known else ops.minimum)(height, width)
+        sides = (shorter_side * height // least, shorter_side * width // least)
+        x = self._resize(x, sides)
+        top, left = map(_start, sides, size)
+        return x[..., top : top + size[0], left : left + size[1], :]
+
+    def _resize(self, x, size):
+        """Resizes the width, then the height, each to whole pixels, as Pillow.
+
+        An axis that has its size already is left as it is.
+        """
+        height, width = ops.shape(x)[-3:-1]
+        for sides, side, other in (
+            ((height, size[1]), width, size[1]),
+            (size, height, size[0]),
+        ):
+            if isinstance(side, int) and side == other:
+                continue
+            x = _resized(x, sides, self.preparation.interpolation)
+            x = ops.floor(ops.clip(x, 0.0, 255.0) + 0.5)
+        return x
+
+    def _numbers(self):
+        """Mean and deviation of red, green and blue, or of grey."""
+        mean = np.array(self.preparation.mean, "float32")
+        if self.preparation.mean_image:
+            mean = shipped.mean(self.preparation.mean_image)
+            if mean.shape[:2] != (self.height, self.width):
+                mean = mean.mean((0, 1))
+        deviation = np.array(self.preparation.deviation, "float32")
+        if self.channels == 1:
+            mean, deviation = (
+                values.mean(-1, keepdims=True) for values in (mean, deviation)
+            )
+        return mean, deviation
+
+    def compute_output_shape(self, images_shape):
+        size = (self.height, self.width, self.channels)
+        return (*images_shape[:-3], *size)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "preparation": dataclasses.asdict(self.preparation)
+            | {
+                "mean": list(self.preparation.mean),
+                "deviation": list(self.preparation.deviation),
+            },
+            "height": self.height,
+            "width": self.width,
+            "channels": self.channels,
+        }
+
+
+def _resized(x, sides, interpolation):
+    if type(x).__module__.startswith("tensorflow."):
+        # In a graph the sides are tensors, which Keras' function compares.
+        import tensorflow as tf
+
+        return tf.image.resize(x, sides, interpolation, antialias=True)
+    return ops.image.resize(
+        x, sides, interpolation, antialias=True, data_format="channels_last"
+    )
+
+
+def _start(side, size):
+    """First pixel of the centre: half of the rest, rounded to even."""
+    rest = side - size
+    half = rest // 2
+    return half + (rest % 2) * (half % 2)
+
+
+def _with_channels(x, channels):
+    found = x.shape[-1]
+    if found in (2, 4):
+        x, found = x[..., : found - 1], found - 1
+    if found == channels:
+        return x
+    if found == 1:
+        return ops.repeat(x, channels, axis=-1)
+    if found == 3:
+        grey = ops.sum(
+            x * np.array([0.299, 0.587, 0.114], "float32"), -1, keepdims=True
+        )
+        return ops.floor(grey + 0.5)
+    raise ValueError(
+        "images must have 1, 3 or 4 channels at the end of their shape, "
+        f"received {tuple(x.shape)}"
+    )
+
+
+def preprocess(model: keras.Model) -> ImagePreparation:
+    """Returns the layer that prepares images for a network's weights.
+
+    The card of the weights says how (`keras_resnet.weights.card`). A network
+    of another image size resizes in the same proportion.
+
+    Args:
+        model: A network that was built with `weights`, its copy, or a model
+            with such a network inside.
+
+    Returns:
+        A Keras layer from images of 0 to 255 of any size to the input of
+        `model`. It works on arrays, in `tf.data` with the TensorFlow backend,
+        and as the first layer of a model.
 
     Raises:
-        ValueError: If `p` has another shape or `top` is less than 1.
+        ValueError: If the preparation is not known, or `model` does not take
+            images of 1 or 3 channels.
+
+    >>> import keras_resnet
+    >>> model = keras_resnet.ResNet20(weights="cifar10")
+    >>> preprocess(model)(np.zeros((2, 48, 64, 3), "uint8")).shape
+    TensorShape([2, 32, 32, 3])
+    """
+    card = cards.card(model)
+    if card is None or card.preparation is None:
+        raise ValueError(
+            f"model must have weights whose preparation is known, received "
+            f"{model.name!r} with {card.name if card else 'weights of its own'}"
+            ": use keras_resnet.preprocess_input(images, mode)"
+        )
+    shape = model.inputs[0].shape
+    is_first = keras.config.image_data_format() == "channels_first"
+    if is_first or len(shape) != 4:
+        raise ValueError(
+            "model must take images [batch, height, width, channels], received "
+            f"{tuple(shape)}"
+        )
+    size = card.preparation.image_size
+    return ImagePreparation(
+        card.preparation,
+        shape[1] or shape[2] or size,
+        shape[2] or shape[1] or size,
+        shape[3] or 3,
+        name="prepare",
+    )
+
+
+def decode_predictions(
+    p, top: int = 5, model: keras.Model | None = None
+) -> list:
+    """Returns the best `top` classes of each row of probabilities.
+
+    Args:
+        p: Array, list or tensor `[batch, classes]`.
+        top: Number of classes of each row, at least 1.
+        model: The network, whose card has the labels. None means the 1000
+            classes of ImageNet.
+
+    Returns:
+        A list for each row of tuples `(identifier, label, probability)`. The
+        identifier of a class of ImageNet is its synset, that of others the
+        label.
+
+    Raises:
+        ValueError: If `p` has another shape, `top` is less than 1, or the
+            labels are not known.
+
+    >>> import keras_resnet
+    >>> model = keras_resnet.ResNet20(weights="cifar10")
+    >>> decode_predictions([[0.0] * 9 + [1.0]], top=1, model=model)
+    [[('truck', 'truck', 1.0)]]
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, received {top}")
     p = keras.ops.convert_to_numpy(p).astype("float32")
-    return keras.applications.imagenet_utils.decode_predictions(p, top=top)
+    card = None if model is None else cards.card(model)
+    if model is None or (card and card.label_set == "imagenet"):
+        return keras.applications.imagenet_utils.decode_predictions(p, top=top)
+    known = labels.of_card(card) if card else None
+    if known is None or p.ndim != 2 or p.shape[1] != len(known):
+        raise ValueError(
+            "model must have weights with one label for each column, received "
+            f"{len(known or ())} labels for the shape {p.shape}"
+        )
+    return [
+        [(known[i], known[i], row[i]) for i in np.argsort(-row)[:top]]
+        for row in p
+    ]

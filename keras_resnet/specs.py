@@ -30,6 +30,8 @@ class Spec:
         classes: Default number of classes.
         image_size: Default height and width, in pixels.
         source: The paper and section that describe the network.
+        width: Factor of the filters inside a bottleneck: 1, 2 or 4. The output
+            of the bottleneck does not change.
 
     >>> MODELS["resnet110"].units
     (18, 18, 18)
@@ -47,6 +49,7 @@ class Spec:
     classes: int = 1000
     image_size: int = 224
     source: str = ""
+    width: int = 1
 
     def __post_init__(self):
         stages = [
@@ -71,6 +74,11 @@ class Spec:
         if self.stem not in ("imagenet", "cifar"):
             raise ValueError(
                 f"stem must be 'imagenet' or 'cifar', received {self.stem!r}"
+            )
+        if self.width not in ((1, 2, 4) if self.bottleneck else (1,)):
+            raise ValueError(
+                "width must be 1, or 2 or 4 in bottlenecks, received "
+                f"{self.width!r}"
             )
 
     @property
@@ -167,6 +175,11 @@ def _rows():
         row = {"units": cifar_units(depth, True), "bottleneck": True, **cifar}
         yield Spec(f"resnet{depth}", **row, source="[2, Table 3]")
         yield Spec(f"resnet{depth}v2", **row, **v2, source="[2, Table 3]")
+    for depth in (50, 101):
+        units, _ = _IMAGENET[depth]
+        row = {"units": units, "bottleneck": True, "width": 2, **imagenet}
+        source = "Zagoruyko and Komodakis 2016, Sec. 4"
+        yield Spec(f"wideresnet{depth}_2", **row, source=source)
     plain = {"shortcut": "none", "source": "[1, Sec. 3.3]"}
     for depth in (18, 34):
         units, _ = _IMAGENET[depth]

@@ -17,6 +17,13 @@ import grpc
 
 LABELS = ["cat", "dog", "owl"]
 ROW = [0.25, 0.5, 0.25]
+RIGHT = {
+    "probabilities": ROW,
+    "classes": "dog",
+    "labels": ["dog", "cat"],
+    "scores": [0.5, 0.25],
+    "status": "",
+}
 
 
 def http_answer(
@@ -34,34 +41,9 @@ def http_answer(
 
 def right(path: str, body: bytes) -> bytes:
     """The response of TensorFlow Serving for a model with `LABELS`."""
-    if path.endswith("/metadata"):
-        found = {"model_spec": {"name": "m", "version": "1"}}
-        return http_answer(json.dumps(found).encode())
-    question = json.loads(body)
-    row = {"probabilities": ROW, "classes": "dog"}
-    if question["signature_name"] == "classify":
-        row = {"classes": LABELS, "scores": ROW}
-    found = {"predictions": [row] * len(question["instances"])}
-    return http_answer(json.dumps(found).encode())
-
-
-def predictions(found: object) -> Callable[[str, bytes], bytes]:
-    """Responds with this document instead of the predictions."""
-    text = found if isinstance(found, bytes) else json.dumps(found).encode()
-    return instead("serving_default", http_answer(text))
-
-
-def instead(signature: str, answer) -> Callable:
-    """Answers the questions to a signature, or to "metadata", with it."""
-
-    def of(path, body):
-        if path.endswith("/metadata"):
-            asked = "metadata"
-        else:
-            asked = json.loads(body)["signature_name"]
-        return answer if asked == signature else right(path, body)
-
-    return of
+    del path
+    rows = [RIGHT] * len(json.loads(body)["instances"])
+    return http_answer(json.dumps({"predictions": rows}).encode())
 
 
 class _Server(socketserver.ThreadingTCPServer):

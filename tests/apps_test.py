@@ -189,6 +189,9 @@ class UsageTest(parameterized.TestCase):
         (["--set=recipe.momentum=2"], 2, "momentum=2: momentum must be"),
         (["--seed=-1"], 2, "--seed=-1"),
         (["--linear_scaling"], 2, "--linear_scaling=True: .*--batch_size"),
+        (["--minutes=1", "--steps=2"], 2, "--minutes=1.0: cannot be combined"),
+        (["--profile_steps=3"], 2, "--profile_steps=3: must be two steps A,B"),
+        (["--profile_steps=5,3"], 2, "--profile_steps=5,3: A must be less"),
         (["--strategy=all", "--num_devices=2"], 2, "--strategy=all: .*auto"),
         (["--set=model.unit=plain"], 2, "--set=model.unit=plain: unit must be"),
         (["resnet20"], 2, "unexpected argument resnet20"),
@@ -297,9 +300,9 @@ class UsageTest(parameterized.TestCase):
             "--steps=1",
             f"--batch_size={5 if split == 'train' else 4}",  # all of them
         )
-        self.assertEqual(outcome.code, 1)
-        self.assertLen(outcome.err, 1)
-        self.assertIn(f"{split}/b/bad.jpg", outcome.err[0])
+        self.assertEqual(outcome.code, 2)
+        self.assertIn(f"{split}/b/bad.jpg", outcome.err[-1])
+        self.assertFalse((root / "run").exists())
 
     def test_failure_of_tensorflow_is_one_line(self):
         error = tf.errors.ResourceExhaustedError(None, None, "no memory\nleft")

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
@@ -189,6 +191,154 @@ class AugmentationTest(parameterized.TestCase):
         left, right = images[:, :, :3], images[:, :, -3:]
         is_flipped = left.mean((1, 2, 3)) > right.mean((1, 2, 3))
         self.assertBetween(is_flipped.mean(), 0.38, 0.62)
+
+    def test_erased_rectangles_have_the_distribution_of_the_paper(self):
+        """Zhong et al. 2020: area 2% to 33%, aspect ratio 0.3 to 3.3."""
+        count, side = 4000, 50
+        random = np.random.default_rng(2).random((count, 22), np.float32)
+        images = tf.ones([count, side, side, 1])
+        erased = augmentation.erase(images, tf.constant(random)).numpy()
+        is_zero = erased[..., 0] == 0
+        rows, columns = is_zero.any(2), is_zero.any(1)
+        heights, widths = rows.sum(1), columns.sum(1)
+        np.testing.assert_array_equal(is_zero.sum((1, 2)), heights * widths)
+        self.assertLess(max(heights.max(), widths.max()), side)
+        area = heights * widths / side**2
+        self.assertBetween(area.min(), 0.017, 0.023)
+        self.assertBetween(area.max(), 0.32, 0.345)
+        # Independent draws by NumPy, with the same rule.
+        rng = np.random.default_rng(9)
+        expected = []
+        while len(expected) < count:
+            for _ in range(10):
+                target = rng.uniform(0.02, 0.33) * side**2
+                ratio = np.exp(rng.uniform(np.log(0.3), np.log(3.3)))
+                height = round(np.sqrt(target * ratio))
+                width = round(np.sqrt(target / ratio))
+                if height < side and width < side:
+                    expected.append((height, width))
+                    break
+        expected = np.array(expected)
+        for got, numbers in zip((heights, widths), expected.T, strict=True):
+            self.assertAlmostEqual(got.mean(), numbers.mean(), delta=0.7)
+            self.assertAlmostEqual(got.std(), numbers.std(), delta=0.7)
+        for one, sizes in ((rows, heights), (columns, widths)):
+            free = side - sizes
+            self.assertAlmostEqual(
+                np.mean(one.argmax(1) / free), 0.5, delta=0.03
+            )
+
+    def test_cutout_is_a_square_anywhere(self):
+        """DeVries and Taylor 2017: the centre is uniform in the image."""
+        random = np.random.default_rng(2).random((3000, 2), np.float32)
+        images = tf.ones([3000, 32, 32, 3])
+        cut = augmentation.cutout(images, 16, tf.constant(random)).numpy()
+        expected = np.ones([3000, 32, 32, 3], np.float32)
+        for image, (y, x) in zip(
+            expected, (random * 32).astype(int), strict=True
+        ):
+            image[max(y - 8, 0) : y + 8, max(x - 8, 0) : x + 8] = 0
+        np.testing.assert_array_equal(cut, expected)
+
+    def mixed(self, count=8, step=0, **alphas):
+        rng = np.random.default_rng(1)
+        images = rng.normal(size=(count, 32, 24, 3)).astype(np.float32)
+        labels = np.arange(count, dtype=np.int32)
+        key = tf.stack([tf.constant(7, tf.int64), tf.constant(step, tf.int64)])
+        row = augmentation.Augmentation(**alphas)
+        mixed, marks = augmentation.mix(
+            row, tf.constant(images), tf.constant(labels), key
+        )
+        pairs = np.arange(count) ^ 1
+        np.testing.assert_array_equal(marks[0], labels)
+        np.testing.assert_array_equal(marks[1], labels[pairs])
+        shares = marks[2].numpy()
+        self.assertLen(np.unique(shares), 1)
+        return images, images[pairs], mixed.numpy(), shares[0]
+
+    def test_mixup_is_a_share_of_both_images(self):
+        for step in range(5):
+            images, others, mixed, share = self.mixed(
+                step=step, mixup_alpha=0.4
+            )
+            np.testing.assert_allclose(
+                mixed, share * images + (1 - share) * others, atol=1e-5
+            )
+
+    def test_cutmix_is_a_rectangle_of_the_other_image(self):
+        shares = []
+        for step in range(60):
+            images, others, mixed, share = self.mixed(
+                step=step, cutmix_alpha=1.0
+            )
+            is_other = np.all(mixed == others, (0, 3))
+            np.testing.assert_array_equal(
+                mixed, np.where(is_other[None, :, :, None], others, images)
+            )
+            rows, columns = is_other.any(1), is_other.any(0)
+            np.testing.assert_array_equal(is_other, rows[:, None] & columns)
+            for line in (rows, columns):
+                self.assertLessEqual(np.sum(np.diff(line.astype(int)) == 1), 1)
+            self.assertAlmostEqual(share, 1 - is_other.mean(), places=5)
+            shares.append(share)
+        self.assertGreater(np.std(shares), 0.1)
+
+    @parameterized.parameters(0.1, 0.2, 1.0)
+    def test_shares_have_the_beta_distribution(self, alpha):
+        shares = tf.map_fn(
+            lambda i: augmentation.beta(
+                alpha, tf.stack([tf.constant(5, tf.int64), i])
+            ),
+            tf.range(4000, dtype=tf.int64),
+            fn_output_signature=tf.float32,
+        ).numpy()
+        expected = np.random.default_rng(0).beta(alpha, alpha, 400_000)
+        self.assertTrue(np.all(np.isfinite(shares)))
+        levels = np.linspace(0.05, 0.95, 10)
+        np.testing.assert_allclose(
+            np.searchsorted(np.sort(shares), levels) / len(shares),
+            np.searchsorted(np.sort(expected), levels) / len(expected),
+            atol=0.035,
+        )
+
+    def test_half_of_the_batches_are_mixed_by_each_kind(self):
+        both = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}
+        kinds = []
+        for step in range(200):
+            images, others, mixed, share = self.mixed(2, step, **both)
+            is_cut = np.all((mixed == images) | (mixed == others))
+            kinds.append(is_cut)
+            if not is_cut:
+                np.testing.assert_allclose(
+                    mixed, share * images + (1 - share) * others, atol=1e-5
+                )
+        self.assertBetween(np.mean(kinds), 0.36, 0.68)
+
+    def test_colour_jitter_changes_brightness_contrast_and_saturation(self):
+        row = augmentation.Augmentation(colour_jitter=0.4)
+        view = np.random.default_rng(3).integers(60, 120, (8, 8, 3), np.uint8)
+        keys = tf.constant([[1, i] for i in range(300)], tf.int64)
+        changed = tf.map_fn(
+            lambda key: augmentation.changed_view(row, tf.constant(view), key),
+            keys,
+            fn_output_signature=tf.uint8,
+        ).numpy()
+        ratio = changed.mean((1, 2, 3)) / view.mean()
+        self.assertBetween(ratio.min(), 0.58, 0.64)
+        self.assertBetween(ratio.max(), 1.36, 1.42)
+        self.assertAlmostEqual(ratio.mean(), 1.0, delta=0.05)
+
+    @parameterized.parameters(
+        ({"colour_jitter": 2.0}, "colour_jitter must be in .0, 1.*2.0"),
+        ({"erase_probability": -1.0}, "erase_probability must be in"),
+        ({"mixup_alpha": math.inf}, "mixup_alpha must be finite"),
+        ({"cutout_size": -1}, "cutout_size must be"),
+        ({"repeats": 0}, "repeats must be at least 1, received 0"),
+        ({"policy": "rand_augment_8"}, "did you mean rand_augment_9"),
+    )
+    def test_wrong_values_are_errors(self, fields, message):
+        with self.assertRaisesRegex(ValueError, message):
+            augmentation.Augmentation(**fields)
 
     def test_unknown_augmentation_is_an_error_with_near_names(self):
         with self.assertRaisesRegex(ValueError, "'pad_corp'.*mean pad_crop"):

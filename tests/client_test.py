@@ -36,11 +36,27 @@ class Digits:
 
     def predict(self, images, stopped=None):
         self.asked.append(list(images))
-        if not all(image.isdigit() for image in images):
+        best = [int(image) if image.isdigit() else 0 for image in images]
+        scores = np.full([len(images), 10], 0.05, np.float32)
+        scores[:, 0] = 0.55
+        return outputs.Predictions(
+            [
+                [self.labels[i], *self.labels[:i], *self.labels[i + 1 :]]
+                for i in best
+            ],
+            scores,
+            ["" if image.isdigit() else "no digit" for image in images],
+        )
+
+
+class OfAnEarlierVersion(Digits):
+    """Rejects a whole batch for one image."""
+
+    def predict(self, images, stopped=None):
+        found = super().predict(images)
+        if any(found.status):
             raise errors.RejectedError("no digit")
-        rows = np.full([len(images), 10], 0.05, np.float32)
-        rows[range(len(images)), [int(image) for image in images]] = 0.55
-        return outputs.Predictions(rows, self.labels)
+        return found._replace(note="export it again")
 
 
 class ClientTest(parameterized.TestCase):
@@ -85,8 +101,22 @@ class ClientTest(parameterized.TestCase):
                 self.assertEqual(answer, client_lib.Answer(error="no digit"))
             else:
                 self.assertEqual(answer.best[0][0], f"label {i % 10}")
-        # Halving 16 images finds one that is bad in 1 + 2 * 4 questions.
-        self.assertLessEqual(len(network.asked), min(1 + 8 * len(bad), 31))
+        self.assertLen(network.asked, 1)
+
+    def test_export_of_an_earlier_version_loses_the_batch_of_a_bad_image(self):
+        client = client_lib.Client(OfAnEarlierVersion(), 2)
+        answers = client.predict([b"1", b"2", b"3", b"x", b"5"])
+        self.assertEqual(
+            [answer.best[0][0] if answer.best else None for answer in answers],
+            ["label 1", "label 2", None, None, "label 5"],
+        )
+        for answer in answers[2:4]:
+            self.assertRegex(
+                answer.error, "same batch was rejected: no digit; export"
+            )
+        self.assertEqual(client.note, "export it again")
+        (alone,) = client.predict([b"x"])
+        self.assertEqual(alone.error, "no digit")
 
     def test_sizes_below_1_are_refused(self):
         for sizes in ((0, 1), (1, 0), (1, 1, 0)):
@@ -158,10 +188,14 @@ class ClientTest(parameterized.TestCase):
         self.assertEqual(network.asked, [[b"1"], [b"00009"], [b"2", b"3"]])
 
     def test_answers_that_nobody_wants_any_more_are_stopped(self):
+        second = threading.Event()
+
         class Silent(Digits):
             def predict(self, images, stopped=None):
                 if images == [b"0"]:
+                    second.wait(60)
                     return super().predict(images)
+                second.set()
                 self.was_stopped = stopped.wait(60)
                 raise errors.ServerError("CANCELLED", "stopped")
 
@@ -253,14 +287,51 @@ class SavedModelTest(parameterized.TestCase):
         self.assertEqual(blue.best[0][0], "blue")
         for answer in (empty, text):
             self.assertEqual(
-                answer.error, "an image must be a JPEG, PNG, GIF, BMP or WebP"
+                answer.error,
+                "not an image: an image must be a JPEG, PNG, GIF, BMP or WebP",
             )
 
     def test_image_that_is_cut_gets_the_reason_in_one_line(self):
         client = client_lib.Client(client_lib.SavedModel(self.path))
         (answer,) = client.predict([self.images["red"][:60]])
-        self.assertStartsWith(answer.error, "Invalid PNG data")
+        self.assertEqual(
+            answer.error, "truncated: the file ends before the image does"
+        )
         self.assertNotRegex(answer.error, r"[\n\[{]")
+
+    def test_export_without_status_is_read_with_a_note(self):
+        module = tf.Module()
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def serving_default(image_bytes):
+            tf.debugging.assert_equal(image_bytes, "good", "a bad image")
+            rows = tf.tile([[0.2, 0.5, 0.3]], [tf.size(image_bytes), 1])
+            return {"probabilities": rows, "classes": image_bytes}
+
+        with tempfile.TemporaryDirectory() as directory:
+            tf.saved_model.save(
+                module,
+                directory,
+                {"serving_default": serving_default.get_concrete_function()},
+            )
+            path = os.path.join(directory, "assets", "labels.txt")
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(LABELS)
+            client = client_lib.Client(client_lib.SavedModel(directory))
+            (answer,) = client.predict([b"good"])
+            (bad,) = client.predict([b"bad"])
+            code, out, err = programs.run(
+                "predict", f"--saved_model={directory}", "data:,good"
+            )
+        self.assertEqual(
+            [label for label, _ in answer.best], ["dog", "owl", "cat"]
+        )
+        self.assertIn("a bad image", bad.error)
+        self.assertEqual(code, 0)
+        self.assertLen(out, 4)
+        self.assertEqual(err, [f"note: {client.note}"])
+        self.assertIn("without status, so a bad image fails", client.note)
 
     def test_directory_of_versions_is_its_newest_one(self):
         with tempfile.TemporaryDirectory() as export_dir:

@@ -1,5 +1,6 @@
 """Files that TensorFlow Serving, Docker and Kubernetes are given are right."""
 
+import json
 import os
 import pathlib
 import re
@@ -18,6 +19,25 @@ from keras_resnet.training import strategies
 
 ROOT = pathlib.Path(__file__).parent.parent
 SERVING = (ROOT / "deploy/tensorflow_serving").resolve()
+MONITORING = ROOT / "deploy/monitoring"
+# Metrics that TensorFlow Serving exports; a histogram has three names each.
+COUNTERS = {
+    ":tensorflow:serving:request_count",
+    ":tensorflow:cc:saved_model:load_attempt_count",
+}
+HISTOGRAMS = {
+    ":tensorflow:serving:request_latency",
+    ":tensorflow:serving:runtime_latency",
+    ":tensorflow:serving:batching_session:queuing_latency",
+    ":tensorflow:serving:batching_session:input_batch_size",
+    ":tensorflow:serving:batching_session:processed_batch_size",
+    ":tensorflow:serving:batching_session:padding_size",
+}
+METRICS = COUNTERS | {
+    f"{name}_{part}"
+    for name in HISTOGRAMS
+    for part in ("bucket", "sum", "count")
+}
 TRAIN = (ROOT / "apps" / "train.py").read_text()
 
 
@@ -72,6 +92,52 @@ class DeploymentTest(parameterized.TestCase):
             self.assertNotEmpty(names)
             for name in names:
                 self.assertTrue((SERVING / name).is_file(), name)
+
+    @parameterized.parameters("rules.yaml", "grafana_dashboard.json")
+    def test_metrics_are_those_of_tensorflow_serving(self, name):
+        text = (MONITORING / name).read_text()
+        used = set(re.findall(r":tensorflow:[\w:]+", text))
+        self.assertNotEmpty(used)
+        self.assertContainsSubset(used, METRICS)
+
+    def test_dashboard_is_valid_json_with_an_expression_in_every_panel(self):
+        found = json.loads((MONITORING / "grafana_dashboard.json").read_text())
+        panels = found["panels"]
+        self.assertLen({panel["id"] for panel in panels}, len(panels))
+        for panel in panels:
+            self.assertNotEmpty(panel["targets"])
+            for target in panel["targets"]:
+                expression = target["expr"]
+                for opening, closing in ("()", "[]", "{}"):
+                    self.assertEqual(
+                        expression.count(opening), expression.count(closing)
+                    )
+
+    def test_rules_have_an_expression_and_the_runbook_every_alert(self):
+        text = (MONITORING / "rules.yaml").read_text()
+        self.assertNotIn("\t", text)
+        rules = re.findall(
+            r"^      - (record|alert): (\S+)\n"
+            r"        expr: (?:>-\n((?: {10}\S.*\n)+)|(\S.*)\n)",
+            text,
+            re.MULTILINE,
+        )
+        self.assertLen(rules, text.count("\n      - "))
+        recorded = set()
+        for kind, name, *expressions in rules:
+            expression = "".join(expressions)
+            for opening, closing in ("()", "[]", "{}"):
+                self.assertEqual(
+                    expression.count(opening), expression.count(closing), name
+                )
+            used = re.findall(r"(?<![:\w])serving:[\w:]+", expression)
+            self.assertContainsSubset(used, recorded)
+            if kind == "record":
+                recorded.add(name)
+                continue
+            page = (ROOT / "docs/runbook.md").read_text()
+            self.assertIn(f"| `{name}` |", page)
+        self.assertEqual(text.count("severity: "), text.count("- alert: "))
 
     def test_compose_mounts_the_files_beside_it(self):
         page = ROOT / "deploy/compose.yaml"

@@ -112,7 +112,7 @@ class FolderTest(parameterized.TestCase):
     def test_with_an_empty_class(self):
         self.write("a/1.png", images_lib.noise(4, 4, 1))
         (self.root / "b").mkdir()
-        with self.assertRaisesRegex(FileNotFoundError, "b must hold images"):
+        with self.assertRaisesRegex(ValueError, r"1 empty \(b\)"):
             self.load()
 
     def test_of_one_class(self):
@@ -137,7 +137,7 @@ class FolderTest(parameterized.TestCase):
             self.write(f"a/{i}.png", images_lib.noise(4, 4, 1))
             self.write(f"b/{i}.png", images_lib.noise(4, 4, 1))
         (self.root / "b/2.png").write_bytes(b"broken")
-        with self.assertRaisesRegex(ValueError, "b/2.png does not decode"):
+        with self.assertRaisesRegex(ValueError, r"1 undecodable \(b/2.png: "):
             self.load()
 
     @parameterized.parameters("training", "test", "examples", "loading")
@@ -156,7 +156,9 @@ class FolderTest(parameterized.TestCase):
             content[16:24] = struct.pack(">II", 60_000, 60_000)
             path.write_bytes(content)
         line = (
-            r"b/\d.png does not decode; it must be a .* image of at most "
+            r"2 undecodable \(b/0.png: an image may have .* 3600000000; b/1"
+            if when == "loading"
+            else r"b/\d.png does not decode; it must be a .* image of at most "
             r"64,000,000 pixels \(an image may have at most 64000000 pixels, "
             r"received 3600000000\)$"
         )
@@ -214,7 +216,7 @@ class FolderTest(parameterized.TestCase):
         else:
             places = {"/dev/zero": "/dev/zero", "a pipe": pipe, "nothing": "no"}
             odd.symlink_to(places[what.removeprefix("link to ")])
-        with self.assertRaisesRegex(ValueError, f"b/odd.jpg must .*{message}"):
+        with self.assertRaisesRegex(ValueError, f"odd.jpg must .*{message}"):
             self.load()
 
     def test_name_of_a_file_need_not_be_utf8(self):
@@ -223,7 +225,9 @@ class FolderTest(parameterized.TestCase):
         dataset = self.load()
         self.assertEqual(dataset.train_size + dataset.test_size, 4)
         (self.root / "a/\udcff.png").write_bytes(b"broken")
-        with self.assertRaisesRegex(ValueError, "a/\udcff.png does not decode"):
+        with self.assertRaisesRegex(
+            ValueError, r"undecodable \(a/\udcff.png: "
+        ):
             self.load()
 
     def test_record_changes_with_the_images(self):
@@ -262,6 +266,7 @@ class FolderTest(parameterized.TestCase):
             self.write(name, images_lib.noise(4, 4, 1))
         with (
             mock.patch.object(folders, "_DIGEST_BYTES", 0),
+            mock.patch.object(folders.inspection, "_fault", return_value=None),
             mock.patch.object(folders, "_small_images", return_value=None),
         ):
             before = self.load().record
@@ -271,6 +276,69 @@ class FolderTest(parameterized.TestCase):
             self.assertEqual(self.load().record, before)
             path.write_bytes(bytes(size + 1))
             self.assertNotEqual(self.load().record, before)
+
+    def grey(self, *names):
+        for i, name in enumerate(names):
+            self.write(name, images_lib.noise(8, 8, 1, seed=i))
+
+    @parameterized.parameters("val", "VALID", "Validation", "Test", "TEST")
+    def test_names_of_splits_may_have_capitals(self, word):
+        names = [f"{c}/{i}.png" for c in "ab" for i in range(3)]
+        self.grey(*(f"Train/{n}" for n in names), f"{word}/a/1.png")
+        (self.root / word / "b").mkdir()
+        dataset = self.load(skip_unreadable=True)
+        self.assertEqual((dataset.train_size, dataset.test_size), (6, 1))
+
+    def test_test_images_are_those_of_test_if_there_are_others(self):
+        for split in ("train", "val", "test"):
+            self.grey(f"{split}/a/1.png", f"{split}/b/{split}.png")
+        dataset = self.load()
+        self.assertIn("val not used beside test", dataset.summary)
+
+    def test_unknown_folder_beside_train(self):
+        self.grey("train/a/1.png", "train/b/1.png", "eval/a/1.png")
+        with self.assertRaisesRegex(ValueError, "received eval, train"):
+            self.load()
+
+    def test_one_summary_names_everything_that_cannot_be_used(self):
+        for i in range(6):
+            self.write(
+                f"a/{i}.jpg",
+                images_lib.noise(32, 32, 3, seed=i),
+                tf.io.encode_jpeg,
+            )
+            self.write(f"b/{i}.png", images_lib.noise(32, 32, 3, seed=i))
+        cut = self.root / "a/0.jpg"
+        cut.write_bytes(cut.read_bytes()[:-400])
+        (self.root / "b/.DS_Store").write_bytes(b"hidden")
+        (self.root / "b/notes.txt").write_text("none")
+        (self.root / "b/7.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+        (self.root / "b/8.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(9))
+        (self.root / "empty").mkdir()
+        with self.assertRaisesRegex(
+            ValueError,
+            r"2 to be converted \(b/7.HEIC; b/8.jpg: HEIC "
+            r"inside .jpg\), 1 undecodable \(a/0.jpg: a truncated .*\), 1 "
+            r"empty \(empty\); convert them to JPEG, .*mogrify.*"
+            "--skip_unreadable",
+        ):
+            self.load()
+        dataset = self.load(skip_unreadable=True)
+        self.assertEqual(dataset.labels, ["a", "b"])
+        self.assertEqual((dataset.train_size, dataset.test_size), (9, 2))
+        self.assertRegex(
+            dataset.summary,
+            r"^9 training images of 2 classes, 2 for validation, 6 entries "
+            r"left out: 1 hidden \(b/.DS_Store\), .*1 of another type",
+        )
+        self.assertEqual(dataset.train_counts, [4, 5])
+
+    def test_path_without_the_word_folder_is_named(self):
+        self.grey("a/1.png", "a/2.png", "b/1.png", "b/2.png")
+        with self.assertRaisesRegex(
+            ValueError, f"did you mean folder:{self.root}"
+        ):
+            datasets.load(str(self.root))
 
 
 if __name__ == "__main__":

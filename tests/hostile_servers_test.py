@@ -20,8 +20,8 @@ from keras_resnet.serving import errors
 from tests import answering
 from tests import programs
 
-LABELS, ROW = answering.LABELS, answering.ROW
-RIGHT = {"probabilities": ROW, "classes": "dog"}
+ROW = answering.ROW
+RIGHT = answering.RIGHT
 
 
 def twice(**changes):
@@ -83,15 +83,36 @@ DOCUMENTS = {
     "negative": (twice(probabilities=[-0.5, 1.0, 0.5]), "from 0 to 1"),
     "above_1": (twice(probabilities=[0, 2.0, 0]), "from 0 to 1"),
     "logits": (twice(probabilities=[0.9, 0.8, 0.7]), "the sum 1, received 2.4"),
-    "4_classes": (twice(probabilities=[0.25] * 4), "4 values, received 3"),
-    "2_classes": (twice(probabilities=[0.5] * 2), "2 values, received 3"),
+    "4_classes": (
+        twice(probabilities=[0.25] * 4),
+        "be the largest",
+    ),
+    "1_class": (twice(probabilities=[1.0]), "be at most 1, as classes, rec"),
     "class_integer": (twice(classes=1), "classes must be text, received 1"),
     "class_null": (twice(classes=None), "classes must be text, received null"),
     "class_list": (twice(classes=["dog"]), "classes must be text"),
     "class_of_other_labels": (
         twice(classes="cow"),
-        "most probable of the labels, dog, rec.*cow",
+        "classes must be the first label, dog, received cow",
     ),
+    "labels_null": (twice(labels=None), "labels must be a list, received nul"),
+    "labels_text": (twice(labels="dog"), "labels must be a list"),
+    "labels_object": (twice(labels={"dog": 1}), "labels must be a list"),
+    "labels_integers": (twice(labels=[1, 2]), "labels must be text"),
+    "labels_nested": (twice(labels=[["dog"], ["cat"]]), "labels must be text"),
+    "fewer_labels": (twice(labels=["dog"]), "have 2 values, received 1"),
+    "more_labels": (twice(labels=["dog", "cat", "a"]), "have 2 values, rec.*3"),
+    "other_labels": (twice(labels=["cow", "cat"]), "the first label, cow"),
+    "no_labels": (twice(labels=[], scores=[]), "1 class or more"),
+    "scores_null": (twice(scores=None), "scores must have a list for each"),
+    "scores_nan": (twice(scores=[float("nan"), 0]), "scores must be finite"),
+    "other_scores": (
+        twice(scores=[0.5, 0.3]),
+        "scores must be the largest probabilities, 0.25, received 0.3",
+    ),
+    "status_null": (twice(status=None), "status must be text, received null"),
+    "status_integer": (twice(status=0), "status must be text, received 0"),
+    "status_list": (twice(status=[""]), "status must be text"),
 }
 BODIES = {
     "no_body": (b"", "must be JSON"),
@@ -160,26 +181,6 @@ ANSWERS = {
         ),
         "HTTP 500.*xxx[.]{3}$",
     ),
-}
-METADATA = {
-    "null": None,
-    "list": [1],
-    "empty": {},
-    "spec_list": {"model_spec": [1]},
-    "no_version": {"model_spec": {"name": "m"}},
-    "integer": {"model_spec": {"version": 1}},
-    "negative": {"model_spec": {"version": "-1"}},
-    "huge": {"model_spec": {"version": "9" * 50}},
-}
-CLASSIFIED = {
-    "fewer": ["cat", "dog"],
-    "more": [*LABELS, "cow"],
-    "integers": [1, 2, 3],
-    "null": None,
-    "text": "abc",
-    "nested": [["cat"], ["dog"], ["owl"]],
-    "others": ["a", "b", "c"],
-    "object": {"cat": 1},
 }
 
 
@@ -254,8 +255,21 @@ TENSORS = {
     "other_class": (
         "classes",
         tensor([b"owl"] * 2, object),
-        "most probable of the labels, dog",
+        "classes must be the first label, dog",
     ),
+    "label_floats": ("labels", tensor([[1.0, 2.0]] * 2), "labels must be text"),
+    "fewer_labels": ("labels", tensor([[b"dog"]] * 2, object), "have 2 values"),
+    "flat_labels": ("labels", tensor([b"dog"] * 2, object), "must be a list"),
+    "label_rows": ("labels", tensor([[b"dog", b"cat"]], object), "2 rows"),
+    "label_bytes": ("labels", tensor([[b"dog", b"\xff"]] * 2, object), "UTF-8"),
+    "flat_scores": (
+        "scores",
+        tensor([0.5, 0.3], "float32"),
+        r"d \(2,\)",
+    ),
+    "score_rows": ("scores", tensor([[0.5, 0.25]], "float32"), "2 rows"),
+    "status_integers": ("status", tensor([0, 0]), "text or floating-point"),
+    "fewer_status": ("status", tensor([b""], object), "have 2 values"),
     "many_classes": (
         "classes",
         raw_tensor(STRING, [10**9], string_val=[b"dog"]),
@@ -276,13 +290,13 @@ def response(version=1, **outputs):
 def grpc_right(message, **changes):
     """The right answer to a question, with other tensors of outputs."""
     request = predict_pb2.PredictRequest.FromString(message)
-    if request.model_spec.signature_name == "classify":
-        labels = changes.get("labels", tensor([LABELS], object))
-        return response(request.model_spec.version.value, classes=labels)
     count = len(request.inputs["image_bytes"].string_val)
     outputs = {
         "probabilities": tensor([ROW] * count, "float32"),
         "classes": tensor([b"dog"] * count, object),
+        "labels": tensor([[b"dog", b"cat"]] * count, object),
+        "scores": tensor([[0.5, 0.25]] * count, "float32"),
+        "status": tensor([b""] * count, object),
     }
     return response(**{**outputs, **changes})
 
@@ -316,10 +330,8 @@ class HostileServersTest(parameterized.TestCase):
     )
     def test_rest_document(self, document, message):
         content = json.dumps(document).encode()
-        answer = answering.instead(
-            "serving_default", answering.http_answer(content)
-        )
-        with answering.rest(answer) as address:
+        answer = answering.http_answer(content)
+        with answering.rest(lambda *_: answer) as address:
             self.fails(address, message)
 
     @parameterized.named_parameters(
@@ -327,35 +339,16 @@ class HostileServersTest(parameterized.TestCase):
     )
     def test_rest_body(self, content, message):
         answer = answering.http_answer(content)
-        for signature in ("serving_default", "metadata", "classify"):
-            with answering.rest(answering.instead(signature, answer)) as url:
-                self.fails(url, message)
+        with answering.rest(lambda *_: answer) as address:
+            self.fails(address, message)
 
     @parameterized.named_parameters(
         (name, *row) for name, row in ANSWERS.items()
     )
     def test_http_answer(self, answer, message):
         seconds = 0.3 if message == "DEADLINE_EXCEEDED" else 10.0
-        with answering.rest(
-            answering.instead("serving_default", answer)
-        ) as address:
+        with answering.rest(lambda *_: answer) as address:
             self.fails(address, message, timeout_seconds=seconds)
-
-    @parameterized.named_parameters(METADATA.items())
-    def test_version_that_is_not_known(self, document):
-        answer = answering.http_answer(json.dumps(document).encode())
-        with answering.rest(answering.instead("metadata", answer)) as address:
-            self.fails(address, "name the version|must be an object")
-            # Nobody needs to be asked for a version that is named.
-            (found,) = self.ask(address, version="1")
-        self.assertEqual(found.best[0], ("dog", 0.5))
-
-    @parameterized.named_parameters(CLASSIFIED.items())
-    def test_rest_labels(self, labels):
-        document = {"predictions": [{"classes": labels, "scores": ROW}]}
-        answer = answering.http_answer(json.dumps(document).encode())
-        with answering.rest(answering.instead("classify", answer)) as address:
-            self.fails(address, "labels")
 
     @parameterized.named_parameters(
         (name, *row) for name, row in TENSORS.items()
@@ -367,21 +360,7 @@ class HostileServersTest(parameterized.TestCase):
             self.fails(address, message)
 
     @parameterized.named_parameters(
-        ("floats", tensor([[1.0, 2.0, 3.0]])),
-        ("fewer", tensor([[b"cat", b"dog"]], object)),
-        ("flat", tensor(LABELS, object)),
-        ("two_rows", tensor([LABELS] * 2, object)),
-        ("bytes", tensor([[b"cat", b"dog", b"\xff"]], object)),
-        ("huge", raw_tensor(STRING, [1, 10**9], string_val=[b"cat"])),
-    )
-    def test_labels_of_grpc(self, labels):
-        with answering.grpc_server(
-            lambda request: grpc_right(request, labels=labels)
-        ) as address:
-            self.fails(address, "labels|values")
-
-    @parameterized.named_parameters(
-        ("empty", b"", "name the version"),
+        ("empty", b"", "received nothing"),
         ("bytes", b"\xff" * 99, "must be a PredictResponse"),
         (
             "cut",
@@ -389,7 +368,6 @@ class HostileServersTest(parameterized.TestCase):
             "must be a PredictResponse",
         ),
         ("no_outputs", response(), "received nothing"),
-        ("negative_version", response(-1), "name the version"),
         ("too_long", bytes(2**24 + 1), "larger than max.*batch_size"),
     )
     def test_message_of_grpc(self, message, expected):
@@ -446,15 +424,12 @@ class HostileServersTest(parameterized.TestCase):
                 answer = answering.http_answer(
                     b"", f"{status} Moved", (f"Location: {location}",)
                 )
-                for signature in ("serving_default", "metadata", "classify"):
-                    with answering.rest(
-                        answering.instead(signature, answer)
-                    ) as address:
-                        self.fails(
-                            address,
-                            f"HTTP {status}: .*redirects are not followed, "
-                            f"received {re.escape(location)}",
-                        )
+                with answering.rest(lambda *_, a=answer: a) as address:
+                    self.fails(
+                        address,
+                        f"HTTP {status}: .*redirects are not followed, "
+                        f"received {re.escape(location)}",
+                    )
         self.assertEmpty(elsewhere)
 
     def test_no_proxy_is_asked(self):
@@ -484,9 +459,7 @@ class HostileServersTest(parameterized.TestCase):
                 "1 predictions, received 2",
             ),
         ):
-            with answering.rest(
-                answering.instead("serving_default", answer)
-            ) as address:
+            with answering.rest(lambda *_, a=answer: a) as address:
                 code, _, err = programs.run(
                     "predict",
                     f"--server={address}",
@@ -505,9 +478,9 @@ class HostileServersTest(parameterized.TestCase):
         def answer(path, body):
             text = answering.right(path, body).partition(b"\r\n\r\n")[2]
             document = json.loads(text)
-            for row in document.get("predictions", ()):
-                is_best = isinstance(row["classes"], str)
-                row["classes"] = labels[1] if is_best else labels
+            for row in document["predictions"]:
+                row["classes"], row["labels"] = labels[0], labels
+                row["scores"] = sorted(ROW, reverse=True)
             return answering.http_answer(json.dumps(document).encode())
 
         with answering.rest(answer) as address:
@@ -527,88 +500,55 @@ class HostileServersTest(parameterized.TestCase):
         )
 
 
-class VersionsTest(parameterized.TestCase):
-    """Versions with the same classes, in another order of their labels."""
+class OutputsTest(parameterized.TestCase):
+    """Answers need one request, and lack nothing but what the export lacks."""
 
-    def labels(self, version):
-        return ["dog", f"cat {version}", f"owl {version}"]
-
-    def row(self, version):
-        return [0.5, 0.3, 0.2] if version % 2 else [0.5, 0.2, 0.3]
-
-    def check(self, answers):
-        for answer in answers:
-            (_, (second, probability), _) = answer.best
-            version = int(second.split()[1])
-            name = "cat" if version % 2 else "owl"
-            self.assertEqual(second, f"{name} {version}")
-            self.assertAlmostEqual(probability, 0.3, places=6)
-        return [int(answer.best[1][0].split()[1]) for answer in answers]
-
-    def rest(self, served, unloads=False):
-        """`served()` is the newest version; older ones may be gone."""
+    def ask(self, rows):
+        paths = []
 
         def answer(path, body):
-            version = served()
-            if path.endswith("/metadata"):
-                document = {"model_spec": {"version": str(version)}}
-                return answering.http_answer(json.dumps(document).encode())
-            asked = int(re.search(r"/versions/(\d+):", path)[1])
-            if unloads and asked != version:
-                return answering.http_answer(
-                    b'{"error": "Servable not found"}', "404 Not Found"
-                )
-            outputs = {"probabilities": self.row(asked), "classes": "dog"}
-            question = json.loads(body)
-            if question["signature_name"] == "classify":
-                outputs = {"classes": self.labels(asked), "scores": ROW}
-            rows = [outputs] * len(question["instances"])
-            return answering.http_answer(
-                json.dumps({"predictions": rows}).encode()
-            )
+            paths.append(path)
+            document = {"predictions": rows}
+            return answering.http_answer(json.dumps(document).encode())
 
-        return answering.rest(answer)
-
-    def grpc(self, served):
-        def answer(message):
-            request = predict_pb2.PredictRequest.FromString(message)
-            version = served()
-            if request.model_spec.HasField("version"):
-                version = request.model_spec.version.value
-            if request.model_spec.signature_name == "classify":
-                labels = tensor([self.labels(version)], object)
-                return response(version, classes=labels)
-            count = len(request.inputs["image_bytes"].string_val)
-            return response(
-                version,
-                probabilities=tensor([self.row(version)] * count, "float32"),
-                classes=tensor([b"dog"] * count, object),
-            )
-
-        return answering.grpc_server(answer)
-
-    @parameterized.parameters("rest", "grpc")
-    def test_labels_are_those_of_the_version_that_answers(self, kind):
-        """The version changes with every request, the best label never."""
-        requests, lock = [0], threading.Lock()
-
-        def served():
-            with lock:
-                requests[0] += 1
-                return requests[0]
-
-        with getattr(self, kind)(served) as address:
+        with answering.rest(answer) as address:
             network = connection.connect(address, "m")
-            client = client_lib.Client(network, batch_size=2, in_flight=3)
-            found = self.check(client.predict([b"image"] * 20))
-        self.assertLen(set(found), 10)
+            client = client_lib.Client(network)
+            answers = client.predict([b"image"] * len(rows))
+        self.assertEqual(paths, ["/v1/models/m:predict"])
+        return client, answers
 
-    def test_version_that_is_unloaded_between_requests_is_asked_anew(self):
-        versions = iter([1, 2, 2, 3])  # 3 answers all that follows
-        with self.rest(lambda: next(versions, 3), unloads=True) as address:
-            network = connection.connect(address, "m")
-            answers = client_lib.Client(network).predict([b"image"])
-        self.assertEqual(self.check(answers), [3])
+    def test_labels_come_with_the_probabilities(self):
+        client, (answer,) = self.ask([RIGHT])
+        self.assertEqual(answer.best, (("dog", 0.5), ("cat", 0.25)))
+        self.assertEqual(client.note, "")
+
+    def test_rejected_image_has_its_status_and_the_others_their_labels(self):
+        nothing = {
+            "probabilities": [0.0] * 3,
+            "classes": "",
+            "labels": ["", ""],
+            "scores": [0.0, 0.0],
+            "status": "truncated: the file ends before the image does",
+        }
+        _, (bad, good) = self.ask([nothing, RIGHT])
+        self.assertEqual(bad.error, nothing["status"])
+        self.assertEqual(good.best[0], ("dog", 0.5))
+
+    @parameterized.parameters(
+        (("labels",), ["dog"], "labels, so an image gets only its best label:"),
+        (("labels", "scores"), ["dog"], "labels, scores, so an image gets"),
+        (("status",), ["dog", "cat"], "status, so a bad image fails its whol"),
+        (("labels", "scores", "status"), ["dog"], "best label and a bad image"),
+    )
+    def test_export_without_an_output_is_read_with_a_note(
+        self, missing, labels, note
+    ):
+        row = {key: RIGHT[key] for key in RIGHT if key not in missing}
+        client, (answer,) = self.ask([row])
+        self.assertEqual([label for label, _ in answer.best], labels)
+        self.assertIn(note, client.note)
+        self.assertEndsWith(client.note, ": export it again")
 
 
 if __name__ == "__main__":

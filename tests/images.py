@@ -57,3 +57,11 @@ def photos(test, colours=False, count=12):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(tf.io.encode_png(image).numpy())
     return f"folder:{root}"
+
+
+def write_bytes(root, name, content):
+    """Writes a file into a folder of a folder."""
+    path = pathlib.Path(root) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path

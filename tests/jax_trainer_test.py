@@ -297,6 +297,10 @@ class RunTest(TestCase):
         ("sync_batch_norm", {"sync_batch_norm": True}, {}),
         ("recipe.average_momentum", {}, {"average_momentum": 0.9}),
         ("recipe.augmentation", {}, {"augmentation": "scale_jitter"}),
+        ("recipe.policy", {}, {"policy": "trivial_augment_wide"}),
+        ("recipe.mixup_alpha", {}, {"mixup_alpha": 0.2}),
+        ("recipe.repeats", {}, {"repeats": 2}),
+        ("recipe.train_image_size", {}, {"train_image_size": 4}),
     )
     def test_what_is_for_tensorflow_is_refused(self, name, fields, changes):
         recipe = dataclasses.replace(RECIPE, **changes)

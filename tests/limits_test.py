@@ -1,8 +1,6 @@
 """Headers are written by hand, from the formats' own descriptions."""
 
 import struct
-import threading
-import time
 from unittest import mock
 
 import tensorflow as tf
@@ -120,7 +118,7 @@ class LimitsTest(parameterized.TestCase):
         self.assertEqual(limits.check(image_bytes).numpy(), image_bytes)
 
     @parameterized.parameters(
-        (png(8_001, 8_000), "at most 64000000 pixels, received. .64008000"),
+        (png(8_001, 8_000), "at most 64000000 pixels, received 64008000"),
         (gif((1, 1), *[(800, 800)] * 100), "at most 64000000 pixels"),
         (b"text", "JPEG, PNG, GIF, BMP or WebP"),
         (webp_extended(10, 10, animated=True), "must have no animation"),
@@ -128,36 +126,6 @@ class LimitsTest(parameterized.TestCase):
     def test_image_above_the_limit_is_refused(self, image_bytes, message):
         with self.assertRaisesRegex(tf.errors.InvalidArgumentError, message):
             limits.check(image_bytes)
-
-    @parameterized.parameters(1, 2, 3, 6)
-    def test_large_images_are_decoded_one_after_the_other(self, count):
-        """Together they would have more pixels than are allowed."""
-        running, most, lock = [0], [0], threading.Lock()
-
-        def watch(image_bytes):
-            with lock:
-                running[0] += 1
-                most[0] = max(most[0], running[0])
-            time.sleep(0.05)
-            with lock:
-                running[0] -= 1
-            return image_bytes
-
-        @tf.function(autograph=False)
-        def decode(images):
-            return limits.map_images(
-                lambda image: tf.numpy_function(
-                    watch, [image], tf.string, stateful=False
-                ),
-                images,
-                tf.TensorSpec([], tf.string),
-                max_pixels=100,
-            )
-
-        images = [png(10, 5)] * count
-        self.assertEqual(decode(tf.constant(images)).numpy().tolist(), images)
-        if count > 2:
-            self.assertEqual(most[0], 1)
 
     @parameterized.named_parameters(
         ("png", png(8_001, 8_000), "at most 64000000 pixels"),
@@ -217,15 +185,14 @@ class LimitsTest(parameterized.TestCase):
 
     def test_error_about_blocks_of_a_gif_is_not_about_pixels(self):
         image_bytes = gif((1, 1), *[(1, 1)] * 10)
-        with (
-            mock.patch.object(limits, "_MAX_GIF_STEPS", 9),
-            self.assertRaisesRegex(
-                tf.errors.InvalidArgumentError,
-                "a GIF must have blocks that 9 steps can count",
-            ) as caught,
-        ):
-            limits.check.python_function(image_bytes)
-        self.assertNotIn("pixels", caught.exception.message)
+        with mock.patch.object(limits, "_MAX_GIF_STEPS", 9):
+            _, reason = limits._examine.python_function(
+                tf.constant(image_bytes), limits.MAX_PIXELS
+            )
+        _, _, sentence = reason.numpy().decode().partition(": ")
+        self.assertEqual(
+            sentence, "a GIF must have blocks that 9 steps can count"
+        )
 
     @parameterized.parameters(0, 1, 2, 63, 64, 65, 66, 129, 1000)
     def test_full_blocks_of_a_gif_are_passed_together(self, count):

@@ -11,6 +11,8 @@ from absl.testing import parameterized
 import keras_resnet
 from keras_resnet.serving import errors
 from keras_resnet.serving import model_sources
+from keras_resnet.weights import cards
+from keras_resnet.weights import published
 from keras_resnet.weights import shipped
 from tests import exports
 
@@ -129,6 +131,50 @@ class SourceTest(parameterized.TestCase):
         self.assertEqual(
             model_sources._takes_pixels(keras.Model(image, x)), expected
         )
+
+    def test_a_model_brings_its_preprocessing_and_labels(self):
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3))
+        pixels = pixels.astype("uint8")
+        model = keras_resnet.ResNet20(weights="cifar10")
+        path = os.path.join(exports.scratch(self), "model.keras")
+        model.save(path)
+        source = model_sources.from_model(path)
+        self.assertEqual(source.labels, shipped.card("resnet20")["labels"])
+        np.testing.assert_allclose(
+            source.model(source.preprocessing(pixels)),
+            model(keras_resnet.preprocess(model)(pixels)),
+            atol=1e-6,
+        )
+        stated = model_sources.from_model(path, preprocessing="torch")
+        self.assertIsNotNone(stated.preprocessing.standard_deviation)
+
+    @parameterized.parameters("rgb", "bgr")
+    def test_a_card_gives_the_size_the_numbers_and_the_order(self, order):
+        preparation = published.Preparation(
+            224, 232, mean=(0.1, 0.2, 0.3), deviation=(0.4, 0.5, 0.6),
+            order=order,
+        )  # fmt: skip
+        model = keras_resnet.ResNet18(input_shape=(112, 112, 3), classes=4)
+        card = published.Card("x", "resnet18", "y", preparation=preparation)
+        cards.attach(model, card)
+        path = os.path.join(exports.scratch(self), "model.keras")
+        model.save(path)
+        source = model_sources.from_model(path, labels=list("abcd"))
+        self.assertEqual(source.preprocessing.shorter_side, 116)
+        pixels = np.random.default_rng(0).integers(0, 256, (1, 112, 112, 3))
+        view = source.preprocessing.view(
+            np.random.default_rng(0).integers(0, 256, (200, 151, 3), np.uint8)
+        )
+        for x in (pixels.astype("uint8"), view[None]):
+            layer = keras_resnet.preprocess(model)
+            layer.preparation = published.dataclasses.replace(
+                preparation, shorter_side=None
+            )
+            np.testing.assert_allclose(
+                source.model(source.preprocessing(x)),
+                model(layer(x)),
+                atol=1e-5,
+            )
 
     def test_preprocessing_that_contradicts_what_is_known(self):
         with self.assertRaisesRegex(errors.ArgumentError, "must be cifar10"):

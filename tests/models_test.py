@@ -39,6 +39,7 @@ class CountsTest(parameterized.TestCase):
             self.assertEqual(spec.units, layout.units)
             self.assertEqual(spec.filters, layout.filters)
             self.assertEqual(spec.bottleneck, layout.bottleneck)
+            self.assertEqual(spec.width, layout.width)
             self.assertEqual(spec.shortcut, layout.shortcut)
             self.assertEqual(spec.classes, layout.classes)
             self.assertEqual(spec.image_size, layout.image_size)
@@ -60,6 +61,13 @@ class CountsTest(parameterized.TestCase):
             [layer for layer in model.layers if isinstance(layer, layers.Unit)],
             600,
         )
+
+    @parameterized.parameters(
+        ("wideresnet50_2", 68_883_240), ("wideresnet101_2", 126_886_696)
+    )
+    def test_wide_bottlenecks_have_the_published_count(self, name, parameters):
+        layout = reference.layout(name)
+        self.assertEqual(reference.counts(layout).parameters, parameters)
 
     def test_convolutions_on_every_shortcut_have_the_published_count(self):
         model = keras_resnet.ResNet110(shortcut="convolution")
@@ -190,13 +198,13 @@ class ArgumentsTest(parameterized.TestCase):
         by_name = {
             "shortcut": "B",
             "unit": "original",
-            "bottleneck_stride": "1x1",
-            "padding": "symmetric",
-            "first_norm": "stem",
+            "bottleneck_stride": None,
+            "padding": None,
+            "first_norm": None,
             "looped": None,
             "remat": False,
             "batch_norm_momentum": 0.9,
-            "batch_norm_epsilon": 1e-5,
+            "batch_norm_epsilon": None,
             "survival_probability": 1.0,
         }
         self.assertEqual(
@@ -265,7 +273,7 @@ class ArgumentsTest(parameterized.TestCase):
         ),
         (
             {"weights": "imagenet", "batch_norm_epsilon": 1e-3},
-            "trained with batch_norm_epsilon=1e-05",
+            r"trained with batch_norm_epsilon=1\.001e-05",
         ),
         (
             {"weights": "imagenet", "classes": 10},
@@ -310,8 +318,10 @@ class ArgumentsTest(parameterized.TestCase):
             )
 
     def test_imagenet_weights_of_other_networks_do_not_exist(self):
-        with self.assertRaisesRegex(ValueError, "resnet50, resnet101"):
-            keras_resnet.ResNet34(weights="imagenet")
+        with self.assertRaisesRegex(
+            ValueError, "'imagenet'` exist for resnet50, .*: resnet200"
+        ):
+            keras_resnet.ResNet200(weights="imagenet")
 
     def test_four_channels_warn_and_work(self):
         with warnings.catch_warnings(record=True) as caught:
@@ -395,6 +405,11 @@ class ArgumentsTest(parameterized.TestCase):
             keras_resnet.Spec("odd", (1, 2), (8,))
         with self.assertRaisesRegex(ValueError, "stem"):
             keras_resnet.Spec("odd", (1,), (8,), stem="mnist")
+        for width, bottleneck in ((2, False), (3, True)):
+            with self.assertRaisesRegex(ValueError, "width must be 1, or 2"):
+                keras_resnet.Spec(
+                    *("odd", (1,), (8,)), bottleneck=bottleneck, width=width
+                )
 
     def test_a_spec_of_lists_is_one_of_tuples(self):
         spec = keras_resnet.Spec("lists", [1, 2], np.array([4, 8]))

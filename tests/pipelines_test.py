@@ -6,6 +6,7 @@ import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from keras_resnet.data import augmentation as augmentations
 from keras_resnet.data import datasets
 from keras_resnet.data import decoding
 from keras_resnet.data import views
@@ -16,6 +17,25 @@ from tests import records
 def seen(preprocessing, image):
     """Returns the normalized test view of a stored image."""
     return preprocessing(preprocessing.view(decoding.decode(image)))
+
+
+# Everything at once, so that each has to be a function of (seed, step).
+MODERN = augmentations.Augmentation(
+    pads=True,
+    flips=True,
+    policy="rand_augment_9",
+    colour_jitter=0.4,
+    erase_probability=0.5,
+    cutout_size=4,
+    mixup_alpha=0.2,
+    cutmix_alpha=1.0,
+    repeats=3,
+)
+
+
+def flat(batches):
+    """Batches of mixed images with their labels in one tuple."""
+    return batches.map(lambda images, labels: (images, *labels))
 
 
 def of_each_kind(test):
@@ -63,6 +83,66 @@ class PipelinesTest(parameterized.TestCase):
         self.assertEqual(from_start[0][0].dtype, np.float32)
         self.assertEqual(from_start[0][1].dtype, np.int32)
         self.assertEqual(from_start[0][0].shape, (8, *dataset.image_shape))
+
+    @parameterized.parameters("memory", "files", "records")
+    def test_mixed_batch_is_a_pure_function_of_seed_step_and_share(self, kind):
+        dataset = self.sets[kind]
+
+        def taken(first_step, count, shard=(0, 1)):
+            batches = dataset.train_batches(12, 3, first_step, MODERN, shard)
+            return images_lib.batches(flat(batches), count)
+
+        from_start = taken(0, 4)
+        images_lib.assert_same(taken(2, 2), from_start[2:])
+        shares = [taken(1, 2, (index, 3)) for index in range(3)]
+        together = [
+            tuple(map(np.concatenate, zip(*parts, strict=True)))
+            for parts in zip(*shares, strict=True)
+        ]
+        images_lib.assert_same(together, from_start[1:3])
+        images, labels, others, parts = from_start[0]
+        self.assertEqual(images.shape, (12, *dataset.image_shape))
+        np.testing.assert_array_equal(labels[np.arange(12) ^ 1], others)
+        self.assertEqual(parts.dtype, np.float32)
+        self.assertTrue(np.all((parts >= 0) & (parts <= 1)))
+
+    @parameterized.product(
+        kind=["memory", "files", "records"], policy=["none", "rand_augment_9"]
+    )
+    def test_repeated_augmentation_shows_each_image_several_times(
+        self, kind, policy
+    ):
+        """Hoffer et al. 2020: a batch has several views of each image."""
+        dataset = self.sets[kind]
+        repeated = augmentations.Augmentation(repeats=3, policy=policy)
+        views = images_lib.batches(dataset.train_batches(12, 1, 0, repeated), 2)
+        once = images_lib.batches(dataset.train_batches(4, 1, 0), 2)
+        for (images, labels), (first, numbers) in zip(views, once, strict=True):
+            np.testing.assert_array_equal(labels, np.tile(numbers, 3))
+            if policy == "none":
+                np.testing.assert_array_equal(
+                    images, np.tile(first, (3, 1, 1, 1))
+                )
+            else:
+                self.assertFalse(np.array_equal(images[:4], images[4:8]))
+        ((_, labels),) = images_lib.batches(
+            dataset.train_batches(11, 1, 0, repeated), 1
+        )
+        np.testing.assert_array_equal(labels, np.tile(once[0][1], 3)[:11])
+
+    def test_mixing_needs_pairs_on_each_worker(self):
+        with self.assertRaisesRegex(ValueError, "even number.*received 3"):
+            self.sets["memory"].train_batches(6, 0, 0, MODERN, (0, 2))
+
+    def test_training_images_have_their_own_size(self):
+        """Touvron et al. 2019 (FixRes)."""
+        row = augmentations.Augmentation(image_size=24)
+        ((images, _),) = images_lib.batches(
+            self.sets["files"].train_batches(4, 0, 0, row), 1
+        )
+        self.assertEqual(images.shape, (4, 24, 24, 3))
+        with self.assertRaisesRegex(ValueError, "trained at that size, 8; rec"):
+            self.sets["memory"].train_batches(4, 0, 0, row)
 
     @parameterized.parameters("memory", "files", "records")
     def test_every_epoch_has_every_image_once_in_another_order(self, kind):

@@ -37,6 +37,7 @@ from keras_resnet.training import metrics
 from keras_resnet.training import recipes
 from keras_resnet.training import strategies
 from keras_resnet.training import tuning
+from keras_resnet.weights import published
 from tests import programs
 from tests import reference
 
@@ -238,6 +239,26 @@ class TablesTest(parameterized.TestCase):
             )
         self.assertEqual(table("docs/networks.md", "plain network"), expected)
 
+    def test_wide_networks_have_the_counts_of_their_layout(self):
+        expected = []
+        for depth in reference.WIDE_DEPTHS:
+            net = reference.layout(f"wideresnet{depth}_2")
+            counts = reference.counts(net)
+            expected.append(
+                [
+                    f"`WideResNet{depth}_2`",
+                    ", ".join(map(str, net.units)),
+                    f"{counts.parameters:,}",
+                    f"{counts.multiply_adds:,}",
+                ]
+            )
+        self.assertEqual(table("docs/networks.md", "wide network"), expected)
+
+    def test_published_weights_are_those_of_the_registry(self):
+        titles, *expected = published.table()
+        rows = table("docs/pretrained.md", titles[0])
+        self.assertEqual(rows, [[c.strip() for c in r] for r in expected])
+
     def test_the_index_lists_every_page_and_program(self):
         index = PAGES["docs/index.md"]
         linked = set(re.findall(r"\]\((\w+\.md)\)", index))
@@ -265,7 +286,8 @@ class TablesTest(parameterized.TestCase):
 
     def test_every_network_is_in_a_table(self):
         cells = [row[0] for row in table("docs/networks.md", "network")]
-        cells += [row[0] for row in table("docs/networks.md", "plain network")]
+        for kind in ("plain network", "wide network"):
+            cells += [row[0] for row in table("docs/networks.md", kind)]
         names = re.findall(r"`(\w+)`", " ".join(cells))
         self.assertCountEqual(map(str.lower, names), keras_resnet.MODELS)
 
@@ -324,6 +346,8 @@ def recipe_row(recipe: recipes.Recipe) -> list[str]:
     rate = f"{recipe.learning_rate:g}"
     if recipe.schedule == "cosine":
         rate += ", a cosine to 0"
+    elif recipe.schedule == "one_cycle":
+        rate += ", a line to 0"
     else:
         points = " and ".join(f"{step:,}" for step in recipe.decay_at_steps)
         rate += f", divided by 10 at {points}"
@@ -339,7 +363,7 @@ def recipe_row(recipe: recipes.Recipe) -> list[str]:
         f"{recipe.steps:,} of {recipe.batch_size:,}",
         rate,
         recipe.augmentation,
-        ", ".join(errors),
+        ", ".join(errors) or "not measured",
     ]
 
 

@@ -10,7 +10,108 @@ from absl.testing import parameterized
 
 from keras_resnet import networks
 from keras_resnet.data import augmentation
+from keras_resnet.training import recipe_table
 from keras_resnet.training import recipes
+
+# What the table of RSB has in common, and what the three procedures have.
+_RSB = {
+    "batch_size": 2048,
+    "schedule": "cosine",
+    "warmup_learning_rate": None,
+    "optimizer": "lamb",
+    "momentum": 0.9,
+    "clip_norm": None,
+    "decay_norms": False,
+    "loss": "binary_cross_entropy",
+    "target_threshold": 0.2,
+    "average_momentum": 0.0,
+    "augmentation": "scale_aspect",
+    "colour_jitter": 0.0,
+    "erase_probability": 0.0,
+    "cutmix_alpha": 1.0,
+    "image_size": 224,
+    "test_crop_ratio": 0.95,
+}
+PUBLISHED = {
+    "imagenet_rsb_a1": {
+        **_RSB,
+        "epochs": (600, 5),
+        "learning_rate": 5e-3,
+        "weight_decay": 0.01,
+        "label_smoothing": 0.1,
+        "policy": "rand_augment_7",
+        "mixup_alpha": 0.2,
+        "repeats": 3,
+        "train_image_size": None,
+        "model_arguments": {
+            "bottleneck_stride": "3x3",
+            "survival_probability": 1 - 0.05,
+        },
+        "expected_errors": {"resnet50": 19.6},  # 80.4%
+    },
+    "imagenet_rsb_a2": {
+        **_RSB,
+        "epochs": (300, 5),
+        "learning_rate": 5e-3,
+        "weight_decay": 0.02,
+        "label_smoothing": 0.0,
+        "policy": "rand_augment_7",
+        "mixup_alpha": 0.1,
+        "repeats": 3,
+        "train_image_size": None,
+        "model_arguments": {
+            "bottleneck_stride": "3x3",
+            "survival_probability": 1 - 0.05,
+        },
+        "expected_errors": {"resnet50": 20.2},  # 79.8%
+    },
+    "imagenet_rsb_a3": {
+        **_RSB,
+        "epochs": (100, 5),
+        "learning_rate": 8e-3,
+        "weight_decay": 0.02,
+        "label_smoothing": 0.0,
+        "policy": "rand_augment_6",
+        "mixup_alpha": 0.1,
+        "repeats": 1,
+        "train_image_size": 160,
+        "model_arguments": {"bottleneck_stride": "3x3"},
+        "expected_errors": {"resnet50": 21.9},  # 78.1%
+    },
+    "imagenet_torchvision_v2": {
+        "batch_size": 8 * 128,
+        "epochs": (600, 5),
+        "learning_rate": 0.5,
+        "schedule": "cosine",
+        "warmup_learning_rate": None,
+        "optimizer": "momentum",
+        "momentum": 0.9,
+        "clip_norm": None,
+        "weight_decay": 2e-5,
+        "decay_norms": False,
+        "loss": "cross_entropy",
+        "label_smoothing": 0.1,
+        "target_threshold": None,
+        "average_momentum": 0.99996585,
+        "augmentation": "scale_aspect",
+        "policy": "trivial_augment_wide",
+        "colour_jitter": 0.0,
+        "erase_probability": 0.1,
+        "mixup_alpha": 0.2,
+        "cutmix_alpha": 1.0,
+        "repeats": 4,
+        "image_size": 224,
+        "train_image_size": 176,
+        "test_crop_ratio": 224 / 232,
+        "model_arguments": {"bottleneck_stride": "3x3"},
+        # IMAGENET1K_V2: 80.858%, 81.886%, 82.284%.
+        "expected_errors": {
+            "resnet50": 19.14,
+            "resnet101": 18.11,
+            "resnet152": 17.72,
+        },
+    },
+}
 
 
 class RecipesTest(parameterized.TestCase):
@@ -50,11 +151,62 @@ class RecipesTest(parameterized.TestCase):
         self.assertEqual(recipe.name, name)
         self.assertTrue(recipe.source)
         self.assertIn(recipe.augmentation, augmentation.AUGMENTATIONS)
-        self.assertTrue(recipe.expected_errors)
+        is_measured = name not in ("cifar10_modern", "cifar10_fast")
+        self.assertEqual(bool(recipe.expected_errors), is_measured)
         for network in recipe.expected_errors:
             networks.get_network(network)
         points = (recipe.warmup_steps, *recipe.decay_at_steps, recipe.steps)
         self.assertEqual(points, tuple(sorted(set(points))))
+
+    @parameterized.parameters(*PUBLISHED)
+    def test_every_number_is_the_published_one(self, name):
+        """Wightman et al. 2021, Table 2; pytorch/vision, issue 3995."""
+        recipe, published = recipes.RECIPES[name], PUBLISHED[name]
+        steps = 1_281_167 // published["batch_size"]  # of an epoch
+        expected = {
+            field.name: field.default
+            for field in dataclasses.fields(recipe)
+            if field.default is not dataclasses.MISSING
+        }
+        epochs, warmup_epochs = published["epochs"]
+        expected.update(published)
+        del expected["epochs"]
+        expected["steps"] = epochs * steps
+        expected["warmup_steps"] = warmup_epochs * steps
+        for field, value in expected.items():
+            self.assertEqual(getattr(recipe, field), value, field)
+        self.assertEqual(
+            expected.keys() | {"name", "source"},
+            {field.name for field in dataclasses.fields(recipe)},
+        )
+
+    def test_average_of_torchvision_has_its_time_constant(self):
+        """Its train.py: every 32 steps, alpha = 2e-5 * images * 32 / epochs."""
+        recipe = recipes.RECIPES["imagenet_torchvision_v2"]
+        alpha = (1 - 0.99998) * 8 * 128 * 32 / 600
+        self.assertAlmostEqual(recipe.average_momentum**32, 1 - alpha, places=7)
+
+    def test_table_has_the_errors_the_steps_and_the_costs(self):
+        """[1, Table 6]: ResNet-20 has 40.6 million multiply-adds."""
+        some = {n: recipes.RECIPES[n] for n in ("digits", "cifar10_fast")}
+        heading, digits, fast = recipe_table.lines(some)
+        self.assertEqual(heading.split()[0], "recipe")
+        cost = 3 * 40.6e6 * 64 * 800
+        self.assertEqual(
+            digits.split(), ["digits", "resnet20", "3", "800", f"{cost:.1e}"]
+        )
+        self.assertEqual(
+            fast.split(), ["cifar10_fast", "any", "not", "measured", "4,000"]
+        )
+
+    def test_one_cycle_is_a_triangle(self):
+        """Smith and Topin 2018."""
+        recipe = recipes.RECIPES["cifar10_fast"].with_steps(100)
+        rates = [float(recipe.learning_rates()(t)) for t in range(101)]
+        w = recipe.warmup_steps
+        up = recipe.learning_rate * np.arange(1, w + 1) / w
+        down = recipe.learning_rate * (1 - np.arange(101 - w) / (100 - w))
+        np.testing.assert_allclose(rates, [*up, *down], rtol=1e-5, atol=1e-8)
 
     def test_other_lengths_keep_the_shape(self):
         recipe = recipes.RECIPES["cifar10_warmup"].with_steps(6400)
@@ -89,6 +241,16 @@ class RecipesTest(parameterized.TestCase):
         ("decay_norms", "maybe", "type bool"),
         ("decay_at_steps", "[1.5]", "received"),
         ("schedule", "linear", "'step', 'cosine'.*'linear'"),
+        ("optimizer", "sgd", "optimizer must be one of .*'lamb'.*'sgd'"),
+        ("loss", "mse", "loss must be one of .*received 'mse'"),
+        ("clip_norm", "0", "clip_norm must be finite and above 0"),
+        ("target_threshold", "1.0", "less than 1, received 1.0"),
+        ("test_crop_ratio", "2", "test_crop_ratio must be in"),
+        ("train_image_size", "0", "train_image_size must be at least 1"),
+        ("policy", "trivial", "unknown policy 'trivial'"),
+        ("mixup_alpha", "-1", "mixup_alpha must be finite"),
+        ("repeats", "0", "repeats must be at least 1"),
+        ("model_arguments", "{}", "unknown recipe field"),
         ("expected_errors", "[]", "received"),
         ("micro_batches", "3", "micro_batches must divide batch_size"),
         ("average_momentum", "1.0", "less than 1, received 1.0"),

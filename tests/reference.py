@@ -25,11 +25,13 @@ IMAGENET_UNITS = {
 BOTTLENECK_DEPTHS = (50, 101, 152, 200, 164, 1001)
 CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202, 164, 1001)
 PLAIN_DEPTHS = (18, 34, 20, 32, 44, 56, 110)
+WIDE_DEPTHS = (50, 101)  # Zagoruyko and Komodakis 2016, as torchvision has them
 NAMES = [
     f"resnet{depth}{version}"
     for depth in (*IMAGENET_UNITS, *CIFAR_DEPTHS)
     for version in ("", "v2")
 ] + [f"plainnet{depth}" for depth in PLAIN_DEPTHS]
+NAMES += [f"wideresnet{depth}_2" for depth in WIDE_DEPTHS]
 
 
 class Layout(NamedTuple):
@@ -43,6 +45,7 @@ class Layout(NamedTuple):
     shortcut: str  # the papers' choice for this network
     classes: int
     image_size: int
+    width: int = 1  # factor of the filters inside a bottleneck
 
 
 class Counts(NamedTuple):
@@ -66,8 +69,8 @@ class Step(NamedTuple):
 
 def layout(name: str) -> Layout:
     """Returns the layout of a network by name, such as "resnet50v2"."""
-    kind, depth_text, version = re.fullmatch(
-        r"(resnet|plainnet)(\d+)(v2)?", name
+    kind, depth_text, version, width = re.fullmatch(
+        r"(resnet|plainnet|wideresnet)(\d+)(v2)?(?:_(\d))?", name
     ).groups()
     depth = int(depth_text)
     is_imagenet = depth in IMAGENET_UNITS
@@ -86,6 +89,7 @@ def layout(name: str) -> Layout:
         "none" if kind == "plainnet" else shortcut,
         1000 if is_imagenet else 10,
         224 if is_imagenet else 32,
+        int(width or 1),
     )
 
 
@@ -123,9 +127,10 @@ def steps(
                 first, middle = stride, 1
                 if bottleneck_stride == "3x3":
                     first, middle = middle, first
+                inside = net.width * filters
                 branch = [
-                    (1, filters, first),
-                    (3, filters, middle),
+                    (1, inside, first),
+                    (3, inside, middle),
                     (1, 4 * filters, 1),
                 ]
             else:

@@ -23,6 +23,7 @@ from keras_resnet.serving import model_card
 from keras_resnet.serving import warmup
 from tests import colours
 from tests import exports
+from tests import orientation_test
 
 
 class SignatureTest(parameterized.TestCase):
@@ -55,7 +56,10 @@ class SignatureTest(parameterized.TestCase):
     def test_images_get_the_probabilities_of_the_model(self):
         images = exports.images_of_noise()
         answer = self.server.ask("images", images=images)
-        self.assertEqual(set(answer), {"probabilities", "classes"})
+        self.assertEqual(
+            set(answer),
+            {"probabilities", "classes", "labels", "scores", "status"},
+        )
         np.testing.assert_allclose(
             answer["probabilities"], self.probabilities(images), atol=1e-4
         )
@@ -154,11 +158,62 @@ class SignatureTest(parameterized.TestCase):
         self.assertEqual(answer["probabilities"].shape, (len(batch), 5))
 
     @parameterized.parameters(
-        b"", b"no image", exports.bmp(exports.SQUARES)[:200]
+        (b"", "not an image: an image must be a JPEG, PNG, GIF, BMP or WebP"),
+        (b"no image", "not an image: .*"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 40, "format not supported: .*"),
+        (b"II*\0" + b"\0" * 40, "format not supported: .*"),
+        (exports.bmp(exports.SQUARES)[:200], "truncated: .*"),
+        (exports.encoded_squares()["png"][:60], "truncated: .*"),
+        (exports.encoded_squares()["jpeg"][:-40], "truncated: .*"),
+        (exports.encoded_squares()["jpeg"][:20], "truncated: .*"),
+        (exports.encoded_squares()["webp"][:-9], "truncated: .*"),
+        (exports.encoded_squares()["gif"][:60], "truncated: .*"),
+        (
+            exports.encoded_squares()["png"].replace(b"IDAT", b"IDAX"),
+            "damaged: the image cannot be decoded",
+        ),
     )
-    def test_what_is_no_image_is_an_invalid_argument(self, image_bytes):
-        with self.assertRaises(tf.errors.InvalidArgumentError):
-            self.server.ask_encoded([image_bytes])
+    def test_rejected_image_has_a_status_and_no_other_image_changes(
+        self, image_bytes, status
+    ):
+        good = exports.encoded_squares()["png"]
+        alone = self.server.ask_encoded([good])
+        answer = self.server.ask_encoded([good, image_bytes, good])
+        self.assertEqual(answer["status"].tolist()[::2], [b"", b""])
+        self.assertRegex(answer["status"][1].decode(), f"^{status}$")
+        for name in ("probabilities", "scores"):
+            self.assertFalse(answer[name][1].any())
+            for row in answer[name][::2]:
+                np.testing.assert_allclose(row, alone[name][0], atol=1e-6)
+        self.assertEqual(answer["classes"][1], b"")
+        self.assertEqual(answer["labels"][1].tolist(), [b""] * 5)
+        self.assertEqual(
+            answer["classes"][::2].tolist(), [alone["classes"]] * 2
+        )
+        for row in answer["labels"][::2]:
+            self.assertEqual(row.tolist(), alone["labels"][0].tolist())
+
+    def test_rejected_example_has_scores_of_zero(self):
+        good = exports.serialized(exports.images_of_noise(1))[0]
+        empty = tf.train.Example().SerializeToString()
+        inputs = np.array([good, b"no example", empty, good], object)
+        answer = self.server.ask("classify", inputs=inputs)
+        self.assertFalse(answer["scores"][1:3].any())
+        np.testing.assert_allclose(answer["scores"][[0, 3]].sum(-1), 1.0, 1e-5)
+
+    def test_labels_and_scores_are_the_best_of_all_classes(self):
+        images = exports.images_of_noise(20)
+        answer = self.server.ask("images", images=images)
+        order = np.argsort(-answer["probabilities"], -1, "stable")
+        np.testing.assert_array_equal(
+            answer["scores"],
+            np.take_along_axis(answer["probabilities"], order, -1),
+        )
+        self.assertEqual(
+            [[name.decode() for name in row] for row in answer["labels"]],
+            [[exports.LABELS[i] for i in row] for row in order],
+        )
+        self.assertEqual(answer["status"].tolist(), [b""] * 20)
 
     def test_inputs_and_outputs_have_the_promised_types(self):
         def described(tensors):
@@ -179,6 +234,9 @@ class SignatureTest(parameterized.TestCase):
         answer = {
             "probabilities": ("float32", [-1, 5]),
             "classes": ("string", [-1]),
+            "labels": ("string", [-1, 5]),
+            "scores": ("float32", [-1, 5]),
+            "status": ("string", [-1]),
         }
         self.assertEqual(
             signatures,
@@ -329,11 +387,61 @@ class VariantTest(parameterized.TestCase):
         images = [exports.SQUARES, np.zeros([1, 257, 3], np.uint8)]
         fits, large = (tf.io.encode_png(image).numpy() for image in images)
         server = exports.served(self, path)
-        server.ask_encoded([fits])
-        with self.assertRaisesRegex(
-            tf.errors.InvalidArgumentError, "at most 256 pixels"
-        ):
-            server.ask_encoded([large])
+        self.assertEqual(
+            server.ask_encoded([fits, large])["status"].tolist(),
+            [
+                b"",
+                b"too many pixels: an image may have at most 256 pixels, "
+                b"received 257",
+            ],
+        )
+
+    @parameterized.parameters((1, 1), (3, 3), (99, 4))
+    def test_number_of_labels_is_an_option(self, top, expected):
+        path = colours.export(exports.scratch(self), top=top)
+        answer = exports.served(self, path).ask_encoded([colours.image("blue")])
+        self.assertEqual(answer["labels"].shape, (1, expected))
+        self.assertEqual(answer["scores"].shape, (1, expected))
+        self.assertEqual(answer["labels"][0, 0], b"blue")
+        self.assertEqual(model_card.read(path)["top"], expected)
+
+    def test_number_of_labels_below_1_is_rejected(self):
+        with self.assertRaisesRegex(ValueError, "top must be 1 or more"):
+            colours.export(exports.scratch(self), top=0)
+
+    @parameterized.parameters(True, False)
+    def test_encoded_images_are_turned_as_their_exif_data_state(self, exif):
+        files = [
+            orientation_test.encoded(
+                kind, orientation_test.exif(number), exports.SQUARES
+            )
+            for number, kind in zip(
+                orientation_test.TURNS, ["PNG", "WEBP"] * 4, strict=True
+            )
+        ]
+        path = export_lib.export(
+            exports.small_network(),
+            exports.small_preprocessing(),
+            exports.LABELS,
+            exports.scratch(self),
+            exif=exif,
+        )
+        server = exports.served(self, path)
+        expected = np.stack(
+            [
+                turn(exports.SQUARES) if exif else exports.SQUARES
+                for turn in orientation_test.TURNS.values()
+            ]
+        )
+        np.testing.assert_allclose(
+            server.ask_encoded(files)["probabilities"],
+            server.ask("images", images=expected)["probabilities"],
+            atol=1e-6,
+        )
+        self.assertEqual(
+            model_card.read(path)["input"]["exif_orientation"],
+            "applied" if exif else "ignored",
+        )
 
     @parameterized.parameters(True, False)
     def test_network_on_another_one_is_exported(self, is_nested):

@@ -9,6 +9,10 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.data import datasets
+from keras_resnet.training import configs
+from keras_resnet.training import optimizers
+from keras_resnet.training import recipe_rules
+from keras_resnet.training import step
 from keras_resnet.training import tensorflow_trainer
 from tests import tiny_runs
 
@@ -69,9 +73,9 @@ class StepTest(tiny_runs.TestCase):
         )
         batches = iter(dataset.train_batches(16, seed=0))
         expected = [np.array(v) for v in run.model.trainable_variables]
-        for step in (1, 2, 3, 4):
+        for count in (1, 2, 3, 4):
             run.advance(batches, tf.constant(1), NOTHING)
-            momentum = min(0.25, (1 + step) / (10 + step))
+            momentum = min(0.25, (1 + count) / (10 + count))
             expected = [
                 a + (np.array(w) - a) * (1 - momentum)
                 for a, w in zip(
@@ -96,6 +100,166 @@ class StepTest(tiny_runs.TestCase):
             self.assertEqual(sums[-1][3], 4 * 16)
         np.testing.assert_array_equal(sums[0], sums[1])
         np.testing.assert_array_equal(sums[0], sums[2])
+
+
+def numpy_targets(recipe, labels, others, shares, classes):
+    q = np.zeros((len(labels), classes))
+    shares = shares.astype("float64")
+    for row, a, b, share in zip(q, labels, others, shares, strict=True):
+        row[a] += share
+        row[b] += 1 - share
+    if recipe.target_threshold is not None:
+        q = (q > recipe.target_threshold).astype(float)
+    e = recipe.label_smoothing
+    return (1 - e) * q + e / classes
+
+
+def mixed_labels(count, classes, seed=0):
+    rng = np.random.default_rng(seed)
+    labels, others = rng.integers(0, classes, (2, count))
+    shares = rng.random(count).astype("float32")
+    return labels.astype("int32"), others.astype("int32"), shares
+
+
+class LossTest(tiny_runs.TestCase):
+    @parameterized.product(
+        loss=["cross_entropy", "binary_cross_entropy"],
+        smoothing=[0.0, 0.125],
+        threshold=[None, 0.25],
+        micro_batches=[1, 2],
+    )
+    def test_gradient_of_mixed_targets_is_that_of_numpy(
+        self, loss, smoothing, threshold, micro_batches
+    ):
+        """A linear model in float64, to 1e-10."""
+        recipe = dataclasses.replace(
+            tiny_runs.RECIPE,
+            loss=loss,
+            label_smoothing=smoothing,
+            target_threshold=threshold,
+            micro_batches=micro_batches,
+        )
+        model = keras.Sequential(
+            [
+                keras.Input((7,), dtype="float64"),
+                keras.layers.Dense(5, dtype="float64"),
+            ]
+        )
+        taken = step.Step(
+            tiny_runs.config(recipe, dtype="float64"),
+            model,
+            optimizers.of_recipe(recipe),
+            tensorflow_trainer._differentiate,
+        )
+        images = np.random.default_rng(1).normal(size=(16, 7))
+        marks = mixed_labels(16, 5)
+        kernel, bias = (v.numpy() for v in model.trainable_variables)
+        gradients, _, sums = taken.gradients(
+            [v.value for v in model.trainable_variables],
+            [],
+            tf.constant(images),
+            tuple(map(tf.constant, marks)),
+        )
+        logits = images @ kernel + bias
+        q = numpy_targets(recipe, *marks, 5)
+        if loss == "cross_entropy":
+            exp = np.exp(logits - logits.max(1, keepdims=True))
+            p = exp / exp.sum(1, keepdims=True)
+            slope = p * q.sum(1, keepdims=True) - q
+        else:
+            slope = (1 / (1 + np.exp(-logits)) - q) / 5
+        slope /= 16
+        np.testing.assert_allclose(
+            gradients[0], images.T @ slope, rtol=1e-10, atol=1e-12
+        )
+        np.testing.assert_allclose(
+            gradients[1], slope.sum(0), rtol=1e-10, atol=1e-12
+        )
+        main = np.where(marks[2] >= 0.5, marks[0], marks[1])
+        wrong = np.sum(logits.argmax(1) != main)
+        self.assertEqual(float(sums[1]), wrong)
+
+    @parameterized.parameters("cross_entropy", "binary_cross_entropy")
+    def test_gradient_of_a_network_is_that_of_differences(self, loss):
+        """In float64, in a random direction."""
+        recipe = dataclasses.replace(
+            tiny_runs.RECIPE, loss=loss, label_smoothing=0.1
+        )
+        config = tiny_runs.config(recipe, dtype="float64")
+        model = configs.build_model(config, (8, 8, 1), 10)
+        taken = step.Step(
+            config,
+            model,
+            optimizers.of_recipe(recipe),
+            tensorflow_trainer._differentiate,
+        )
+        rng = np.random.default_rng(2)
+        images = tf.constant(rng.normal(size=(16, 8, 8, 1)))
+        marks = tuple(map(tf.constant, mixed_labels(16, 10)))
+        trainable = [v.value for v in model.trainable_variables]
+        states = [tf.constant(v.numpy()) for v in taken.states]
+        gradients, _, _ = taken.gradients(trainable, states, images, marks)
+        direction = [rng.normal(size=v.shape) for v in trainable]
+
+        def loss_at(size):
+            values = [
+                v + size * d for v, d in zip(trainable, direction, strict=True)
+            ]
+            mapping = zip(model.trainable_variables, values, strict=True)
+            with keras.StatelessScope(mapping):
+                logits = model(images, training=True)
+            losses = step.network_losses(recipe, model, marks, logits)
+            return float(tf.reduce_mean(losses))
+
+        slope = sum(
+            np.sum(g * d) for g, d in zip(gradients, direction, strict=True)
+        )
+        size = 1e-8  # small, so that no ReLU changes its side
+        difference = (loss_at(size) - loss_at(-size)) / (2 * size)
+        np.testing.assert_allclose(difference, slope, rtol=1e-5)
+
+    def test_unmixed_labels_are_mixed_ones_with_a_share_of_one(self):
+        labels, others, _ = map(tf.constant, mixed_labels(6, 10))
+        for loss in recipe_rules.LOSSES:
+            recipe = dataclasses.replace(tiny_runs.RECIPE, loss=loss)
+            logits = tf.random.stateless_normal([6, 10], [1, 2])
+            plain, mixed = (
+                step.network_losses(recipe, keras.Sequential(), each, logits)
+                for each in (labels, (labels, others, tf.ones([6])))
+            )
+            np.testing.assert_allclose(plain, mixed, rtol=1e-6)
+
+    @parameterized.parameters((None, 1.0), (100.0, 1.0), (0.5, 0.1))
+    def test_gradients_are_clipped_by_their_norm_together(self, most, factor):
+        recipe = dataclasses.replace(tiny_runs.RECIPE, clip_norm=most)
+        taken = step.Step(
+            tiny_runs.config(recipe),
+            keras.Sequential(),
+            optimizers.of_recipe(recipe),
+            None,
+        )
+        gradients = [tf.constant([3.0, 0.0]), tf.constant([[4.0]])]
+        clipped, norm = taken.clipped(gradients)
+        self.assertAlmostEqual(float(norm), 5.0, places=5)
+        for got, gradient in zip(clipped, gradients, strict=True):
+            np.testing.assert_allclose(got, factor * gradient, rtol=1e-6)
+
+    def test_average_is_the_formula_in_float64(self):
+        recipe = dataclasses.replace(tiny_runs.RECIPE, average_momentum=0.875)
+        taken = step.Step(
+            tiny_runs.config(recipe), keras.Sequential(), None, None
+        )
+        average = expected = np.zeros(3)
+        for count in range(1, 40):
+            value = np.random.default_rng(count).normal(size=3)
+            average = taken.average(
+                tf.constant(average),
+                tf.constant(value),
+                tf.constant(count, "float64"),
+            )
+            momentum = min(0.875, (1 + count) / (10 + count))
+            expected = momentum * expected + (1 - momentum) * value
+        np.testing.assert_allclose(average, expected, rtol=1e-10)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,8 @@ def small(name="small", bottleneck=True, **kwargs):
         classes=3,
         image_size=8,
     )
+    if bottleneck:  # as in torchvision, whose names most of the files have
+        kwargs.setdefault("bottleneck_stride", "3x3")
     return randomized(keras_resnet.resnet(spec, **kwargs))
 
 

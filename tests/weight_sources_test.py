@@ -16,7 +16,6 @@ from absl.testing import parameterized
 import keras_resnet
 from keras_resnet import weights
 from keras_resnet.weights import files
-from keras_resnet.weights import loading
 from tests.weight_files import SCHEMES
 from tests.weight_files import WeightsTestCase
 from tests.weight_files import keras_application
@@ -93,7 +92,6 @@ class KerasApplicationsTest(WeightsTestCase):
     def check(self, theirs, path, x=None, builder="ResNet50", **kwargs):
         if isinstance(builder, str):
             builder = getattr(keras_resnet, builder)
-            kwargs["batch_norm_epsilon"] = 1.001e-5
         ours = builder(
             weights=path, input_shape=theirs.input_shape[1:], **kwargs
         )
@@ -182,17 +180,6 @@ class KerasApplicationsTest(WeightsTestCase):
         with h5py.File(path, "w") as file:
             file["conv2_block1_preact_bn/conv2_block1_preact_bn/gamma:0"] = [1]
         self.assert_refused(untouched(), path, "V2 networks, .* another layout")
-
-    def test_published_files_are_asked_for_by_keras_own_names_and_hashes(self):
-        with mock.patch.object(keras.utils, "get_file") as get_file:
-            loading.imagenet_file("resnet50", include_top=False)
-        (name, address), options = get_file.call_args
-        ending = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
-        self.assertEqual(name, ending)
-        self.assertEndsWith(address, f"/keras-applications/resnet/{ending}")
-        self.assertEqual(
-            options["file_hash"], "4d473c1dd8becc155b73f8504c6f6626"
-        )
 
 
 class TorchTest(WeightsTestCase):
@@ -316,9 +303,7 @@ class PublicWeightsTest(WeightsTestCase):
             raise unittest.SkipTest("KERAS_RESNET_DATA has no such weights")
         import tensorflow_datasets as tfds
 
-        model = keras_resnet.ResNet20(
-            weights=path, shortcut=keras_resnet.layers.OptionA(zeros="both")
-        )
+        model = keras_resnet.ResNet20(weights=path)
         mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         errors = count = 0
         for images, labels in tfds.load(

@@ -1,16 +1,19 @@
-"""Random windows, flips and colours of training images.
+"""Random windows, flips and colours of training images, and mixed images.
 
-The augmentations are those of [1, Sec. 3.4 and 4.2] and [2]: see
-`AUGMENTATIONS`.
+The rows of `AUGMENTATIONS` are those of [1, Sec. 3.4 and 4.2] and [2]. The
+other fields of an `Augmentation` are later ideas, each with its paper. All of
+them are functions of an image, or of a batch, and of a key of random numbers.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
 
 from keras_resnet import names
 from keras_resnet.data import decoding
+from keras_resnet.data import operations
 from keras_resnet.data import views
 
 # The principal components of the colours of ImageNet, [Krizhevsky et al. 2012,
@@ -94,12 +97,70 @@ class Augmentation:
         flips: Whether half of the images are mirrored.
         shifts_colour: Whether colours are shifted along the principal
             components of the colours of ImageNet.
+        policy: Name of random operations on an image (`operations.POLICIES`).
+        colour_jitter: Largest change of brightness, contrast and saturation:
+            the factors are uniform in `1 - colour_jitter ... 1 +
+            colour_jitter` (Howard 2013, with the ranges of torchvision).
+        erase_probability: Probability that a rectangle of an image becomes
+            zero (Zhong et al. 2020).
+        cutout_size: Side in pixels of a square that becomes zero in each
+            image (DeVries and Taylor 2017).
+        mixup_alpha: Images are mixed in pairs, with a share from the
+            distribution Beta(mixup_alpha, mixup_alpha) for each batch (Zhang
+            et al. 2018). 0 turns it off.
+        cutmix_alpha: A rectangle of each image is cut from the other one of
+            its pair (Yun et al. 2019). 0 turns it off. With both kinds of
+            mixing, each batch has one of them, with probability 1/2.
+        repeats: Number of views of an image in a batch (Hoffer et al. 2020).
+        image_size: Height and width of the training images in pixels (Touvron
+            et al. 2019). None is that of the test images.
     """
 
     window: Callable | None = None
     pads: bool = False
     flips: bool = False
     shifts_colour: bool = False
+    policy: str = "none"
+    colour_jitter: float = 0.0
+    erase_probability: float = 0.0
+    cutout_size: int = 0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    repeats: int = 1
+    image_size: int | None = None
+
+    def __post_init__(self):
+        operations.get_policy(self.policy)
+        for name, most in (("colour_jitter", 1), ("erase_probability", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"{name} must be in [0, {most}], received "
+                    f"{getattr(self, name)}"
+                )
+        for name in ("mixup_alpha", "cutmix_alpha", "cutout_size"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name} must be finite and at least 0, received "
+                    f"{getattr(self, name)}"
+                )
+        if self.repeats < 1:
+            raise ValueError(
+                f"repeats must be at least 1, received {self.repeats}"
+            )
+
+    @property
+    def changes_single_images(self) -> bool:
+        """Whether images are changed one by one, not as a batch."""
+        return (
+            self.window is not None
+            or self.policy != "none"
+            or self.colour_jitter > 0
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the images of a batch are mixed in pairs."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
 
 AUGMENTATIONS = {
@@ -117,12 +178,16 @@ AUGMENTATIONS = {
 }
 
 
-def get_augmentation(name: str) -> Augmentation:
+def get_augmentation(name: str | Augmentation) -> Augmentation:
     """Returns the row of `AUGMENTATIONS` with a name.
+
+    An `Augmentation` is returned unchanged.
 
     Raises:
         ValueError: If the name is unknown; the error suggests near names.
     """
+    if isinstance(name, Augmentation):
+        return name
     if name in AUGMENTATIONS:
         return AUGMENTATIONS[name]
     raise ValueError(
@@ -176,7 +241,7 @@ def colour_shift(normal):
     )
 
 
-def random_view(preprocessing, row, image, key):
+def random_view(preprocessing, row, image, key, exif=False):
     """Decodes a random window of an image, and resizes and mirrors it.
 
     Args:
@@ -184,6 +249,7 @@ def random_view(preprocessing, row, image, key):
         row: An `Augmentation` with a window.
         image: string scalar, or uint8 `[height, width, c]`.
         key: int64 `[2]`, the key of the random numbers.
+        exif: Whether the image is turned as its EXIF orientation says.
 
     Returns:
         uint8 `[image_size, image_size, channels]`.
@@ -193,6 +259,7 @@ def random_view(preprocessing, row, image, key):
         image,
         lambda height, width: row.window(height, width, random[1:]),
         preprocessing.channels,
+        exif,
     )
     size = preprocessing.image_size
     # Down to a half of the size, bilinear resizing reads every pixel without
@@ -208,6 +275,168 @@ def random_view(preprocessing, row, image, key):
             random[0] < 0.5, lambda: tf.reverse(image, [1]), lambda: image
         )
     return tf.ensure_shape(image, preprocessing.image_shape)
+
+
+def changed_view(augmentation, view, key):
+    """Applies the policy and the colour jitter to the view of an image.
+
+    Args:
+        augmentation: An `Augmentation`.
+        view: uint8 `[height, width, channels]`.
+        key: int64 `[2]`, the key of the random numbers of the window.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    policy = operations.get_policy(augmentation.policy)
+    if policy is not None:
+        view = policy(view, _fold_in(key, 1))
+    if augmentation.colour_jitter:
+        random = tf.random.stateless_uniform([3], _fold_in(key, 2))
+        factors = 1.0 + augmentation.colour_jitter * (2.0 * random - 1.0)
+        view = operations.brightness(view, factors[0])
+        view = operations.contrast(view, factors[1])
+        view = operations.saturation(view, factors[2])
+    return view
+
+
+def erase(images, random):
+    """Sets a rectangle of each image to zero (Zhong et al. 2020).
+
+    The area is uniform in 2% ... 33% of the image, and the logarithm of the
+    aspect ratio is uniform between 0.3 and 3.3, as in torchvision. The
+    rectangle is the first of ten draws that fits into the image.
+
+    Args:
+        images: `[batch, height, width, channels]`, normalized.
+        random: `[batch, 22]` uniform numbers of [0, 1).
+
+    Returns:
+        A tensor of the shape of `images`.
+    """
+    _, height, width, _ = images.shape
+    area = height * width * (0.02 + (0.33 - 0.02) * random[:, :10])
+    low, high = math.log(0.3), math.log(3.3)
+    aspect = tf.exp(low + (high - low) * random[:, 10:20])
+    heights = tf.cast(tf.round(tf.sqrt(area * aspect)), tf.int32)
+    widths = tf.cast(tf.round(tf.sqrt(area / aspect)), tf.int32)
+    fits = (heights < height) & (widths < width)
+    first = tf.argmax(fits, axis=1)
+    fits = tf.cast(tf.reduce_any(fits, axis=1), tf.int32)
+    rows, columns = (
+        tf.gather(sides, first, batch_dims=1) * fits
+        for sides in (heights, widths)
+    )
+    top = integer(random[:, 20], height - rows + 1)
+    left = integer(random[:, 21], width - columns + 1)
+    return _without(images, top, left, top + rows, left + columns)
+
+
+def cutout(images, size, random):
+    """Sets a square of each image to zero (DeVries and Taylor 2017).
+
+    The centre is anywhere in the image, so a part of the square may be
+    outside.
+
+    Args:
+        images: `[batch, height, width, channels]`, normalized.
+        size: Side of the square in pixels.
+        random: `[batch, 2]` uniform numbers of [0, 1).
+
+    Returns:
+        A tensor of the shape of `images`.
+    """
+    _, height, width, _ = images.shape
+    top = integer(random[:, 0], height) - size // 2
+    left = integer(random[:, 1], width) - size // 2
+    return _without(images, top, left, top + size, left + size)
+
+
+def _without(images, top, left, bottom, right):
+    """Sets rectangles, one of each image, to zero."""
+    _, height, width, _ = images.shape
+    y, x = tf.range(height), tf.range(width)
+    row = (top[:, None] <= y) & (y < bottom[:, None])
+    column = (left[:, None] <= x) & (x < right[:, None])
+    inside = row[:, :, None] & column[:, None, :]
+    return tf.where(inside[..., None], tf.zeros([], images.dtype), images)
+
+
+def mix(augmentation, images, labels, key):
+    """Mixes the images of a batch in pairs: the first two, the next two, ...
+
+    mixup returns `share x + (1 - share) x'` for an image x and the other one
+    x' of its pair (Zhang et al. 2018). CutMix returns x with a rectangle of
+    x', whose sides are `sqrt(1 - share)` of the image's. Its centre is
+    anywhere, and the share becomes that of the area that is left (Yun et al.
+    2019). All images of a batch have the same share and the same rectangle.
+
+    Args:
+        augmentation: An `Augmentation` that mixes.
+        images: float32 `[batch, height, width, channels]`, `batch` even.
+        labels: int32 `[batch]`.
+        key: int64 `[2]`, the key of the random numbers of the batch.
+
+    Returns:
+        The images, and the labels `(labels, others, shares)`: the label of an
+        image, that of the other one, and the share of the first, float32
+        `[batch]`.
+    """
+    others, other_labels = _swapped(images), _swapped(labels)
+    kinds = []
+    if augmentation.mixup_alpha:
+        kinds.append(lambda: _mixup(augmentation, images, others, key))
+    if augmentation.cutmix_alpha:
+        kinds.append(lambda: _cutmix(augmentation, images, others, key))
+    choice = tf.random.stateless_uniform([], _fold_in(key, 1))
+    if len(kinds) == 1:
+        images, share = kinds[0]()
+    else:
+        images, share = tf.cond(choice < 0.5, *kinds)
+    return images, (labels, other_labels, tf.fill(tf.shape(labels), share))
+
+
+def _mixup(augmentation, images, others, key):
+    share = beta(augmentation.mixup_alpha, _fold_in(key, 2))
+    return others + share * (images - others), share
+
+
+def _cutmix(augmentation, images, others, key):
+    _, height, width, _ = images.shape
+    share = beta(augmentation.cutmix_alpha, _fold_in(key, 3))
+    random = tf.random.stateless_uniform([2], _fold_in(key, 4))
+
+    def span(side, random):
+        half = tf.cast(0.5 * tf.sqrt(1.0 - share) * side, tf.int32)
+        centre = integer(random, side)
+        first, last = tf.maximum(centre - half, 0), centre + half
+        places = tf.range(side)
+        return (first <= places) & (places < last)
+
+    rows, columns = span(height, random[0]), span(width, random[1])
+    inside = rows[:, None] & columns
+    left = 1.0 - tf.reduce_mean(tf.cast(inside, tf.float32))
+    return tf.where(inside[None, :, :, None], others, images), left
+
+
+def beta(alpha, key):
+    """Returns a number of the distribution Beta(alpha, alpha), float32."""
+    # In 64 bits: for a small alpha both may be too small for 32.
+    first, second = tf.unstack(
+        tf.random.stateless_gamma([2], key, alpha, dtype=tf.float64)
+    )
+    return tf.cast(first / (first + second), tf.float32)
+
+
+def _swapped(batch):
+    """Swaps the two elements of each pair of a batch."""
+    pairs = tf.reshape(batch, [-1, 2, *batch.shape[1:]])
+    return tf.reshape(tf.reverse(pairs, [1]), tf.shape(batch))
+
+
+def _fold_in(key, number):
+    """Returns the key of another sequence of random numbers."""
+    return tf.random.experimental.stateless_fold_in(key, number)
 
 
 def integer(random, count):

@@ -9,6 +9,7 @@ start at any step, and share its batches among any number of workers.
 `pipelines` has the steps from a stored image to a batch.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -47,9 +48,10 @@ class DataSet:
         read: Returns the split "train" or "test"; called once for each, when
             it is needed.
         record: Returns the value of the attribute `record`.
+        notes: What was left out, in words; empty for nothing.
 
     Attributes:
-        name, labels, preprocessing: The arguments.
+        name, labels, preprocessing, notes: The arguments.
 
     >>> digits = load("digits")
     >>> digits.image_shape, digits.classes, digits.train_size, digits.test_size
@@ -66,12 +68,14 @@ class DataSet:
         preprocessing: views_lib.Preprocessing,
         read: Callable[[str], splits.Split],
         record: Callable[[], dict] = dict,
+        notes: str = "",
     ):
         self.name = name
         self.labels = list(labels)
         self.preprocessing = preprocessing
         self._read = read
         self._record = record
+        self.notes = notes
 
     @functools.cached_property
     def record(self) -> dict:
@@ -112,12 +116,36 @@ class DataSet:
         """Number of test images."""
         return self._test.size
 
+    @property
+    def summary(self) -> str:
+        """One line: the number of images and classes, and what is left out.
+
+        >>> load("digits").summary
+        '1,442 training images of 10 classes, 355 for validation'
+        """
+        line = (
+            f"{self.train_size:,} training images of {self.classes:,} classes, "
+            f"{self.test_size:,} for validation"
+        )
+        return f"{line}, {self.notes}" if self.notes else line
+
+    @property
+    def train_counts(self) -> list[int]:
+        """Number of training images of each class; empty if that is unknown.
+
+        It is known of images in memory and of a folder.
+        """
+        if not isinstance(self._train, splits.RandomAccess):
+            return []
+        labels = self._train.labels.numpy()
+        return np.bincount(labels, minlength=self.classes).tolist()
+
     def train_batches(
         self,
         batch_size: int,
         seed: int,
         first_step: int = 0,
-        augmentation: str = "none",
+        augmentation: str | augmentations.Augmentation = "none",
         shard: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
         """Returns endless batches, each a pure function of (seed, step).
@@ -126,13 +154,14 @@ class DataSet:
             batch_size: Number of images of all workers together in one step.
             seed: Of the order of the images and of the augmentation.
             first_step: Step of the first batch.
-            augmentation: A name of `AUGMENTATIONS`.
+            augmentation: A name of `AUGMENTATIONS`, or an `Augmentation`.
             shard: (index, count): the worker's index and the number of
                 workers. A worker gets its contiguous share of every batch.
 
         Returns:
             A data set of (images, labels): float32 `[batch_size / count,
-            height, width, channels]` and int32 `[batch_size / count]`.
+            height, width, channels]` and int32 `[batch_size / count]`. With
+            mixed images the labels are a tuple: see `augmentation.mix`.
 
         Raises:
             ValueError: If the augmentation is unknown or the shard does not
@@ -227,6 +256,43 @@ class DataSet:
             self._test, self.preprocessing, share, protocol
         )
 
+    def with_preprocessing(
+        self,
+        image_size: int | None = None,
+        preprocessing: views_lib.Preprocessing | None = None,
+        test_crop_ratio: float | None = None,
+    ) -> "DataSet":
+        """Returns the same images for another network.
+
+        Args:
+            image_size: Height and width of the network's input, in pixels.
+            preprocessing: All of the preprocessing, instead of `image_size`.
+            test_crop_ratio: As for `load`.
+
+        >>> load("digits").with_preprocessing(image_size=16).image_shape
+        (16, 16, 1)
+        """
+        if preprocessing is None:
+            train = self._train
+            shape: tuple = (None, None, 3)
+            if isinstance(train, splits.Memory):
+                shape = tuple(train.images.shape[1:])
+            preprocessing = _own_preprocessing(
+                shape,
+                image_size,
+                self._read,
+                self.preprocessing.exif,
+                test_crop_ratio,
+            )
+        return DataSet(
+            self.name,
+            self.labels,
+            preprocessing,
+            self._read,
+            self._record,
+            self.notes,
+        )
+
     def with_validation(self) -> "DataSet":
         """Returns the set whose test images are a tenth of the training images.
 
@@ -244,7 +310,12 @@ class DataSet:
             return self._train.part(is_held_out=split == "test")
 
         return DataSet(
-            self.name, self.labels, self.preprocessing, read, self._record
+            self.name,
+            self.labels,
+            self.preprocessing,
+            read,
+            self._record,
+            self.notes,
         )
 
     def test_images(self, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -261,6 +332,10 @@ class DataSet:
                 `limits`; names it.
         """
         return self._views(self._test, count)
+
+    def test_name(self, index: int) -> str:
+        """Returns the name of a test image: its file, if it has one."""
+        return self._test.name(index)
 
     def sample(
         self, count: int, training: bool = False
@@ -305,6 +380,9 @@ def load(
     data_dir: str | os.PathLike | None = None,
     image_size: int | None = None,
     preprocessing: views_lib.Preprocessing | None = None,
+    test_crop_ratio: float | None = None,
+    skip_unreadable: bool = False,
+    exif: bool = True,
 ) -> DataSet:
     """Loads a data set by its name.
 
@@ -325,6 +403,12 @@ def load(
             for the data set's own.
         preprocessing: Preprocessing of a trained network that is tested on
             this set; None for the data set's own.
+        test_crop_ratio: Side of the test view of a photo over the shorter side
+            of the photo; None for 224 / 256.
+        skip_unreadable: Whether a folder is used without the images that do
+            not decode and the classes that have none.
+        exif: Whether the photos of a folder are turned as their EXIF
+            orientation says. `preprocessing` has its own `exif`.
 
     Returns:
         A `DataSet`.
@@ -347,16 +431,35 @@ def load(
         size = preprocessing.image_size if preprocessing else image_size or 32
         source = bundled.synthetic(size)
     elif kind == "folder":
-        source = folders.folder(path)
+        if preprocessing is not None:
+            exif = preprocessing.exif
+        source = folders.folder(path, skip_unreadable, exif)
     else:
-        source = tfds_sets.tfds_set(name, data_dir)
+        source = _tfds_set(name, data_dir)
     read = functools.cache(source.read)
     if preprocessing is None:
-        preprocessing = _own_preprocessing(source.image_shape, image_size, read)
-    return DataSet(name, source.labels, preprocessing, read, source.record)
+        preprocessing = _own_preprocessing(
+            source.image_shape, image_size, read, exif, test_crop_ratio
+        )
+    return DataSet(
+        name, source.labels, preprocessing, read, source.record, source.notes
+    )
 
 
-def _own_preprocessing(shape, image_size, read):
+def _tfds_set(name, data_dir):
+    """Opens a set of TFDS; an unknown one may be a folder."""
+    try:
+        return tfds_sets.tfds_set(name, data_dir)
+    except ValueError as error:
+        if not os.path.isdir(os.path.expanduser(name)):
+            raise
+        raise ValueError(
+            "a folder of images must be named folder:PATH, received "
+            f"{name!r}: did you mean folder:{name}?"
+        ) from error
+
+
+def _own_preprocessing(shape, image_size, read, exif, test_crop_ratio=None):
     """Returns the preprocessing of a set whose images have a shape."""
     height, width, channels = shape
     is_small = None not in shape and max(height, width) <= splits.SMALL_SIDE
@@ -367,8 +470,13 @@ def _own_preprocessing(shape, image_size, read):
     if isinstance(train, splits.Memory):
         axis = 0 if (height, width) == (size, size) else (0, 1, 2)
         mean = train.images.numpy().mean(axis, np.float64) / 255
-        return views_lib.Preprocessing(size, channels, None, mean)
-    return views_lib.photo_preprocessing(size, channels, resizes_whole=is_small)
+        return views_lib.Preprocessing(size, channels, None, mean, exif=exif)
+    photo = views_lib.photo_preprocessing(size, channels, is_small)
+    if test_crop_ratio is not None and photo.is_cropped:
+        photo = dataclasses.replace(
+            photo, shorter_side=round(size / test_crop_ratio)
+        )
+    return dataclasses.replace(photo, exif=exif)
 
 
 def write_examples(

@@ -9,6 +9,7 @@ import functools
 import tensorflow as tf
 
 from keras_resnet.data import limits
+from keras_resnet.data import orientations
 
 
 def bounded(image):
@@ -26,13 +27,14 @@ def bounded(image):
     return image if image.dtype == tf.uint8 else limits.check_cheaply(image)
 
 
-def decode(image):
+def decode(image, exif=False):
     """Decodes an image to uint8 `[height, width, c]`, with its own channels.
 
     A decoded image is returned unchanged.
 
     Args:
         image: string scalar, or uint8 `[height, width, c]`.
+        exif: Whether the image is turned as its EXIF orientation says.
 
     Raises:
         tf.errors.InvalidArgumentError: If the bytes are no such image.
@@ -54,13 +56,14 @@ def decode(image):
     has_palette = has(b"BM", 0) & (head[28] == 8) & (head[29] == 0)
     kind = tf.where(is_webp, tf.where(has_alpha, 2, 1), 0)
     decode = functools.partial(tf.io.decode_image, expand_animations=False)
-    return tf.switch_case(
+    decoded = tf.switch_case(
         tf.where(has_palette, 3, kind),
         [
             *(functools.partial(decode, image, c) for c in (0, 3, 4)),
             lambda: _in_colours(decode(image), image),
         ],
     )
+    return orientations.turned(decoded, image) if exif else decoded
 
 
 def _in_colours(numbers, image):
@@ -75,7 +78,7 @@ def _in_colours(numbers, image):
     return tf.gather(table[:, 2::-1], tf.cast(numbers[..., 0], tf.int32))
 
 
-def decode_window(image, choose, channels):
+def decode_window(image, choose, channels, exif=False):
     """Decodes a window of an image; a JPEG is decoded only inside it.
 
     Args:
@@ -83,6 +86,8 @@ def decode_window(image, choose, channels):
         choose: `(height, width) -> int32 [4]`: top, left, height and width of
             the window.
         channels: 3 for colour, 1 for grey.
+        exif: Whether the image is turned as its EXIF orientation says. The
+            window is that of the turned image.
 
     Returns:
         uint8 tensor of the window's size, with `channels` channels.
@@ -90,11 +95,17 @@ def decode_window(image, choose, channels):
 
     def of_jpeg():
         shape = tf.image.extract_jpeg_shape(image)
-        window = choose(shape[0], shape[1])
-        return tf.image.decode_and_crop_jpeg(image, window, channels)
+        if not exif:
+            window = choose(shape[0], shape[1])
+            return tf.image.decode_and_crop_jpeg(image, window, channels)
+        number = orientations.orientation(image)
+        sides = orientations.turned_sides(shape[0], shape[1], number)
+        window = orientations.stored_window(choose(*sides), *sides, number)
+        decoded = tf.image.decode_and_crop_jpeg(image, window, channels)
+        return orientations.turn(decoded, number)
 
     def of_any():
-        decoded = decode(image)
+        decoded = decode(image)  # of a JPEG only is the orientation read
         shape = tf.shape(decoded)
         top, left, height, width = tf.unstack(choose(shape[0], shape[1]))
         decoded = decoded[top : top + height, left : left + width]

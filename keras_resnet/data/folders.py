@@ -7,29 +7,42 @@ import os
 
 import numpy as np
 
-from keras_resnet.data import files
+from keras_resnet.data import inspection
 from keras_resnet.data import splits
-
-_IMAGE_FILES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 
 # Largest set whose record has a digest of the images' contents: reading more
 # would delay every start.
 _DIGEST_BYTES = 2**30
 
 
-def folder(path: str) -> splits.Source:
+# Names of the folders of training images and of test images, in any case. If
+# there are several of test images, the first of these is used.
+_TRAIN = ("train", "training")
+_TEST = ("test", "validation", "valid", "val")
+
+
+def folder(
+    path: str, skip_unreadable: bool = False, exif: bool = True
+) -> splits.Source:
     """Finds the images of a folder, and keeps small ones in memory.
+
+    All files are checked first. Hidden files and files that are not images are
+    left out.
 
     Args:
         path: A folder with one folder for each class, or with `train` and
-            perhaps `test`, `validation` or `val`, each with one folder for
-            each class. Without test images a fifth of each class is kept for
-            test.
+            perhaps `test`, `validation`, `valid` or `val`, each with one folder
+            for each class. Their names may have capitals. Without test images a
+            fifth of each class is kept for test.
+        skip_unreadable: Whether to leave out images that cannot be used and
+            classes without an image.
+        exif: Whether images are turned as their EXIF orientation says.
 
     Raises:
-        FileNotFoundError: If a folder or its images are missing.
+        FileNotFoundError: If the folder is missing or has no folder.
         ValueError: If the classes are fewer than two, train and test have
-            different classes, or an image is damaged.
+            different classes, there is an unknown folder beside `train`, or a
+            file or a class cannot be used.
     """
     root = os.path.expanduser(path)
     if not os.path.isdir(root):
@@ -37,27 +50,54 @@ def folder(path: str) -> splits.Source:
             "folder:PATH must name a folder with one folder for each class; "
             f"{root!r} is none"
         )
-    labels, train, test = _classes(root)
+    train_root, test_root, notes = _roots(root)
+    findings = inspection.Findings()
+    labels, train, test = _classes(root, train_root, test_root, findings)
+    if not skip_unreadable:
+        findings.check(root)
+    labels, train, test = _whole_classes(train_root, labels, train, test)
     found = {"train": _files(train), "test": _files(test)}
     record = functools.partial(_record, labels, {"train": train, "test": test})
-    small = _small_images(**found)
-    if small is None:
-        shape = (None, None, 3)
-        return splits.Source(labels, found.__getitem__, shape, record)
-    shape = small["train"].images.shape[1:]
-    return splits.Source(labels, small.__getitem__, shape, record)
+    notes = "; ".join(filter(None, [findings.words(), notes]))
+    small = _small_images(**found, exif=exif)
+    shape = (None, None, 3)
+    if small is not None:
+        shape, found = small["train"].images.shape[1:], small
+    return splits.Source(labels, found.__getitem__, shape, record, notes)
 
 
-def _classes(root):
-    """Returns the labels, and the files of each class for train and test."""
-    # A class may be called "train"; then its folder holds no folders.
-    has_splits = bool(_folders(os.path.join(root, "train")))
-    train_root = os.path.join(root, "train") if has_splits else root
-    test_roots = [
-        os.path.join(root, split)
-        for split in ("test", "validation", "val")
-        if has_splits and os.path.isdir(os.path.join(root, split))
+def _roots(root):
+    """Returns the folders of training and test images, and a note.
+
+    A class may be called "train"; then its folder holds no folders.
+    """
+    folders = _folders(root)
+    has_splits = [
+        name
+        for name in folders
+        if name.lower() in _TRAIN and _folders(os.path.join(root, name))
     ]
+    if not has_splits:
+        return root, None, ""
+    known = [n for n in folders if n.lower() in (*_TRAIN, *_TEST)]
+    unknown = [name for name in folders if name not in known]
+    if unknown or len(has_splits) > 1:
+        raise ValueError(
+            f"{root} must have one folder {_TRAIN[0]} and folders named "
+            f"{', '.join(_TEST)}, in any case; received {', '.join(folders)}"
+        )
+    tests = [n for word in _TEST for n in known if n.lower() == word]
+    train = os.path.join(root, has_splits[0])
+    if not tests:
+        return train, None, ""
+    notes = ""
+    if tests[1:]:
+        notes = f"{', '.join(tests[1:])} not used beside {tests[0]}"
+    return train, os.path.join(root, tests[0]), notes
+
+
+def _classes(root, train_root, test_root, findings):
+    """Returns the labels, and the files of each class for train and test."""
     labels = _folders(train_root)
     if not labels:
         raise FileNotFoundError(
@@ -69,21 +109,54 @@ def _classes(root):
             f"{train_root} must have a folder for each of 2 classes or more, "
             f"it has only {labels[0]}"
         )
-    train = [_image_files(os.path.join(train_root, word)) for word in labels]
-    if test_roots:
-        if _folders(test_roots[0]) != labels:
-            raise ValueError(
-                f"{test_roots[0]} must have the classes of {train_root}: "
-                f"{', '.join(labels)}; it has "
-                f"{', '.join(_folders(test_roots[0])) or 'none'}"
+
+    def images(folder):
+        here = [name for name in labels if name in _folders(folder)]
+        classes = [
+            inspection.images_of_class(
+                root, os.path.join(folder, label), findings
             )
-        test = [_image_files(os.path.join(test_roots[0], w)) for w in labels]
-    else:
+            if label in here
+            else []
+            for label in labels
+        ]
+        classes = inspection.without_unreadable(root, classes, findings)
+        for label, found in zip(labels, classes, strict=True):
+            if not found and label in here:
+                name = os.path.relpath(os.path.join(folder, label), root)
+                findings.add(inspection.EMPTY, name)
+        return classes
+
+    if test_root is None:
+        train = images(train_root)
         test = [held_out(paths) for paths in train]
         train = [
             [path for path in paths if path not in kept]
-            for paths, kept in zip(train, test, strict=True)
+            for paths, kept in zip(train, map(set, test), strict=True)
         ]
+        return labels, train, test
+    train = images(train_root)
+    found = _folders(test_root)
+    rows = zip(labels, train, strict=True)
+    missing = {label for label, paths in rows if paths} - set(found)
+    if missing or set(found) - set(labels):
+        raise ValueError(
+            f"{test_root} must have the classes of {train_root}: "
+            f"{', '.join(labels)}; it has {', '.join(found) or 'none'}"
+        )
+    return labels, train, images(test_root)
+
+
+def _whole_classes(train_root, labels, train, test):
+    """Returns the classes with training images; raises if too few are left."""
+    rows = zip(labels, train, test, strict=True)
+    rows = [row for row in rows if row[1]]
+    if len(rows) < 2:
+        raise ValueError(
+            f"{train_root} must have images of 2 classes or more, received "
+            f"images of {', '.join(row[0] for row in rows) or 'none'}"
+        )
+    labels, train, test = map(list, zip(*rows, strict=True))
     if not any(test):
         raise ValueError(
             f"a class in {train_root} must have 2 images or more, one of them "
@@ -147,11 +220,13 @@ def _record(labels, classes_of):
     }
 
 
-def _small_images(train, test):
+def _small_images(train, test, exif=True):
     """Decodes the splits into memory, or returns None if one does not fit."""
     images, labels = [], []
     total = train.size + test.size
-    for image, label in itertools.chain(train.decoded(), test.decoded()):
+    for image, label in itertools.chain(
+        train.decoded(exif), test.decoded(exif)
+    ):
         # Photos show it early: their first two images mostly differ in size.
         if not splits.fits_memory(image.shape, total) or (
             images and image.shape[:2] != images[0].shape[:2]
@@ -162,9 +237,11 @@ def _small_images(train, test):
     channels = max(image.shape[-1] for image in images)
     shape = (*images[0].shape[:2], channels)
     stacked = np.stack([np.broadcast_to(image, shape) for image in images])
+    names = [s.name(i) for s in (train, test) for i in range(s.size)]
+    parts = {"train": slice(train.size), "test": slice(train.size, None)}
     return {
-        "train": splits.Memory(stacked[: train.size], labels[: train.size]),
-        "test": splits.Memory(stacked[train.size :], labels[train.size :]),
+        split: splits.Memory(stacked[part], labels[part], names[part])
+        for split, part in parts.items()
     }
 
 
@@ -177,18 +254,3 @@ def _folders(path):
             for entry in entries
             if entry.is_dir() and not entry.name.startswith(".")
         )
-
-
-def _image_files(path):
-    found = [
-        os.path.join(path, name)
-        for name in sorted(os.listdir(path))
-        if name.lower().endswith(_IMAGE_FILES) and not name.startswith(".")
-    ]
-    if not found:
-        raise FileNotFoundError(
-            f"{path} must hold images ({', '.join(_IMAGE_FILES)}); it has none"
-        )
-    for file in found:
-        files.check_file(file, files.IMAGE_BYTES)
-    return found

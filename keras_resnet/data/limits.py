@@ -19,20 +19,36 @@ The checks are TensorFlow operations, so that they run in an exported graph and
 in the pipelines of training and evaluation.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import tensorflow as tf
 
 MAX_PIXELS = 64 * 10**6  # above what cameras take; 192 MB as three channels
-
-_SIDE_BY_SIDE = 16  # small images that are decoded at a time
 MAX_JPEG_SCANS = 64  # progressive files have about 10
 MAX_PNG_TEXTS = 16
 
-# The first 16 bytes of a PNG, as four numbers: the signature, then the length
-# and the name of the header.
-_PNG_HEAD = np.frombuffer(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ">i4").astype("i4")
+# Reasons to reject an image: the beginning of a sentence.
+NOT_AN_IMAGE = "not an image"
+NOT_SUPPORTED = "format not supported"
+TOO_MANY_PIXELS = "too many pixels"
+TOO_MANY_SCANS = "too many scans"
+TOO_MANY_TEXTS = "too many texts"
+
+# Place and bytes of formats that TensorFlow does not decode.
+_OTHER_FORMATS = [
+    (0, b"II*\0"),  # TIFF, and raw photos
+    (0, b"MM\0*"),
+    (4, b"ftyp"),  # HEIC, AVIF
+    (0, b"\xff\x0a"),  # JPEG XL
+    (4, b"JXL "),
+    (4, b"jP  "),  # JPEG 2000
+    (0, b"8BPS"),  # Photoshop
+    (0, b"<svg"),
+    (0, b"\0\0\1\0"),  # icons
+]
+
+# The first 16 bytes of a PNG: the signature, then the length and the name of
+# the header.
+PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 # Fewest bytes of a scan: its header, for one component.
 _SCAN_BYTES = 10
@@ -51,36 +67,127 @@ def check(image_bytes: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
         max_pixels: Largest width x height, for GIF summed as above.
 
     Raises:
-        tf.errors.InvalidArgumentError: If the header promises more pixels, a
-            GIF has too many blocks to count its pixels, the format is another
-            than JPEG, PNG, GIF, BMP and WebP, a WebP is animated, a JPEG has
-            more scans than `MAX_JPEG_SCANS`, or a PNG has more compressed texts
-            than `MAX_PNG_TEXTS`.
+        tf.errors.InvalidArgumentError: If `examine` returns a reason.
 
     >>> png = tf.io.encode_png(tf.zeros([20, 30, 3], tf.uint8))
     >>> bool(check(png, max_pixels=600) == png)
     True
     """
-    size = pixels(image_bytes)
-    is_known = tf.debugging.Assert(
-        size >= 0, ["an image must be a JPEG, PNG, GIF, BMP or WebP"]
-    )
-    is_small = tf.debugging.Assert(
-        (size <= max_pixels) | (size == tf.int64.max),
-        [f"an image may have at most {max_pixels} pixels, received", size],
-    )
-    is_walked = tf.debugging.Assert(
-        size < tf.int64.max,
-        [f"a GIF must have blocks that {_MAX_GIF_STEPS} steps can count"],
-    )
-    # TensorFlow unpacks every frame, and no header has their number.
-    is_still = tf.debugging.Assert(
-        ~_is_animated_webp(image_bytes), ["a WebP must have no animation"]
-    )
-    with tf.control_dependencies(
-        [is_known, is_small, is_walked, is_still, *_repetitions(image_bytes)]
-    ):
+    _, reason = examine(image_bytes, max_pixels)
+    is_right = tf.debugging.Assert(tf.equal(reason, ""), [reason])
+    with tf.control_dependencies([is_right]):
         return tf.identity(image_bytes)
+
+
+def examine(
+    image_bytes: tf.Tensor, max_pixels: int = MAX_PIXELS
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the pixels of an encoded image, and the reason to reject it.
+
+    Args:
+        image_bytes: string scalar, an encoded image.
+        max_pixels: Largest width x height, for GIF summed as above.
+
+    Returns:
+        `pixels`, and a string scalar: empty, or a reason and a sentence. The
+        reason is one of `NOT_AN_IMAGE`, `NOT_SUPPORTED`, `TOO_MANY_PIXELS`,
+        `TOO_MANY_SCANS` and `TOO_MANY_TEXTS`.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If the header of a JPEG is damaged.
+
+    >>> examine(b"text")[1].numpy()
+    b'not an image: an image must be a JPEG, PNG, GIF, BMP or WebP'
+    """
+
+    def of_jpeg():
+        sides = tf.io.extract_jpeg_shape(image_bytes)[:2]
+        scans = _occurrences(image_bytes, b"\xff\xda", MAX_JPEG_SCANS)
+        return _product(sides), scans <= MAX_JPEG_SCANS
+
+    def of_png():
+        head = tf.strings.substr(image_bytes, 16, 8)
+        sides = tf.io.decode_raw(head, tf.int32, little_endian=False)
+        texts = _occurrences(image_bytes, b"TXt", MAX_PNG_TEXTS)
+        return _product(sides), texts <= MAX_PNG_TEXTS
+
+    # Most files pass at a fraction of the time.
+    is_png = tf.strings.substr(image_bytes, 0, 16) == PNG_HEAD
+    is_png &= tf.strings.length(image_bytes) >= 24
+    size, is_ordinary = tf.cond(
+        tf.io.is_jpeg(image_bytes),
+        of_jpeg,
+        lambda: tf.cond(
+            is_png, of_png, lambda: (tf.constant(-1, tf.int64), False)
+        ),
+    )
+    return tf.cond(
+        is_ordinary & (size > 0) & (size <= max_pixels),
+        lambda: (size, tf.constant("")),
+        lambda: _examine(image_bytes, max_pixels),
+    )
+
+
+def _product(sides: tf.Tensor) -> tf.Tensor:
+    """Multiplies width and height; -1 if one of them is not above 0."""
+    sides = tf.cast(sides, tf.int64)
+    return tf.where(
+        tf.reduce_min(sides) > 0,
+        tf.reduce_prod(sides),
+        tf.constant(-1, tf.int64),
+    )
+
+
+# A function that is not inlined is skipped as a whole. The operations of an
+# inlined one would be skipped one by one, which takes 40 microseconds.
+@tf.function(autograph=False, experimental_attributes={"_noinline": True})
+def _examine(
+    image_bytes: tf.Tensor, max_pixels: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the pixels and the reason for any file."""
+    size = pixels(image_bytes)
+    scans, texts = _repetitions(image_bytes)
+    formats = "an image must be a JPEG, PNG, GIF, BMP or WebP"
+    sentences = [
+        "",
+        f"{NOT_AN_IMAGE}: {formats}",
+        f"{NOT_SUPPORTED}: {formats}",
+        # TensorFlow unpacks every frame, and no header has their number.
+        f"{NOT_SUPPORTED}: a WebP must have no animation",
+        f"{TOO_MANY_SCANS}: a JPEG may have at most {MAX_JPEG_SCANS} scans",
+        f"{TOO_MANY_TEXTS}: a PNG may have at most {MAX_PNG_TEXTS} compressed "
+        "texts",
+    ]
+    which = tf.where(texts > MAX_PNG_TEXTS, 5, 0)
+    which = tf.where(scans > MAX_JPEG_SCANS, 4, which)
+    which = tf.where(_is_animated_webp(image_bytes), 3, which)
+    unknown = tf.where(_is_of_another_format(image_bytes), 2, 1)
+    which = tf.where(size < 0, unknown, which)
+    too_large = tf.strings.join(
+        [
+            f"{TOO_MANY_PIXELS}: an image may have at most {max_pixels} "
+            "pixels, received ",
+            tf.strings.as_string(size),
+        ]
+    )
+    too_large = tf.where(
+        size == tf.int64.max,
+        f"{TOO_MANY_PIXELS}: a GIF must have blocks that {_MAX_GIF_STEPS} "
+        "steps can count",
+        too_large,
+    )
+    reason = tf.where(size > max_pixels, too_large, tf.gather(sentences, which))
+    return size, reason
+
+
+def _is_of_another_format(image_bytes: tf.Tensor) -> tf.Tensor:
+    head = tf.strings.join([image_bytes, "\0" * 12])
+    return tf.reduce_any(
+        [
+            tf.strings.substr(head, place, len(text)) == text
+            for place, text in _OTHER_FORMATS
+        ]
+    )
 
 
 def check_cheaply(image_bytes: tf.Tensor) -> tf.Tensor:
@@ -112,26 +219,6 @@ def check_cheaply(image_bytes: tf.Tensor) -> tf.Tensor:
             lambda: tf.constant(False),
         ),
         lambda: tf.identity(image_bytes),
-        lambda: _check_png(image_bytes),
-    )
-
-
-# A function that is not inlined is skipped as a whole. The operations of an
-# inlined one would be skipped one by one, which takes 40 microseconds.
-@tf.function(autograph=False, experimental_attributes={"_noinline": True})
-def _check_png(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Passes an ordinary PNG, and checks other images thoroughly."""
-    head = tf.io.decode_raw(
-        image_bytes, tf.int32, little_endian=False, fixed_length=24
-    )
-    sides = tf.cast(head[4:], tf.int64)
-    texts = _occurrences(image_bytes, b"TXt", MAX_PNG_TEXTS)
-    return tf.cond(
-        tf.reduce_all(head[:4] == _PNG_HEAD)
-        & (tf.reduce_min(sides) > 0)
-        & (tf.reduce_prod(sides) <= MAX_PIXELS)
-        & (texts <= MAX_PNG_TEXTS),
-        lambda: tf.identity(image_bytes),
         lambda: _check_any(image_bytes),
     )
 
@@ -141,8 +228,8 @@ def _check_any(image_bytes: tf.Tensor) -> tf.Tensor:
     return check(image_bytes)
 
 
-def _repetitions(image_bytes: tf.Tensor) -> list[tf.Operation]:
-    """Asserts that a JPEG has few scans and a PNG few compressed texts."""
+def _repetitions(image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Counts the scans of a JPEG and the compressed texts of a PNG."""
     zero = tf.constant(0, tf.int64)
     is_jpeg = tf.io.is_jpeg(image_bytes)
     is_png = tf.strings.substr(image_bytes, 0, 4) == b"\x89PNG"
@@ -152,16 +239,7 @@ def _repetitions(image_bytes: tf.Tensor) -> list[tf.Operation]:
         lambda: _occurrences(image_bytes, b"TXt", MAX_PNG_TEXTS),
         lambda: zero,
     )
-    return [
-        tf.debugging.Assert(
-            scans <= MAX_JPEG_SCANS,
-            [f"a JPEG may have at most {MAX_JPEG_SCANS} scans"],
-        ),
-        tf.debugging.Assert(
-            texts <= MAX_PNG_TEXTS,
-            [f"a PNG may have at most {MAX_PNG_TEXTS} compressed texts"],
-        ),
-    ]
+    return scans, texts
 
 
 def _occurrences(image_bytes: tf.Tensor, text: bytes, limit: int) -> tf.Tensor:
@@ -229,49 +307,6 @@ def _walked_scans(image_bytes: tf.Tensor) -> tf.Tensor:
         maximum_iterations=_MAX_JPEG_SEGMENTS,
     )
     return tf.where(is_ended, scans, MAX_JPEG_SCANS + 1)
-
-
-def map_images(
-    decode: Callable[[tf.Tensor], tf.Tensor],
-    image_bytes: tf.Tensor,
-    spec: tf.TensorSpec,
-    max_pixels: int = MAX_PIXELS,
-) -> tf.Tensor:
-    """Checks and decodes a batch of images.
-
-    Images are decoded side by side if all of them together have at most
-    `max_pixels`, and else one after the other. So the memory is independent of
-    the size of the batch.
-
-    Args:
-        decode: Function from one encoded image to a tensor.
-        image_bytes: string `[batch]`, encoded images.
-        spec: Specification of the tensor that `decode` returns.
-        max_pixels: Largest width x height of an image, as in `check`.
-
-    Returns:
-        `[batch, ...]`: the tensors that `decode` returned.
-
-    Raises:
-        tf.errors.InvalidArgumentError: If `check` rejects one of the images.
-    """
-
-    @tf.function(autograph=False)
-    def checked(image):
-        return decode(check(image, max_pixels))
-
-    def mapped(at_a_time):
-        return lambda: tf.map_fn(
-            checked,
-            image_bytes,
-            parallel_iterations=at_a_time,
-            fn_output_signature=spec,
-        )
-
-    sizes = tf.map_fn(pixels, image_bytes, fn_output_signature=tf.int64)
-    # A single huge image must not overflow the sum.
-    total = tf.reduce_sum(tf.minimum(sizes, max_pixels))
-    return tf.cond(total <= max_pixels, mapped(_SIDE_BY_SIDE), mapped(1))
 
 
 def pixels(image_bytes: tf.Tensor) -> tf.Tensor:

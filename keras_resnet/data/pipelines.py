@@ -77,6 +77,16 @@ class Share:
         places = tf.range(self.start, self.stop, dtype=tf.int64)
         return step * self.batch_size + places
 
+    def sources(self, step, repeats):
+        """Returns the positions of the images of the share's views.
+
+        With `repeats` views of an image, the batch has `batch_size / repeats`
+        images, rounded up. The views of one image are as far apart.
+        """
+        images = -(-self.batch_size // repeats)
+        places = tf.range(self.start, self.stop, dtype=tf.int64)
+        return step * images + places % images
+
     def has(self, position):
         """Returns whether a position belongs to the share."""
         place = position % self.batch_size
@@ -102,18 +112,36 @@ def train_batches(
         first_step: Step of the first batch.
 
     Returns:
-        A data set of (float32 images, int32 labels).
+        A data set of (float32 images, int32 labels). With mixed images, the
+        labels are those of `augmentation.mix`.
+
+    Raises:
+        ValueError: If images are mixed in pairs and the share is odd.
     """
+    if augmentation.mixes and share.size % 2:
+        raise ValueError(
+            "mixup and CutMix mix pairs of images, so each worker must have "
+            f"an even number of them, received {share.size}"
+        )
+    if augmentation.image_size not in (None, preprocessing.image_size):
+        preprocessing = preprocessing.of_size(augmentation.image_size)
     steps = (first_step, tf.int64.max // share.batch_size)
-    if augmentation.window is None and _holds_views(split, preprocessing):
-        batches = _gathered(split, share, steps, seed)
+    repeats = augmentation.repeats
+    if not augmentation.changes_single_images and _holds_views(
+        split, preprocessing
+    ):
+        batches = _gathered(split, share, steps, seed, repeats)
     else:
-        view = _training_view(preprocessing, augmentation, seed)
-        batches = _streamed(split, share, steps, seed, view)
+        view = _training_view(split, preprocessing, augmentation, seed)
+        batches = _streamed(split, share, steps, seed, view, repeats)
 
     def normalized(step, images, labels):
         draw = functools.partial(_draw, seed, step, share)
-        return _augmented(images, preprocessing, augmentation, draw), labels
+        images = _augmented(images, preprocessing, augmentation, draw)
+        if augmentation.mixes:
+            key = splits.random_key(seed, splits.BATCH, step)
+            return augmentations.mix(augmentation, images, labels, key)
+        return images, labels
 
     return _with_options(splits.map_in_order(batches, normalized))
 
@@ -195,7 +223,8 @@ def first_views(
     elif _holds_views(split, preprocessing):
         batches = _gathered(split, share, (0, 1), seed)
     else:
-        view = _training_view(preprocessing, augmentations.Augmentation(), seed)
+        row = augmentations.Augmentation()
+        view = _training_view(split, preprocessing, row, seed)
         batches = _streamed(split, share, (0, 1), seed, view)
     _, images, labels = next(batches.as_numpy_iterator())
     return images, labels
@@ -209,17 +238,17 @@ def _holds_views(split, preprocessing):
     )
 
 
-def _gathered(split, share, steps, seed):
+def _gathered(split, share, steps, seed, repeats=1):
     """Gathers the images of a share from memory, all at once."""
 
     def gathered(step):
-        index = split.index(share.positions(step), seed)
+        index = split.index(share.sources(step, repeats), seed)
         return step, *split.get(index)
 
     return splits.map_in_order(tf.data.Dataset.range(*steps), gathered)
 
 
-def _streamed(split, share, steps, seed, view):
+def _streamed(split, share, steps, seed, view, repeats=1):
     """Reads the images of a share one by one, and batches their views.
 
     `view(position, image)` is the uint8 view of a stored image.
@@ -228,8 +257,11 @@ def _streamed(split, share, steps, seed, view):
     def viewed(position, image, label):
         return position // share.batch_size, view(position, image), label
 
-    first, last = (step * share.batch_size for step in steps)
-    examples = split.examples(seed, first, last, share.has)
+    if repeats > 1:
+        examples = _repeated(split, share, steps, seed, repeats)
+    else:
+        first, last = (step * share.batch_size for step in steps)
+        examples = split.examples(seed, first, last, share.has)
     batches = splits.map_in_order(examples, viewed).batch(
         share.size, drop_remainder=True
     )
@@ -238,49 +270,82 @@ def _streamed(split, share, steps, seed, view):
     )
 
 
+def _repeated(split, share, steps, seed, repeats):
+    """Returns (position of a view, stored image, label) of a share.
+
+    Each worker reads all images of a batch, and decodes only its views.
+    """
+    count = -(-share.batch_size // repeats)
+    first, last = (step * count for step in steps)
+
+    @tf.autograph.experimental.do_not_convert
+    def of_batch(positions, images, labels):
+        step = positions[0] // count
+        index = share.sources(step, repeats) - step * count
+        return tf.data.Dataset.from_tensor_slices(
+            (
+                share.positions(step),
+                tf.gather(images, index),
+                tf.gather(labels, index),
+            )
+        )
+
+    examples = split.examples(seed, first, last, lambda position: position >= 0)
+    return examples.batch(count, drop_remainder=True).flat_map(of_batch)
+
+
 def _test_views(split, preprocessing, share, steps, protocol="single"):
     """Returns (step, images, labels) of test images, in their order."""
     if not preprocessing.is_cropped:
         protocol = "single"  # small images: see `_protocol_views`
     if protocol == "single" and _holds_views(split, preprocessing):
         return _gathered(split, share, steps, seed=None)
-    view = _test_view(preprocessing, protocol, split.size)
+    view = _test_view(split, preprocessing, protocol)
     return _streamed(split, share, steps, None, view)
 
 
-def _training_view(preprocessing, augmentation, seed):
+def _training_view(split, preprocessing, augmentation, seed):
     """Returns a function from (position, stored image) to a training view."""
+    exif = split.has_exif and preprocessing.exif
 
     def view(position, image):
         image = decoding.bounded(image)
-        if augmentation.window is None:
-            return preprocessing.view(decoding.decode(image))
         key = splits.random_key(seed, splits.WINDOW, position)
-        return augmentations.random_view(
-            preprocessing, augmentation, image, key
-        )
+        if augmentation.window is None:
+            seen = preprocessing.view(decoding.decode(image, exif))
+        else:
+            seen = augmentations.random_view(
+                preprocessing, augmentation, image, key, exif
+            )
+        return augmentations.changed_view(augmentation, seen, key)
 
     return view
 
 
-def _test_view(preprocessing, protocol, size):
+def _test_view(split, preprocessing, protocol):
     """Returns a function from (position, stored image) to its test views.
 
-    Positions from `size` on are filler; for these nothing is decoded.
+    Positions from the split's size on are filler; for these nothing is decoded.
     """
     count = [10] if protocol == "ten_crop" else []
     shape = [*count, *preprocessing.image_shape]
 
     def view(position, image):
         return tf.cond(
-            position < size,
+            position < split.size,
             lambda: preprocessing.views(
-                decoding.decode(decoding.bounded(image)), protocol
+                _decoded(split, preprocessing, image), protocol
             ),
             lambda: tf.zeros(shape, tf.uint8),
         )
 
     return view
+
+
+def _decoded(split, preprocessing, image):
+    """Decodes a stored image within the bounds of `limits`."""
+    exif = split.has_exif and preprocessing.exif
+    return decoding.decode(decoding.bounded(image), exif)
 
 
 def _photo_scales(split, preprocessing, share, steps):
@@ -295,7 +360,7 @@ def _photo_scales(split, preprocessing, share, steps):
         found = tf.cond(
             is_counted,
             lambda: preprocessing.views(
-                decoding.decode(decoding.bounded(image)), "multi_scale"
+                _decoded(split, preprocessing, image), "multi_scale"
             ),
             lambda: tuple(tf.zeros(shape, tf.uint8) for shape in zeros),
         )
@@ -322,7 +387,8 @@ def _protocol_views(images, preprocessing, protocol):
 def _augmented(images, preprocessing, augmentation, draw):
     """Normalizes training views, and augments them as a batch.
 
-    `draw(distribution)` returns 3 random numbers for each image.
+    `draw(distribution)` returns 3 random numbers for each image,
+    `draw(distribution, count, number)` as many of another sequence.
     """
     images = preprocessing(images)
     height, width, channels = preprocessing.image_shape
@@ -340,13 +406,26 @@ def _augmented(images, preprocessing, augmentation, draw):
             shift /= preprocessing.standard_deviation
         # As in Preprocessing, whole rows: [batch, 1, width, channels].
         images += tf.repeat(shift[:, None, None, :], width, axis=2)
+    if augmentation.cutout_size:
+        random = draw(tf.random.stateless_uniform, 2, 5)
+        images = augmentations.cutout(images, augmentation.cutout_size, random)
+    if augmentation.erase_probability:
+        random = draw(tf.random.stateless_uniform, 23, 6)
+        is_erased = random[:, 22] < augmentation.erase_probability
+        images = tf.where(
+            is_erased[:, None, None, None],
+            augmentations.erase(images, random),
+            images,
+        )
     return images
 
 
-def _draw(seed, step, share, distribution):
-    """Draws 3 random numbers for each image of a share."""
+def _draw(seed, step, share, distribution, count=3, number=None):
+    """Draws random numbers for each image of a share."""
     key = splits.random_key(seed, splits.BATCH, step)
-    numbers = distribution([share.batch_size, 3], key)
+    if number is not None:
+        key = tf.random.experimental.stateless_fold_in(key, number)
+    numbers = distribution([share.batch_size, count], key)
     return numbers[share.start : share.stop]
 
 

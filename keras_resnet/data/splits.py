@@ -43,18 +43,28 @@ class Source:
             sizes that differ.
         record: Returns a dict of text and numbers that changes if the images
             change.
+        notes: What was left out, in words; empty for nothing.
     """
 
     labels: list[str]
     read: Callable[[str], "Split"]
     image_shape: tuple[int | None, int | None, int]
     record: Callable[[], dict] = dict
+    notes: str = ""
 
 
 class Split(abc.ABC):
-    """The images of training or of test, in a fixed order."""
+    """The images of training or of test, in a fixed order.
+
+    Attributes:
+        size: Number of images.
+        has_exif: Whether an encoded image is turned as its EXIF orientation
+            says. The published errors on the sets of TensorFlow Datasets are
+            those of images as they are stored.
+    """
 
     size: int
+    has_exif: bool = False
 
     @abc.abstractmethod
     def examples(self, seed, first, last, is_mine) -> tf.data.Dataset:
@@ -84,8 +94,11 @@ class Split(abc.ABC):
     def name(self, index: int) -> str:
         """Returns the name of an image for messages."""
 
-    def decoded(self) -> Iterator[tuple[np.ndarray, int]]:
+    def decoded(self, exif: bool = True) -> Iterator[tuple[np.ndarray, int]]:
         """Yields (image, label) of each image in order, as NumPy arrays.
+
+        Args:
+            exif: Whether images are turned if `has_exif` is true.
 
         Raises:
             ValueError: If an image does not decode or exceeds the bounds of
@@ -93,7 +106,8 @@ class Split(abc.ABC):
         """
 
         def decode(image, label):
-            return decoding.decode(decoding.bounded(image)), label
+            image = decoding.bounded(image)
+            return decoding.decode(image, exif and self.has_exif), label
 
         decoded = map_in_order(self.stored(), decode)
         iterator = decoded.as_numpy_iterator()
@@ -161,30 +175,47 @@ class RandomAccess(Split):
 
 
 class Memory(RandomAccess):
-    """Images of one size in memory: uint8 `[size, height, width, channels]`."""
+    """Images of one size in memory: uint8 `[size, height, width, channels]`.
 
-    def __init__(self, images: np.ndarray, labels: Sequence[int] | np.ndarray):
+    Args:
+        images: The images.
+        labels: Label of each image.
+        names: Name of each image; None for its number.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: Sequence[int] | np.ndarray,
+        names: Sequence[str] | None = None,
+    ):
         with tf.device("CPU"):
             self.images = tf.constant(images, tf.uint8)
             self.labels = tf.constant(labels, tf.int32)
         self.size = len(images)
+        self.names = names
 
     def get(self, index):
         return tf.gather(self.images, index), tf.gather(self.labels, index)
 
     def part(self, is_held_out):
         chosen = self.tenth(is_held_out)
-        return Memory(self.images.numpy()[chosen], self.labels.numpy()[chosen])
+        names = self.names and [self.names[i] for i in chosen]
+        return Memory(
+            self.images.numpy()[chosen], self.labels.numpy()[chosen], names
+        )
 
     def name(self, index):
-        return f"image {index}"
+        return self.names[index] if self.names else f"image {index}"
 
-    def decoded(self):
+    def decoded(self, exif=True):
         return zip(self.images.numpy(), self.labels.numpy(), strict=True)
 
 
 class Files(RandomAccess):
     """Encoded images, each in a file of its own."""
+
+    has_exif = True
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int]):
         with tf.device("CPU"):
@@ -322,6 +353,11 @@ def fits_memory(shape: Sequence[int | None], count: int) -> bool:
 def reason(error: Exception) -> str:
     """Returns an error's first line, without TensorFlow's own names."""
     lines = (getattr(error, "message", None) or str(error)).splitlines()
+    if lines and lines[0].startswith("Graph execution error"):
+        lines = [
+            line for line in lines if "assertion failed: " in line
+        ] or lines
+        lines[0] = lines[0][max(lines[0].find("assertion failed: "), 0) :]
     text = re.sub(r"\{\{.*?\}\} ?", "", lines[0] if lines else "")
     text = re.sub(r"^Error in user-defined .* iterator: \S+: ", "", text)
     if text.startswith("assertion failed: "):

@@ -47,6 +47,7 @@ class Preprocessing:
         mean: `[channels]` or `[image_size, image_size, channels]`, of pixels
             in 0..1.
         standard_deviation: `[channels]`, or None for 1.
+        exif: Whether an encoded image is turned as its EXIF orientation says.
 
     Raises:
         ValueError: If an argument is out of range or contradicts another.
@@ -63,6 +64,7 @@ class Preprocessing:
     shorter_side: int | None
     mean: np.ndarray
     standard_deviation: np.ndarray | None = None
+    exif: bool = True
 
     def __post_init__(self):
         for name in ("mean", "standard_deviation"):
@@ -110,6 +112,22 @@ class Preprocessing:
     def is_cropped(self) -> bool:
         """Whether a view is a crop of the resized image, as of photos."""
         return self.shorter_side is not None
+
+    def of_size(self, image_size: int) -> "Preprocessing":
+        """Returns the normalization with another size of the input.
+
+        Raises:
+            ValueError: If each pixel has a mean of its own.
+        """
+        if self.mean.shape != (self.channels,):
+            raise ValueError(
+                "the images of a set of one size are trained at that size, "
+                f"{self.image_size}; received {image_size}"
+            )
+        shorter_side = self.shorter_side and max(self.shorter_side, image_size)
+        return dataclasses.replace(
+            self, image_size=image_size, shorter_side=shorter_side
+        )
 
     @property
     def is_identity(self) -> bool:
@@ -208,7 +226,7 @@ class Preprocessing:
         Returns:
             uint8 tensor `[image_size, image_size, channels]`.
         """
-        return self.view(decoding.decode(image_bytes))
+        return self.view(decoding.decode(image_bytes, self.exif))
 
     def to_json(self) -> str:
         """Returns a JSON object, from which `from_json` makes the same bits."""

@@ -38,8 +38,8 @@ class Unit(keras.layers.Layer):
     """Base class of the five units: two 3x3 convolutions, or a bottleneck.
 
     A bottleneck has 1x1, 3x3 and 1x1 convolutions of `filters`, `filters` and
-    `4 * filters` channels [1, Fig. 5]. Subclasses define the order of the
-    layers in `forward`.
+    `expansion * filters` channels [1, Fig. 5]. Subclasses define the order of
+    the layers in `forward`.
 
     Args:
         filters: Number of filters of the 3x3 convolutions.
@@ -60,6 +60,8 @@ class Unit(keras.layers.Layer):
         batch_norm_trainable: Whether the normalizations train with the unit. If
             False, they use the moving statistics in training also
             (`keras_resnet.freeze`).
+        expansion: Channels of a bottleneck's output for each filter: 4 [1], or
+            2 in wide bottlenecks (Zagoruyko and Komodakis 2016).
 
     Call arguments:
         x: Tensor of shape `[batch, height, width, channels]`.
@@ -89,6 +91,7 @@ class Unit(keras.layers.Layer):
         batch_norm_momentum: float = MOMENTUM,
         batch_norm_epsilon: float = EPSILON,
         batch_norm_trainable: bool = True,
+        expansion: int = EXPANSION,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -108,6 +111,7 @@ class Unit(keras.layers.Layer):
         self.batch_norm_momentum = batch_norm_momentum
         self.batch_norm_epsilon = batch_norm_epsilon
         self._batch_norm_trainable = batch_norm_trainable
+        self.expansion = expansion
 
         self.shortcut = identifiers.get(
             shortcut,
@@ -139,8 +143,8 @@ class Unit(keras.layers.Layer):
 
     @property
     def output_filters(self) -> int:
-        """Number of output channels: `filters`, or 4 times as many."""
-        return self.filters * (EXPANSION if self.bottleneck else 1)
+        """Number of output channels: `filters`, or `expansion * filters`."""
+        return self.filters * (self.expansion if self.bottleneck else 1)
 
     def build(self, x_shape):
         shape = x_shape
@@ -252,6 +256,7 @@ class Unit(keras.layers.Layer):
             "batch_norm_momentum": self.batch_norm_momentum,
             "batch_norm_epsilon": self.batch_norm_epsilon,
             "batch_norm_trainable": self.batch_norm_trainable,
+            "expansion": self.expansion,
         }
 
 

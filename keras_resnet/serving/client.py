@@ -54,15 +54,15 @@ class Network(Protocol):
         images: Sequence[bytes],
         stopped: threading.Event | None = None,
     ) -> outputs.Predictions:
-        """Returns the probabilities of encoded images, with their labels.
+        """Returns the best labels of encoded images, with their scores.
 
         Args:
             images: Encoded images.
             stopped: Event that ends the wait for a response.
 
         Raises:
-            errors.RejectedError: If the network rejects one of the images, and
-                so the whole batch.
+            errors.RejectedError: If the network has no output `status`, and
+                rejects the whole batch for one of the images.
         """
 
 
@@ -143,13 +143,26 @@ class SavedModel:
             reason = servers.sentence(error.message)
             raise ValueError(f"{self.directory}: {reason}") from error
         try:
+            status = [""] * len(images)
+            if "status" in found:
+                texts = found["status"].numpy()
+                status = outputs.texts("status", texts, len(images))
             rows = outputs.probabilities(
-                found["probabilities"].numpy(), len(images)
+                found["probabilities"].numpy(),
+                len(images),
+                np.array([not text for text in status]),
             )
         except ValueError as error:
             raise ValueError(f"{self.directory}: {error}") from error
         self._check_labels(rows.shape[-1])
-        return outputs.Predictions(rows, self.labels)
+        # The file has all labels, so an answer may have more than `labels`.
+        best = np.argsort(-rows, axis=-1, kind="stable")
+        return outputs.Predictions(
+            [[self.labels[i] for i in row] for row in best],
+            np.take_along_axis(rows, best, -1),
+            status,
+            outputs.missing({*found, "labels", "scores"}),
+        )
 
 
 class Client:
@@ -164,6 +177,10 @@ class Client:
         in_flight: Largest number of batches in flight. For a network in this
             process one is enough: it keeps all processors busy.
         max_image_bytes: Size of the largest file that is read.
+
+    Attributes:
+        note: Empty, or a sentence about outputs that the network lacks. It is
+            known after the first answer.
     """
 
     def __init__(
@@ -184,6 +201,7 @@ class Client:
         self._batch_size = batch_size
         self._in_flight = in_flight
         self._max_image_bytes = max_image_bytes
+        self.note = ""
 
     def predict(self, images: Sequence[bytes], top: int = 5) -> list[Answer]:
         """Returns an answer for each image, in the order of the images.
@@ -193,7 +211,8 @@ class Client:
 
         Args:
             images: Encoded images: JPEG, PNG, GIF, BMP or WebP.
-            top: Largest number of labels in an answer.
+            top: Largest number of labels in an answer. A server returns as
+                many as were chosen at the export.
 
         Raises:
             errors.ServerError: If a server does not return a valid response.
@@ -274,16 +293,19 @@ class Client:
         try:
             found = self._network.predict(images, stopped)
         except errors.RejectedError as error:
-            if len(images) == 1:
-                return [Answer(error=str(error))]
-            # One image fails its batch: halve the batch until it is alone.
-            half = len(images) // 2
-            return [
-                *self._predict(images[:half], top, stopped),
-                *self._predict(images[half:], top, stopped),
-            ]
+            reason = str(error)
+            if len(images) > 1:
+                reason = (
+                    f"an image of the same batch was rejected: {reason}; "
+                    "export the network again, or set the batch size to 1"
+                )
+            return [Answer(error=reason)] * len(images)
+        self.note = self.note or found.note
         return [
-            Answer(_best(row, found.labels, top)) for row in found.probabilities
+            _answer(labels[:top], scores[:top], status)
+            for labels, scores, status in zip(
+                found.labels, found.scores, found.status, strict=True
+            )
         ]
 
 
@@ -300,9 +322,10 @@ class _Batch:
             self.bytes += len(part)
 
 
-def _best(row: np.ndarray, labels: Sequence[str], top: int):
-    order = np.argsort(-row, kind="stable")[:top]
-    return tuple((labels[i], float(row[i])) for i in order)
+def _answer(labels, scores, status) -> Answer:
+    if status:
+        return Answer(error=status)
+    return Answer(tuple(zip(labels, scores.tolist(), strict=True)))
 
 
 def _version_directory(directory: str | os.PathLike) -> str:

@@ -14,7 +14,7 @@ class ArgumentError(ValueError):
 
 
 class RejectedError(Exception):
-    """A network rejects one of the images, and will reject it every time."""
+    """A network rejects a whole batch, and will reject it every time."""
 
 
 class ServerError(OSError):

@@ -5,13 +5,18 @@ EXPORT_DIR/<version>/ has four signatures, which include the preprocessing:
     serving_default  image_bytes: string [batch], encoded images
                      -> probabilities: float32 [batch, classes]
                         classes: string [batch], the most probable label
+                        labels: string [batch, top], the best labels
+                        scores: float32 [batch, top], their probabilities
+                        status: string [batch], empty, or the reason why the
+                        image was rejected (`serving.isolation`)
     images           images: uint8 [batch, height, width, channels]
                      -> the same outputs
     features         images -> features: float32 [batch, channels], the
                      pooled features before the classifier
     classify         inputs: string [batch], tf.train.Example with the feature
                      image/encoded -> classes: string [batch, classes], all
-                     labels; scores: float32 [batch, classes]
+                     labels; scores: float32 [batch, classes], all zero for a
+                     rejected image
 
 The version also has `assets/labels.txt`, with one label a line in the order of
 `probabilities`; `assets.extra/tf_serving_warmup_requests` (`serving.warmup`);
@@ -55,6 +60,9 @@ def export(
     precision: str = "float32",
     formats: Sequence[str] = ("saved_model",),
     max_pixels: int = limits.MAX_PIXELS,
+    top: int = 5,
+    exif: bool = True,
+    scaled_jpeg: bool = False,
     images: verification.Images | None = None,
     warmup_batch_sizes: Sequence[int] = (1,),
     about: dict[str, Any] | None = None,
@@ -86,6 +94,11 @@ def export(
             `formats.PRECISIONS`.
         max_pixels: Encoded images with more pixels are rejected before they
             are decoded.
+        top: Number of the best labels in the outputs `labels` and `scores`;
+            at most the number of classes is used.
+        exif: Whether encoded images are turned as their EXIF data state.
+        scaled_jpeg: Whether large JPEG files are decoded at a smaller size,
+            which is faster and changes the views slightly.
         images: Images of the verification; None for the bundled digits. For
             int8 in LiteRT they must have a `calibration`.
         warmup_batch_sizes: Batch sizes of the server's warm-up requests.
@@ -98,13 +111,15 @@ def export(
         FileExistsError: If `version` exists.
         folding.ModelError: If the model is of another kind.
         ValueError: If `export_dir` is not a local directory, if the labels,
-            the preprocessing and the model do not match, or if the precision
-            or a format is unknown.
+            the preprocessing and the model do not match, if the precision or a
+            format is unknown, or if `top` is below 1.
         verification.DisagreementError: If the exported predictions differ from
             the model's, or the model's error from the recorded one.
     """
     formats_lib.check_formats(tuple(formats), precision)
     warmup.check_batch_sizes(warmup_batch_sizes)
+    if top < 1:
+        raise ValueError(f"top must be 1 or more, received {top}")
     versions.check_export_dir(export_dir)
     exportable.check_model(model)
     exportable.check_labels(model, labels)
@@ -124,7 +139,15 @@ def export(
 
     def write(directory: str) -> None:
         signatures.write_saved_model(
-            directory, folded, preprocessing, prepare, labels, max_pixels
+            directory,
+            folded,
+            preprocessing,
+            prepare,
+            labels,
+            max_pixels,
+            top,
+            exif,
+            scaled_jpeg,
         )
         requests = verification.requests(
             network, preprocessing, prepare, reference
@@ -150,7 +173,13 @@ def export(
             **model_card.describe(model, preprocessing, labels, about or {}),
             **images.recorded_entry(),
             "precision": precision,
+            "input": {
+                "formats": ["JPEG", "PNG", "GIF", "BMP", "WebP"],
+                "exif_orientation": "applied" if exif else "ignored",
+                "scaled_jpeg": scaled_jpeg,
+            },
             "max_pixels": max_pixels,
+            "top": min(top, len(labels)),
             "checked_on": images.source,
             "checks": checks,
         }

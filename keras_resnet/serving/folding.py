@@ -204,7 +204,7 @@ def _is_plain(layer, *classes: type) -> bool:
     layers with a replaced method, and layers without floating point.
     """
     return (
-        type(layer) in classes
+        getattr(type(layer), "computes_as", type(layer)) in classes
         and _is_unpatched(layer)
         and getattr(layer, "quantization_mode", None) is None
         and not getattr(layer, "lora_enabled", False)

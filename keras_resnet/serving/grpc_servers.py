@@ -58,19 +58,18 @@ class GrpcServer(servers.Server):
             "/tensorflow.serving.PredictionService/Predict"
         )
 
-    def _send(self, signature, inputs, version, deadline):
+    def _send(self, images, deadline):
         request = self._request()
         request.model_spec.name = self.model.name
-        request.model_spec.signature_name = signature
-        if version is not None:
-            request.model_spec.version.value = version
+        request.model_spec.signature_name = "serving_default"
+        if self._version is not None:
+            request.model_spec.version.value = self._version
         elif self._label is not None:
             request.model_spec.version_label = self._label
-        for name, values in inputs.items():
-            tensor = request.inputs[name]
-            tensor.dtype = tf.string.as_datatype_enum
-            tensor.tensor_shape.dim.add(size=len(values))
-            tensor.string_val.extend(values)
+        tensor = request.inputs["image_bytes"]
+        tensor.dtype = tf.string.as_datatype_enum
+        tensor.tensor_shape.dim.add(size=len(images))
+        tensor.string_val.extend(images)
         response = self._response()
         try:
             response.ParseFromString(self._respond(request, deadline))
@@ -78,17 +77,13 @@ class GrpcServer(servers.Server):
             raise http_client.InvalidResponse(
                 "it must be a PredictResponse"
             ) from error
-        if response.model_spec.HasField("version"):
-            number = response.model_spec.version.value
-        else:
-            number = version
-        if number is None or number < 0:
-            raise http_client.InvalidResponse(servers.NO_VERSION)
-        if version not in (None, number):
+        number = response.model_spec.version.value
+        if self._version is not None and number != self._version:
             raise http_client.InvalidResponse(
-                f"it must be of version {version}, received version {number}"
+                f"it must be of version {self._version}, received version "
+                f"{number}"
             )
-        return number, dict(response.outputs)
+        return dict(response.outputs)
 
     def _respond(self, request, deadline) -> bytes:
         call = self._call.future(

@@ -65,10 +65,6 @@ def describe(
         },
         "classes": len(labels),
         "preprocessing": json.loads(preprocessing.to_json()),
-        "input": {
-            "formats": ["JPEG", "PNG", "GIF", "BMP", "WebP"],
-            "exif_orientation": "ignored",
-        },
         "versions": _package_versions(),
     }
 

@@ -36,8 +36,12 @@ from keras_resnet.serving import inputs
 from keras_resnet.serving import verification
 from keras_resnet.training import trained_networks
 from keras_resnet.training import workdirs
+from keras_resnet.weights import cards
+from keras_resnet.weights import downloads
 from keras_resnet.weights import files
 from keras_resnet.weights import keras_files
+from keras_resnet.weights import labels as label_sets
+from keras_resnet.weights import published
 from keras_resnet.weights import shipped
 
 #: Preprocessing that a network can have been trained with: the modes of
@@ -45,8 +49,8 @@ from keras_resnet.weights import shipped
 #: network's layers prepare them; or `"dataset"` for that of `datasets.load`.
 PREPROCESSING = (*PREPROCESSING_MODES, "none", "dataset")
 
-#: Preprocessing of weights that have a name.
-PUBLISHED = {"cifar10": "cifar10", "imagenet": "caffe"}
+# Preprocessing that the card of the weights describes.
+_OF_CARD = "of the weights"
 
 _MAX_METRICS_BYTES = 2**26
 _CALIBRATION_IMAGES = 200
@@ -153,6 +157,8 @@ def from_workdir(
                 "seed": config.seed,
             },
             "data": config.dataset,
+            "start_weights": config.weights
+            and {"name": config.weights, "sha256": config.weights_sha256},
         },
         config.dataset,
         data_dir or workdirs.recorded_data_dir(config, workdir),
@@ -197,9 +203,10 @@ def from_model(
             network's unless the weights or `labels` have others.
         data_dir: Directory of the data set.
         labels: One for each class. Without labels and a data set they are
-            those of `"cifar10"`, else "0", "1", ...
+            those of the weights, else "0", "1", ...
         preprocessing: A name in `PREPROCESSING`; None if the weights or the
-            layers determine it. Published weights have their own. A file of
+            layers determine it. The card of the weights decides, if they have
+            one (`keras_resnet.weights.card`). A file of
             keras.applications has Caffe's. A network that takes integers, or
             starts with a `Rescaling` or `Normalization` of pixels, has
             `"none"`. Random weights have the data set's, or that of photos.
@@ -245,7 +252,7 @@ def from_model(
                 _photo_views(network, found), mean, standard_deviation
             )
     if labels is None:
-        labels = _labels(network, found, model, weights)
+        labels = _labels(network, found)
     about = {
         "network": {"name": network.name, **networks.to_json(arguments)},
         "weights": os.path.basename(weights or "random"),
@@ -323,12 +330,17 @@ def _classes(spec, labels) -> int:
     return len(labels) if labels is not None else spec.classes
 
 
-def _labels(network, dataset, model, weights) -> list[str]:
+def _labels(network, dataset) -> list[str]:
     if dataset:
         return dataset.labels
-    if weights == "cifar10":
-        return shipped.card(specs.get_spec(model).name)["labels"]
-    return [str(i) for i in range(network.outputs[0].shape[-1])]
+    classes = network.outputs[0].shape[-1]
+    card = cards.card(network)
+    known = None
+    if card is not None and card.classes == classes:
+        # Without a network, those of ImageNet may not be on this machine.
+        with contextlib.suppress(downloads.DownloadError):
+            known = label_sets.of_card(card)
+    return known or [str(i) for i in range(classes)]
 
 
 def _name_of_preprocessing(
@@ -339,21 +351,32 @@ def _name_of_preprocessing(
     dataset: str | None,
 ) -> str | None:
     """The preprocessing that was stated or is known; None for neither."""
-    if weights in PUBLISHED:
-        if stated not in (None, PUBLISHED[weights]):
+    card = cards.card(network)
+    preparation = card.preparation if card else None
+    if preparation and published.is_name(weights):
+        own = _mode_of(preparation)
+        if stated not in (None, own):
             raise errors.ArgumentError(
                 "preprocessing",
-                f"must be {PUBLISHED[weights]} for these weights, received "
-                f"{stated}",
+                f"must be {own} for these weights, received {stated}",
             )
-        return PUBLISHED[weights]
+        return _OF_CARD
     if stated is not None:
         return stated
+    if preparation:
+        return _OF_CARD
     if weights and _is_of_keras_applications(weights):
         return "caffe"
     if not model.endswith(".keras") and weights is None:
         return "dataset" if dataset else "torch"
     return "none" if _takes_pixels(network) else None
+
+
+def _mode_of(preparation: published.Preparation) -> str:
+    """The name in `PREPROCESSING` of a preparation."""
+    if preparation.mean_image:
+        return preparation.mean_image
+    return "caffe" if preparation.order == "bgr" else "torch"
 
 
 def _takes_pixels(network) -> bool:
@@ -405,6 +428,8 @@ def _prepared(
             raise ValueError("no data set is named: give --dataset")
         return network, dataset.preprocessing
     base = _photo_views(network, dataset)
+    if name == _OF_CARD:
+        return _prepared_by_card(network, base, is_built)
     if name == "torch":
         return network, base
     if name == "tf":
@@ -429,6 +454,41 @@ def _prepared(
     return (
         _with_red_first(network, is_built),
         _with_numbers(base, mean, pixel),
+    )
+
+
+def _prepared_by_card(
+    network, base, is_built
+) -> tuple[keras.Model, views.Preprocessing]:
+    """A network that takes red, green, blue, prepared as its card says.
+
+    The interpolation is bilinear (`views.Preprocessing` has no other).
+    """
+    card = cards.card(network)
+    if card is None or card.preparation is None:
+        raise ValueError("its weights do not state the preprocessing")
+    preparation = card.preparation
+    size, shorter_side = base.image_size, preparation.shorter_side
+    if shorter_side is not None:
+        shorter_side = round(shorter_side * size / preparation.image_size)
+    mean = np.array(preparation.mean, "float32")
+    if preparation.mean_image:
+        mean = shipped.mean(preparation.mean_image)
+        if mean.shape != base.image_shape:
+            mean = mean.mean((0, 1))
+    deviation: np.ndarray | None = np.array(preparation.deviation, "float32")
+    if preparation.deviation == (1.0,) * 3:
+        deviation = None
+    if base.channels == 1:
+        mean = mean.mean(-1, keepdims=True)
+        deviation = None if deviation is None else deviation.mean(keepdims=True)
+    elif preparation.order == "bgr":
+        network = _with_red_first(network, is_built)
+    return network, dataclasses.replace(
+        base,
+        shorter_side=shorter_side,
+        mean=mean,
+        standard_deviation=deviation,
     )
 
 

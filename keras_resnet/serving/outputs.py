@@ -4,6 +4,9 @@ A stranger's exported network, or a program other than TensorFlow Serving, can
 return anything. Every check raises ValueError with the rule and the value.
 """
 
+import itertools
+from collections.abc import Collection
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -20,20 +23,80 @@ class Predictions(NamedTuple):
     """Predictions of a network for a batch.
 
     Attributes:
-        probabilities: float32 `[images, classes]`.
-        labels: One for each class.
+        labels: The best labels of each image, the most probable first.
+        scores: Their probabilities, float32 `[images, labels]`.
+        status: Empty, or the reason why the network rejected the image; one
+            for each image. The other outputs of a rejected image have no
+            meaning.
+        note: Empty, or a sentence about outputs that the network lacks.
     """
 
-    probabilities: np.ndarray
-    labels: Sequence[str]
+    labels: Sequence[Sequence[str]]
+    scores: np.ndarray
+    status: Sequence[str]
+    note: str = ""
 
 
-def probabilities(values: Any, images: int) -> np.ndarray:
+def predictions(found: Mapping[str, Any], images: int) -> Predictions:
+    """Returns the predictions in a response after checking them.
+
+    Args:
+        found: Outputs of the signature `serving_default`: arrays, or nested
+            lists of JSON. `labels`, `scores` and `status` may be missing.
+        images: Number of images in the request.
+
+    Raises:
+        ValueError: If the type, the shape or a value is invalid, or if the
+            outputs contradict each other.
+    """
+    status = [""] * images
+    if "status" in found:
+        status = texts("status", found["status"], images)
+    is_good = np.array([not text for text in status], bool)
+    rows = probabilities(found["probabilities"], images, is_good)
+    classes = texts("classes", found["classes"], images)
+    best = rows.max(-1)
+    if "labels" in found and "scores" in found:
+        scores = _numbers("scores", found["scores"], images)
+        labels = _label_rows(found["labels"], scores.shape)
+        _check_best(rows, classes, labels, scores, is_good)
+    else:
+        labels, scores = [[label] for label in classes], best[:, None]
+    return Predictions(labels, scores, status, missing(found))
+
+
+def missing(found: Collection[str]) -> str:
+    """Returns a sentence about the outputs that a network lacks, or nothing.
+
+    >>> missing(["probabilities", "classes", "labels", "scores"])
+    'the network was exported without status, so a bad image fails its whole \
+batch: export it again'
+    """
+    effects = {
+        "labels": "an image gets only its best label",
+        "scores": "an image gets only its best label",
+        "status": "a bad image fails its whole batch",
+    }
+    lacking = [name for name in effects if name not in found]
+    if not lacking:
+        return ""
+    reasons = dict.fromkeys(effects[name] for name in lacking)
+    return (
+        f"the network was exported without {', '.join(lacking)}, so "
+        f"{' and '.join(reasons)}: export it again"
+    )
+
+
+def probabilities(
+    values: Any, images: int, is_good: np.ndarray | None = None
+) -> np.ndarray:
     """Returns the probabilities of images after checking them.
 
     Args:
         values: An array, or nested lists of JSON.
         images: Number of images in the request.
+        is_good: bool `[images]`, the images that the network accepted, whose
+            sum must be 1; None for all.
 
     Returns:
         float32 `[images, classes]`.
@@ -42,6 +105,18 @@ def probabilities(values: Any, images: int) -> np.ndarray:
         ValueError: If the type, the shape or a value is invalid.
     """
     name = "probabilities"
+    values = _numbers(name, values, images)
+    sums = values.sum(-1, dtype=np.float64)
+    is_wrong = np.abs(sums - 1) > _SUM_TOLERANCE
+    if is_good is not None:
+        is_wrong &= is_good
+    if is_wrong.any():
+        raise _wrong(name, "have the sum 1", f"{sums[is_wrong][0]:.6g}")
+    return values
+
+
+def _numbers(name: str, values: Any, images: int) -> np.ndarray:
+    """Returns numbers from 0 to 1, float32 `[images, classes]`."""
     if isinstance(values, np.ndarray):
         # NumPy lacks a kind for bfloat16, which float32 holds exactly.
         if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
@@ -62,10 +137,6 @@ def probabilities(values: Any, images: int) -> np.ndarray:
     ):
         if is_wrong.any():
             raise _wrong(name, rule, values[is_wrong][0])
-    sums = values.sum(-1, dtype=np.float64)
-    is_wrong = np.abs(sums - 1) > _SUM_TOLERANCE
-    if is_wrong.any():
-        raise _wrong(name, "have the sum 1", f"{sums[is_wrong][0]:.6g}")
     return values
 
 
@@ -125,24 +196,43 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def check_best(
-    rows: np.ndarray, classes: Sequence[str], labels: Sequence[str]
-) -> None:
-    """Raises ValueError unless each class is a row's most probable label.
+def _label_rows(values: Any, shape: tuple[int, int]) -> list[list[str]]:
+    """Returns the labels of each image; as many as there are scores."""
+    images, count = shape
+    if isinstance(values, np.ndarray):
+        if values.dtype != object:
+            raise _wrong("labels", "be text", values.dtype.name)
+        values = values.tolist()
+    if not isinstance(values, list) or len(values) != images:
+        raise _wrong("labels", f"be a list of {images} rows, as images", values)
+    return [texts("labels", row, count) for row in values]
 
-    Args:
-        rows: Probabilities.
-        classes: Label of each row's most probable class.
-        labels: One for each class.
-    """
-    for row, best in zip(rows, classes, strict=True):
-        ties = np.flatnonzero(row >= row.max() - _TIE_TOLERANCE).tolist()
-        if not any(labels[i] == best for i in ties):
+
+def _check_best(
+    rows: np.ndarray,
+    classes: Sequence[str],
+    labels: Sequence[Sequence[str]],
+    scores: np.ndarray,
+    is_good: np.ndarray,
+) -> None:
+    """Raises ValueError unless the outputs of accepted images agree."""
+    if scores.shape[1] > rows.shape[1]:
+        raise _wrong(
+            "scores", f"be at most {rows.shape[1]}, as classes", scores.shape[1]
+        )
+    for row, name, best, numbers in itertools.compress(
+        zip(rows, classes, labels, scores, strict=True), is_good
+    ):
+        if best[0] != name:
+            raise _wrong("classes", f"be the first label, {best[0]}", name)
+        expected = np.sort(row)[::-1][: len(numbers)]
+        is_wrong = np.abs(numbers - expected) > _TIE_TOLERANCE
+        if is_wrong.any():
             raise _wrong(
-                "classes",
-                "be the most probable of the labels, "
-                + _shown(labels[int(row.argmax())]),
-                best,
+                "scores",
+                "be the largest probabilities, "
+                + _shown(float(expected[is_wrong][0])),
+                float(numbers[is_wrong][0]),
             )
 
 

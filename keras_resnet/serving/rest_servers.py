@@ -6,7 +6,6 @@ import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
-from keras_resnet.serving import errors
 from keras_resnet.serving import http_client
 from keras_resnet.serving import servers
 
@@ -29,62 +28,35 @@ class RestServer(servers.Server):
         super().__init__(address, model)
         self._http = http_client.HttpClient(address, servers.MAX_RESPONSE_BYTES)
         self._path = f"/v1/models/{urllib.parse.quote(model.name, safe='')}"
+        if self._version is not None:
+            self._path += f"/versions/{self._version}"
+        elif self._label is not None:
+            self._path += f"/labels/{urllib.parse.quote(self._label, safe='')}"
 
-    def _send(self, signature, inputs, version, deadline):
-        number = self._served(deadline) if version is None else version
-        ((name, values),) = inputs.items()
-        body = _body(signature, name, values)
-        try:
-            response = self._json(
-                f"{self._path}/versions/{number}:predict", body, deadline
-            )
-        except errors.ServerError as error:
-            if error.code == "NOT_FOUND" and version is None:
-                raise self._error(
-                    "ABORTED", f"version {number} was unloaded"
-                ) from error
-            raise
+    def _send(self, images, deadline):
+        body = _body("image_bytes", images)
+        response = self._json(f"{self._path}:predict", body, deadline)
         predictions = response.get("predictions")
         if not isinstance(predictions, list):
             raise http_client.InvalidResponse(
                 "it must have a list of predictions"
             )
-        if len(predictions) != len(values):
+        if len(predictions) != len(images):
             raise http_client.InvalidResponse(
-                f"it must have {len(values)} predictions, received "
+                f"it must have {len(images)} predictions, received "
                 f"{len(predictions)}"
             )
         if not any(isinstance(row, dict) for row in predictions):
             # The form of a signature with one output.
-            return number, {"one output": predictions}
+            return {"one output": predictions}
         for row in predictions:
             if not isinstance(row, dict) or row.keys() != predictions[0].keys():
                 raise http_client.InvalidResponse(
                     "its predictions must have the same outputs"
                 )
-        return number, {
+        return {
             name: [row[name] for row in predictions] for name in predictions[0]
         }
-
-    def _served(self, deadline) -> int:
-        """The version that the server uses by default.
-
-        A response to `:predict` does not name its version.
-        """
-        label = ""
-        if self._label is not None:
-            label = f"/labels/{urllib.parse.quote(self._label, safe='')}"
-        response = self._json(f"{self._path}{label}/metadata", None, deadline)
-        spec = response.get("model_spec")
-        version = spec.get("version") if isinstance(spec, dict) else None
-        number = (
-            servers.version_number(version)
-            if isinstance(version, str)
-            else None
-        )
-        if number is None:
-            raise http_client.InvalidResponse(servers.NO_VERSION)
-        return number
 
     def _json(self, path, body, deadline) -> dict[str, Any]:
         """The JSON object of a response.
@@ -137,9 +109,9 @@ class RestServer(servers.Server):
         return response
 
 
-def _body(signature: str, name: str, values: Sequence[bytes]) -> bytes:
+def _body(name: str, values: Sequence[bytes]) -> bytes:
     # In pieces: a batch may be a large part of the memory.
-    pieces = [b'{"signature_name": "%s", "instances": [' % signature.encode()]
+    pieces = [b'{"signature_name": "serving_default", "instances": [']
     for i, value in enumerate(values):
         pieces += [
             b", " if i else b"",

@@ -7,12 +7,11 @@ A server that is down, too busy, or silent until the deadline gets the request
 again, after a pause that doubles. A prediction can safely be
 computed twice. Every other error of a server is raised at once.
 
-`outputs` checks every response. Its labels are those of the version that
-computed it.
+`outputs` checks every response. Its labels come with its probabilities, so they
+are those of the version that computed it.
 """
 
 import abc
-import base64
 import dataclasses
 import random
 import re
@@ -21,27 +20,22 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from keras_resnet import names
 from keras_resnet.serving import errors
-from keras_resnet.serving import examples
 from keras_resnet.serving import http_client
 from keras_resnet.serving import outputs
 
 # 32 images of 22,000 classes are 10 MB of JSON.
 MAX_RESPONSE_BYTES = 2**24
 
-# ABORTED: the server unloaded the version between two requests.
 _RETRIED_CODES = (
     "UNAVAILABLE",
     "DEADLINE_EXCEEDED",
     "RESOURCE_EXHAUSTED",
-    "ABORTED",
 )
 _FIRST_PAUSE_SECONDS = 0.1
 _MAX_REASON_CHARACTERS = 500
-_MAX_VERSIONS = 8  # versions whose labels are kept
+_OUTPUTS = ("probabilities", "classes", "labels", "scores", "status")
 # TensorFlow Serving reports these with INVALID_ARGUMENT, at least over REST,
 # although no image is invalid: the beginning of the message, a better code.
 _MODEL_ERRORS = {
@@ -49,14 +43,6 @@ _MODEL_ERRORS = {
     "Serving signature": "FAILED_PRECONDITION",
     "input size does not match signature": "FAILED_PRECONDITION",
 }
-_PIXEL = base64.b64decode(  # a PNG of one black pixel
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAA"
-    "AABJRU5ErkJggg=="
-)
-NO_VERSION = (
-    "the response does not name the version that computed it, so its labels "
-    "are unknown; name the version (--version=NUMBER)"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +88,6 @@ class Server(abc.ABC):
         self.model = model
         self._version = version_number(model.version or "")
         self._label = model.version if self._version is None else None
-        self._labels: dict[int, list[str]] = {}
-        self._unnamed: set[int] = set()  # versions without `classify`
 
     def predict(
         self,
@@ -148,34 +132,26 @@ class Server(abc.ABC):
     def _predict(
         self, images: Sequence[bytes], deadline: http_client.Deadline
     ) -> outputs.Predictions:
-        version, found = self._send(
-            "serving_default", {"image_bytes": images}, self._version, deadline
-        )
-        missing = {"probabilities", "classes"} - found.keys()
-        if missing:
+        found = self._send(images, deadline)
+        lacking = {"probabilities", "classes"} - found.keys()
+        if lacking:
             raise self._error(
                 "FAILED_PRECONDITION",
                 "serving_default must return probabilities and classes, "
                 f"received {', '.join(sorted(found)) or 'nothing'}",
             )
-        rows = outputs.probabilities(
-            self._values(found["probabilities"]), len(images)
-        )
-        classes = outputs.texts(
-            "classes", self._values(found["classes"]), len(images)
-        )
-        labels = self._labels_of(version, rows, classes, deadline)
-        return outputs.Predictions(rows, labels)
+        values = {
+            name: self._values(found[name])
+            for name in _OUTPUTS
+            if name in found
+        }
+        return outputs.predictions(values, len(images))
 
     @abc.abstractmethod
     def _send(
-        self,
-        signature: str,
-        inputs: Mapping[str, Sequence[bytes]],
-        version: int | None,
-        deadline: http_client.Deadline,
-    ) -> tuple[int, Mapping[str, Any]]:
-        """Sends one request; returns the version that ran, and its outputs."""
+        self, images: Sequence[bytes], deadline: http_client.Deadline
+    ) -> Mapping[str, Any]:
+        """Sends one request; returns the outputs of `serving_default`."""
 
     def _values(self, output: Any) -> Any:
         """Returns an output in the form that `outputs` checks.
@@ -184,71 +160,6 @@ class Server(abc.ABC):
             ValueError: If it is not an array.
         """
         return output
-
-    def _labels_of(
-        self,
-        version: int,
-        rows: np.ndarray,
-        classes: Sequence[str],
-        deadline: http_client.Deadline,
-    ) -> Sequence[str]:
-        """Returns the labels of the version that computed the rows.
-
-        Raises:
-            ValueError: If they contradict the classes of the response.
-        """
-        count = rows.shape[-1]
-        labels = self._labels.get(version)
-        if labels is None:
-            labels = self._all_labels(version, count, deadline)
-        if len(labels) != count:
-            raise ValueError(
-                f"probabilities must have {len(labels)} classes, as the "
-                f"labels of version {version}, received {count}"
-            )
-        if version in self._unnamed:
-            # Not exported by apps.export: only the best classes have a label,
-            # the others a number.
-            labels = list(labels)
-            for row, label in zip(rows, classes, strict=True):
-                labels[row.argmax()] = label
-        else:
-            outputs.check_best(rows, classes, labels)
-        if len(self._labels) >= _MAX_VERSIONS:
-            self._labels.clear()
-            self._unnamed &= {version}
-        self._labels[version] = labels
-        return labels
-
-    def _all_labels(
-        self, version: int, count: int, deadline: http_client.Deadline
-    ) -> list[str]:
-        inputs = {"inputs": [examples.example(_PIXEL)]}
-        try:
-            _, found = self._send("classify", inputs, version, deadline)
-        except errors.RejectedError:
-            found = {}
-        except errors.ServerError as error:
-            if error.code == "NOT_FOUND" and self._version is None:
-                raise self._error(
-                    "ABORTED", f"version {version} was unloaded"
-                ) from error
-            if error.code != "FAILED_PRECONDITION":
-                raise
-            found = {}
-        if "classes" not in found:
-            self._unnamed.add(version)
-            return [str(i) for i in range(count)]
-        classes = self._values(found["classes"])
-        if isinstance(classes, np.ndarray) and classes.ndim != 2:
-            raise ValueError(
-                f"labels must be [1, classes], received {classes.shape}"
-            )
-        if len(classes) != 1:
-            raise ValueError(
-                f"labels must be of 1 image, received {len(classes)}"
-            )
-        return outputs.texts("labels", classes[0], count)
 
     def _error(self, code: str, message: str) -> Exception:
         """Returns the exception for an error code and its message."""
@@ -271,7 +182,6 @@ class Server(abc.ABC):
         advice = {
             "NOT_FOUND": "the model or version does not exist",
             "FAILED_PRECONDITION": "apps.export did not write this model",
-            "ABORTED": f"failed {attempts} times",
             "DATA_LOSS": "the response is not valid",
             "UNAVAILABLE": f"failed {attempts} times",
             "DEADLINE_EXCEEDED": (

@@ -8,11 +8,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_resnet.data import limits
 from keras_resnet.data import views
-from keras_resnet.serving import examples
 from keras_resnet.serving import folding
 from keras_resnet.serving import formats
+from keras_resnet.serving import isolation
 
 Function = Callable[[Any], Any]
 
@@ -30,6 +29,9 @@ def write_saved_model(
     prepare: Function,
     labels: Sequence[str],
     max_pixels: int,
+    top: int,
+    exif: bool,
+    scaled_jpeg: bool,
 ) -> None:
     """Writes a SavedModel with the signatures of `serving.export`.
 
@@ -41,6 +43,9 @@ def write_saved_model(
         prepare: Function from uint8 views to the input of `folded`.
         labels: One line of text for each class.
         max_pixels: Encoded images with more pixels are rejected.
+        top: Number of labels in `labels`, at most the number of classes.
+        exif: Whether encoded images are turned as their EXIF data state.
+        scaled_jpeg: As in `isolation.decode`.
 
     Raises:
         folding.ModelError: If `folded` reads variables or tables.
@@ -56,8 +61,20 @@ def write_saved_model(
         module = tf.Module()
         # A module saves its attributes, and so the file of the labels.
         module.table = _label_table(os.path.join(scratch, "labels.txt"), labels)
+
+        @tf.function(autograph=False)
+        def decode(image_bytes):
+            return isolation.decode(
+                image_bytes, preprocessing, max_pixels, exif, scaled_jpeg
+            )
+
         functions = _functions(
-            network, module.table, len(labels), preprocessing, max_pixels
+            network,
+            decode,
+            module.table,
+            len(labels),
+            min(top, len(labels)),
+            images_spec(preprocessing),
         )
         # The graph holds the weights as constants: TensorFlow Serving's loader
         # would not find Keras' variables.
@@ -83,40 +100,46 @@ def write_saved_model(
 
 def _functions(
     network: Function,
+    decode: Function,
     table: tf.lookup.StaticHashTable,
     classes: int,
-    preprocessing: views.Preprocessing,
-    max_pixels: int,
+    top: int,
+    decoded: tf.TensorSpec,
 ) -> dict[Function, tf.TensorSpec]:
     """The functions of the signatures, named as the signatures."""
-    view = tf.TensorSpec(preprocessing.image_shape, tf.uint8)
-    decoded = images_spec(preprocessing)
 
     def features(images):
         return {"features": network(images)[0]}
 
-    def images(images):
+    def answers(images, status):
         _, probabilities = network(images)
-        best = table.lookup(tf.argmax(probabilities, axis=-1))
-        return {"probabilities": probabilities, "classes": best}
+        is_good = tf.equal(status, "")[:, None]
+        probabilities = tf.where(is_good, probabilities, 0.0)
+        scores, best = tf.math.top_k(probabilities, top)
+        # The table has no label -1.
+        best = tf.where(is_good, tf.cast(best, tf.int64), -1)
+        labels = table.lookup(best)
+        return {
+            "probabilities": probabilities,
+            "classes": labels[:, 0],
+            "labels": labels,
+            "scores": scores,
+            "status": status,
+        }
 
-    @tf.function(autograph=False)
-    def decode(image_bytes):
-        return limits.map_images(
-            preprocessing.decode, image_bytes, view, max_pixels
-        )
+    def images(images):
+        return answers(images, tf.fill([tf.shape(images)[0]], ""))
 
     def serving_default(image_bytes):
-        return images(decode(image_bytes))
+        return answers(*decode(image_bytes))
 
     def classify(inputs):
-        feature = tf.io.FixedLenFeature([], tf.string)
-        parsed = tf.io.parse_example(inputs, {examples.FEATURE: feature})
-        _, scores = network(decode(parsed[examples.FEATURE]))
+        found = answers(*decode(isolation.images_of_examples(inputs)))
         all_labels = table.lookup(tf.range(classes, dtype=tf.int64))
+        count = tf.shape(inputs)[0]
         return {
-            "classes": tf.tile(all_labels[None], [tf.shape(scores)[0], 1]),
-            "scores": scores,
+            "classes": tf.tile(all_labels[None], [count, 1]),
+            "scores": found["probabilities"],
         }
 
     return {

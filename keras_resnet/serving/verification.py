@@ -334,8 +334,15 @@ def _check_outputs(
     error = np.max(np.abs(found - request.expected))
     is_right = error <= allowed * np.max(np.abs(request.expected))
     if is_right and request.signature in ("serving_default", "images"):
-        best = [labels[i] for i in found.argmax(-1)]
-        is_right = [label.decode() for label in outputs["classes"]] == best
+        order = np.argsort(-found, axis=-1, kind="stable")
+        best = order[:, : outputs["labels"].shape[-1]]
+        is_right = (
+            [[label.decode() for label in row] for row in outputs["labels"]]
+            == [[labels[i] for i in row] for row in best]
+            and np.all(outputs["scores"] == np.take_along_axis(found, best, -1))
+            and np.all(outputs["classes"] == outputs["labels"][:, 0])
+            and not any(outputs["status"])
+        )
     if is_right and request.signature == "classify":
         is_right = all(
             [label.decode() for label in row] == labels

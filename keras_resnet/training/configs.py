@@ -7,9 +7,16 @@ from typing import Any
 
 import keras
 
+from keras_resnet import features
 from keras_resnet import networks
-from keras_resnet.training import recipes
+from keras_resnet.data import datasets
+from keras_resnet.data import views
+from keras_resnet.layers import normalization
+from keras_resnet.training import fields as fields_lib
 from keras_resnet.training.recipes import Recipe
+
+# The layer that fine-tuning replaces.
+CLASSIFIER = "predictions"
 
 # float64 is for proofs: a difference that stays in it is not due to rounding.
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
@@ -24,8 +31,8 @@ class Config:
         dataset: Name of a data set (`keras_resnet.data.datasets.load`).
         recipe: How the network is trained.
         model_arguments: Arguments that choose a variant of the network, such as
-            `{"shortcut": "C"}`. They are checked, and become a
-            `networks.Arguments`.
+            `{"shortcut": "C"}`. Those of the recipe are added. They are
+            checked, and become a `networks.Arguments`.
         dtype: One of `DTYPES`.
         seed: Seed of the weights, the batches and the augmentation.
         deterministic: Whether equal runs are equal to the bit.
@@ -35,9 +42,20 @@ class Config:
         backend: Backend of Keras: `"tensorflow"` or `"jax"`.
         experiment: Name of the row of the papers' tables that is trained
             (`papers.experiments`), or None.
+        exif: Whether the photos of a folder are turned as their EXIF
+            orientation says.
+        skip_unreadable: Whether a folder is used without the images that do
+            not decode.
+        weights: Name, file or work directory of the weights from which the
+            training starts, or None.
+        weights_sha256: Hash of these weights.
+        freeze: Layers that are not trained: `"none"`, `"all"` for all but the
+            classifier, or prefixes of names such as `"stem,stage1"`. Their
+            batch normalizations are in inference mode.
 
     >>> gate = {"shortcut": "exclusive_gating(gate_bias=-7)"}
-    >>> recipe = recipes.RECIPES["cifar10"]
+    >>> from keras_resnet.training.recipes import RECIPES
+    >>> recipe = RECIPES["cifar10"]
     >>> config = Config("resnet20", "cifar10", recipe, gate)
     >>> config.to_json()["model_arguments"]
     {'shortcut': {'name': 'exclusive_gating', 'gate_bias': -7.0}}
@@ -54,10 +72,17 @@ class Config:
     sync_batch_norm: bool = False
     backend: str = dataclasses.field(default_factory=keras.backend.backend)
     experiment: str | None = None
+    exif: bool = True
+    skip_unreadable: bool = False
+    weights: str | None = None
+    weights_sha256: str | None = None
+    freeze: str = "none"
 
     def __post_init__(self):
         network = networks.get_network(self.model)
-        arguments = network.arguments(self.model_arguments)
+        arguments = network.arguments(
+            {**self.recipe.model_arguments, **self.model_arguments}
+        )
         object.__setattr__(self, "model_arguments", arguments)
         if self.dtype not in DTYPES:
             raise ValueError(
@@ -92,7 +117,7 @@ class Config:
             TypeError: If a field is missing or unknown.
             ValueError: If a value is not allowed.
         """
-        recipes.check_fields(cls, fields)
+        fields_lib.check_fields(cls, fields)
         if fields["backend"] not in ("jax", "tensorflow"):
             raise ValueError(
                 "backend must be jax or tensorflow, received "
@@ -158,4 +183,72 @@ def build_model(
         for layer in model._flatten_layers():
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True
+    freeze(model, config.freeze)
     return model
+
+
+def freeze(model: keras.Model, layers: str) -> None:
+    """Freezes layers; their batch normalizations are in inference mode.
+
+    Args:
+        model: A network.
+        layers: As `Config.freeze`.
+
+    Raises:
+        ValueError: If a prefix matches no layer.
+
+    >>> import keras_resnet
+    >>> model = keras_resnet.ResNet20()
+    >>> freeze(model, "all")
+    >>> [weight.path for weight in model.trainable_weights]
+    ['predictions/kernel', 'predictions/bias']
+    """
+    if layers == "none":
+        return
+    if layers == "all":
+        features.freeze(model, but=(CLASSIFIER,))
+        return
+    prefixes = layers.split(",")
+    known = [layer.name for layer in model.layers]
+    for prefix in prefixes:
+        if not prefix or not any(name.startswith(prefix) for name in known):
+            raise ValueError(
+                "freeze must be all, none or names of layers such as "
+                f"stem,stage1; received {prefix!r}, the network has "
+                f"{', '.join(known)}"
+            )
+    for layer in model.layers:
+        if layer.name.startswith(tuple(prefixes)):
+            # Keras stops at a layer that has the value already.
+            for part in layer._flatten_layers():
+                part.trainable = False
+            normalization.freeze(layer)
+
+
+def is_probe(config: Config) -> bool:
+    """Returns whether only the classifier is trained, on unchanging features.
+
+    >>> is_probe(Config("resnet20", "digits", recipes.RECIPES["digits"]))
+    False
+    """
+    return config.freeze == "all" and config.recipe.augmentation == "none"
+
+
+def load_dataset(
+    config: Config, preprocessing: views.Preprocessing | None = None
+) -> datasets.DataSet:
+    """Returns the data set of a configuration.
+
+    Args:
+        config: The configuration.
+        preprocessing: That of start weights; None for the data set's own.
+    """
+    return datasets.load(
+        config.dataset,
+        config.data_dir,
+        image_size=None if preprocessing else config.recipe.image_size,
+        preprocessing=preprocessing,
+        test_crop_ratio=config.recipe.test_crop_ratio,
+        skip_unreadable=config.skip_unreadable,
+        exif=config.exif,
+    )

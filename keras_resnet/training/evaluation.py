@@ -78,13 +78,14 @@ class Evaluation:
         return text.getvalue()
 
 
-def any_size(model: keras.Model) -> keras.Model:
+def any_size(model: keras.Model, side: int | None = None) -> keras.Model:
     """Returns the network for images of any size, with the same weights.
 
     Args:
         model: A network that is convolutional up to its global pooling.
+        side: Height and width of the images; None for any.
     """
-    image = keras.Input((None, None, model.input_shape[-1]))
+    image = keras.Input((side, side, model.input_shape[-1]))
     return keras.models.clone_model(
         model, input_tensors=image, clone_function=lambda layer: layer
     )
@@ -147,6 +148,7 @@ class Evaluator:
         protocol: str = "single",
         counts_classes: bool = False,
         stop_requested: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], None] = lambda images: None,
     ) -> Evaluation | None:
         """Evaluates on the test images of a data set, each counted once.
 
@@ -160,6 +162,7 @@ class Evaluator:
             counts_classes: Whether the result has a confusion matrix.
             stop_requested: Function that returns whether this worker was asked
                 to stop.
+            progress: Receives the number of images of each batch.
 
         Returns:
             An `Evaluation`, or None if a worker was asked to stop.
@@ -195,6 +198,7 @@ class Evaluator:
             if stops:
                 return None
             total.add(sums, *(part.numpy() for part in parts[1:]))
+            progress(int(sums[3]))
         return total.evaluation()
 
     def _sums(self, batches, asked, classes):

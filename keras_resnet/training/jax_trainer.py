@@ -7,6 +7,7 @@ distribution. NumPy draws them, so the two backends train differently with the
 same seed.
 """
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -20,6 +21,7 @@ from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import evaluation
 from keras_resnet.training import optimizers
+from keras_resnet.training import recipes
 from keras_resnet.training import step
 
 
@@ -100,9 +102,21 @@ def check(config: configs.Config, dataset: datasets.DataSet) -> None:
             not has_window,
             "an augmentation that only pads and mirrors",
         ),
+        *(
+            (f"recipe.{name}", getattr(recipe, name), not is_set, f"{default}")
+            for name, is_set, default in _augmentation_fields(recipe)
+        ),
     ):
         if not is_allowed:
             raise UnsupportedError(name, received, allowed)
+
+
+def _augmentation_fields(recipe):
+    """Yields (name, whether it is set, default) of fields without JAX code."""
+    for field in dataclasses.fields(recipe):
+        if field.name in (*recipes.AUGMENTATION_FIELDS, "train_image_size"):
+            is_set = getattr(recipe, field.name) != field.default
+            yield field.name, is_set, repr(field.default)
 
 
 class JaxTrainer:
@@ -125,8 +139,9 @@ class JaxTrainer:
         self.model = configs.build_model(
             config, dataset.image_shape, dataset.classes
         )
-        self.optimizer = optimizers.of_recipe(recipe)
-        self.optimizer.build(self.model.trainable_variables)
+        self.optimizer = optimizers.of_recipe(
+            recipe, self.model.trainable_variables
+        )
         self.step = step.Step(
             config, self.model, self.optimizer, _differentiate
         )
@@ -160,6 +175,9 @@ class JaxTrainer:
     def read_sums(self) -> list[float]:
         """Returns the sums of `count_errors` since the last row."""
         return np.asarray(self.sums).tolist()
+
+    def last_gradient_norm(self) -> None:
+        """Returns None: a program of several steps does not return norms."""
 
     def clear_sums(self):
         """Sets the sums to zero, for the next row."""
@@ -277,6 +295,7 @@ class JaxTrainer:
         gradients, others, sums = self.step.gradients(
             trainable, others, images, labels
         )
+        gradients, _ = self.step.clipped(gradients)
         trainable, slots = self.optimizer.stateless_apply(
             slots, self.step.decayed(gradients, trainable), trainable
         )

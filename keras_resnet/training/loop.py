@@ -5,7 +5,7 @@ How a run starts, from `train_and_evaluate`:
 1. Check the configuration, the devices and the work directory.
 2. Load the data set and build the network.
 3. Lock the work directory and describe the run in it.
-4. Resume from the newest checkpoint, if there is one.
+4. Resume from the newest checkpoint, or start from trained weights.
 5. Restore the rows of `metrics.csv` from the checkpoint.
 6. Take the remaining steps.
 
@@ -28,11 +28,15 @@ import tqdm
 
 from keras_resnet import training
 from keras_resnet.data import datasets
+from keras_resnet.training import budgets
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import memory
 from keras_resnet.training import metrics
+from keras_resnet.training import profiles
+from keras_resnet.training import start_weights
 from keras_resnet.training import strategies
+from keras_resnet.training import summaries
 from keras_resnet.training import workdirs
 
 _CHUNK_SECONDS = 1.0  # time between two looks at signals and the clock
@@ -73,6 +77,8 @@ def train_and_evaluate(
     keep: int = 3,
     dataset: datasets.DataSet | None = None,
     checkpoint_seconds: float | None = None,
+    minutes: float | None = None,
+    profile_steps: tuple[int, int] | None = None,
 ) -> dict:
     """Trains a network and evaluates it, or resumes an earlier call.
 
@@ -92,10 +98,16 @@ def train_and_evaluate(
         dataset: The data set of the configuration, if it is already loaded.
         checkpoint_seconds: Time between two checkpoints; None for 50 times the
             duration of a save, at least 10 and at most 1,800 seconds.
+        minutes: Time of a new run: the recipe gets as many steps as fit. None
+            for the steps of the recipe.
+        profile_steps: `(first, last)`: TensorFlow's profiler observes the
+            steps after the first up to the last.
 
     Returns:
         The last row of `metrics.csv` as a dict, with the number of test images
-        (`test_images`) and the training speed (`images_per_second`).
+        (`test_images`), the training speed (`images_per_second`), the best row
+        (`best_step`, `best_test_top1_error`), the time of this call
+        (`seconds`) and the `device`.
 
     Raises:
         workdirs.WorkdirError: If the directory belongs to another
@@ -105,6 +117,8 @@ def train_and_evaluate(
         ImportError: If Keras does not run on the configuration's backend.
         ValueError: If the devices cannot share a batch equally, or the backend
             does not support the configuration.
+        budgets.BudgetError: If no step fits into `minutes`, or several workers
+            train.
         memory.DoesNotFitError: If a step cannot fit in memory.
         TrainingDivergedError: If the loss becomes NaN or infinite.
         strategies.WorkerLostError: If another worker stopped.
@@ -112,17 +126,30 @@ def train_and_evaluate(
         Interrupted: If SIGTERM or SIGINT arrived; everything is saved.
     """
     training.require_backend(__name__, config.backend)
+    start = time.monotonic()
     workdir = workdirs.local(workdir)
     strategy = strategy or tf.distribute.get_strategy()
+    profiler = profiles.Profiler(workdir / "events", profile_steps)
     if not strategies.is_chief(strategy):
         report = _ignore
     with (
         _Signals(can_raise=not strategies.has_workers(strategy)) as signals,
         contextlib.ExitStack() as stack,
     ):
+        if minutes is not None:
+            if dataset is None:
+                dataset = start_weights.load_dataset(config, workdir)
+            config = _fitted(
+                config, workdir, strategy, dataset, minutes, eval_every
+            )
+            report(
+                f"{config.recipe.steps:,} steps, as many as fit into the time"
+            )
         loop = _start(
             config, workdir, strategy, dataset, signals, stack, report
         )
+        loop.profiler = profiler
+        stack.callback(profiler.close)
         first_step = loop.trainer.completed_steps
         if loop.is_chief:
             _report_pause(loop.trainer, checkpoint_seconds, report)
@@ -132,7 +159,7 @@ def train_and_evaluate(
             workdirs.prepare(config, loop.dataset, workdir)
     if first_step == config.recipe.steps:
         report(f"{workdir} has all its {config.recipe.steps} steps already")
-    return loop.result()
+    return {**loop.result(), "seconds": time.monotonic() - start}
 
 
 # --- How a run starts ---------------------------------------------------------
@@ -150,11 +177,7 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
 
     # 2. Load the data set and build the network.
     if dataset is None:
-        dataset = datasets.load(
-            config.dataset,
-            config.data_dir,
-            image_size=config.recipe.image_size,
-        )
+        dataset = start_weights.load_dataset(config, workdir)
     trainer = _build(config, dataset, strategy)
 
     # 3. Lock the work directory and describe the run in it.
@@ -164,8 +187,9 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
         workdirs.check(config, workdir)  # another process had the lock
         workdirs.prepare(config, dataset, workdir)
 
-    # 4. Resume from the newest checkpoint.
-    _resume(trainer, workdir, is_chief, report)
+    # 4. Resume from the newest checkpoint, or start from weights.
+    if not _resume(trainer, workdir, is_chief, report) and config.weights:
+        start_weights.start(trainer, dataset.labels, report)
     signals.note_saved(trainer.completed_steps)
 
     # 5. Restore the rows of metrics.csv from the checkpoint.
@@ -173,8 +197,29 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
     stack.callback(rows.close)
     if is_chief:
         _report_lost_work(trainer, rows, workdir, report)
+        if trainer.completed_steps == 0 and config.backend == "tensorflow":
+            rows.show_images(summaries.first_images(config, dataset))
 
     return _Loop(trainer, dataset, lock, rows, signals, report)
+
+
+def _fitted(config, workdir, strategy, dataset, minutes, eval_every):
+    """Returns the configuration with the length that fits into the time."""
+    if strategies.has_workers(strategy):
+        raise budgets.BudgetError(
+            "minutes must be used in one process, received several workers: "
+            "measure the speed, and set the steps of the recipe"
+        )
+    if not (workdir / "config.json").exists():
+        _check(config, workdir, strategy)
+    return budgets.with_length(
+        config,
+        workdir,
+        minutes,
+        lambda: _build(config, dataset, strategy),
+        dataset.test_size,
+        eval_every,
+    )
 
 
 def _check(config, workdir, strategy):
@@ -200,13 +245,13 @@ def _build(config, dataset, strategy):
                 config, dataset, strategy
             )
     memory.check_training(
-        config, trainer.model, strategies.worker_count(strategy)
+        config, trainer.step.network, strategies.worker_count(strategy)
     )
     return trainer
 
 
 def _resume(trainer, workdir, is_chief, report):
-    """Reads the newest checkpoint, and removes the later ones."""
+    """Reads the newest checkpoint, if any, and removes the later ones."""
     last, best = (workdir / workdirs.CHECKPOINTS[n] for n in ("last", "best"))
     found = trainer.restore(last, report)
     step, steps = trainer.completed_steps, trainer.config.recipe.steps
@@ -218,12 +263,13 @@ def _resume(trainer, workdir, is_chief, report):
     if found is not None:
         report(f"resuming at step {step} of {steps}")
     if not is_chief:
-        return
+        return found is not None
     checkpoints.set_aside(last, after=step)
     checkpoints.drop(best, after=step)
     for directory in (last, best):
         checkpoints.clean(directory)
     checkpoints.prune(best, keep=1)
+    return found is not None
 
 
 def _report_lost_work(trainer, rows, workdir, report):
@@ -288,6 +334,7 @@ class _Loop:
         self.saved_at = time.monotonic()
         self.pause = _MIN_PAUSE  # seconds between two saves
         self.speed = None  # in images a second
+        self.profiler = profiles.Profiler("", None)
 
     def run(self, log_every, eval_every, checkpoint_seconds, keep):
         """Takes the remaining steps; the arguments of `train_and_evaluate`."""
@@ -313,7 +360,9 @@ class _Loop:
                     return
 
                 # Take the steps that fit in a second, in one program.
+                self.profiler.reach(step)
                 until = min(
+                    self.profiler.next(step),
                     (step // log_every + 1) * log_every,
                     (step // eval_every + 1) * eval_every,
                     recipe.steps,
@@ -332,6 +381,7 @@ class _Loop:
                     self.speed = (step - first - 1) * recipe.batch_size / busy
                     seconds = (time.monotonic() - start) / (step - before)
                 bar.update(step - before)
+                self.show_progress(step, bar)
                 if is_stopped and step < recipe.steps:
                     self.stop(step)
 
@@ -369,7 +419,10 @@ class _Loop:
                 # The previous best one stays until the next checkpoint: a run
                 # that is killed before then resumes without this step.
                 self.write("best", step, keep=None)
-        self.rows.add(row)
+        # TensorBoard has more than metrics.csv, which is the same each time.
+        seen = {"gradient_norm": self.trainer.last_gradient_norm()}
+        seen["images_per_second"] = self.speed
+        self.rows.add(row, {k: v for k, v in seen.items() if v is not None})
         self.trainer.clear_sums()
         self.is_saved = False
         return row
@@ -384,12 +437,23 @@ class _Loop:
             leave=False,
         )
 
+    def show_progress(self, step, bar):
+        """Shows loss, error and epoch on the bar of a terminal."""
+        if self.is_terminal and self.trainer.images_since_row:
+            row = _train_row(self.trainer, step)
+            epochs = _epochs(step, self.recipe, self.dataset)
+            bar.set_postfix_str(
+                f"{epochs}, loss {row['train_loss']:.3f}, error "
+                f"{row['train_top1_error']:.1f}%, "
+                f"{self.speed or 0:,.0f} images/s"
+            )
+
     def show_row(self, row, bar):
         """Reports a row; a terminal has a bar for rows without a test."""
-        bar.set_postfix_str(f"{self.speed or 0:,.0f} images/s")
         if not self.is_terminal or "test_loss" in row:
             with tqdm.tqdm.external_write_mode(file=sys.stderr):
-                self.report(_line(row, self.recipe, self.speed))
+                epochs = _epochs(row["step"], self.recipe, self.dataset)
+                self.report(_line(row, self.recipe, self.speed, epochs))
 
     # --- Checkpoints ---
 
@@ -449,9 +513,13 @@ class _Loop:
             for name, value in self.rows.rows[-1].items()
             if value
         }
+        best_step, best_error = self.rows.best()
         return {
             **numbers,
             "step": int(numbers["step"]),
+            "best_step": best_step,
+            "best_test_top1_error": best_error,
+            "device": summaries.device(),
             "test_images": self.dataset.test_size,
             "images_per_second": self.speed,
         }
@@ -481,10 +549,17 @@ def _train_row(trainer, step):
     }
 
 
-def _line(row, recipe, speed):
+def _epochs(step, recipe, dataset):
+    """Returns the number of epochs so far, and of the run."""
+    each = recipe.batch_size / dataset.train_size
+    return f"epoch {step * each:.1f} of {recipe.steps * each:.1f}"
+
+
+def _line(row, recipe, speed, epochs):
     """Returns the progress line of a row."""
     words = [
         f"step {row['step']:,} of {recipe.steps:,}",
+        epochs,
         f"loss {row['train_loss']:.3f}",
         f"error {row['train_top1_error']:.2f}%",
     ]

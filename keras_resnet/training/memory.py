@@ -25,11 +25,13 @@ class DoesNotFitError(ValueError):
     Attributes:
         field: The field of the recipe that has to change: `"batch_size"`, or
             `"image_size"` if not even one image fits.
+        fitting: The largest batch that may fit; 0 if not even one image fits.
     """
 
-    def __init__(self, field: str, message: str):
+    def __init__(self, field: str, message: str, fitting: int = 0):
         super().__init__(message)
         self.field = field
+        self.fitting = fitting
 
 
 def available_bytes() -> int | None:
@@ -124,7 +126,7 @@ def check_training(
     recipe = config.recipe
     batch_size = recipe.batch_size // workers
     image = _image_bytes(model)
-    kept = _kept_bytes(model, bool(config.model_arguments.get("remat")))
+    kept = _kept_bytes(config, model)
     gradients = sum(4 * math.prod(v.shape) for v in model.trainable_variables)
     each = image + kept / recipe.micro_batches
     needed = gradients + batch_size * each
@@ -146,7 +148,35 @@ def check_training(
     advice = f"pass --batch_size={fitting} or less"
     if gradients + batch_size * image + kept <= available:
         advice += ", or more parts by --set=recipe.micro_batches=PARTS"
-    raise DoesNotFitError("batch_size", f"{words}: {advice}")
+    raise DoesNotFitError("batch_size", f"{words}: {advice}", fitting)
+
+
+def planned_batch(
+    config: configs.Config, model: keras.Model, available: int | None = None
+) -> int:
+    """Returns the batch of the recipe, or a smaller one that should fit.
+
+    `check_training` rejects only a batch that cannot fit. A planned batch needs
+    all activations, the gradients and the momentum, with a fifth to spare.
+
+    Args:
+        config: The configuration of the run.
+        model: The network of the configuration.
+        available: Available memory in bytes; None to measure it now.
+
+    Returns:
+        The recipe's batch, or its largest half, quarter, ... that fits.
+    """
+    batch_size = config.recipe.batch_size
+    available = available_bytes() if available is None else available
+    if available is None:
+        return batch_size
+    kept = 2 * _kept_bytes(config, model)
+    each = _image_bytes(model) + kept / config.recipe.micro_batches
+    gradients = sum(8 * math.prod(v.shape) for v in model.trainable_variables)
+    while batch_size > 1 and 1.2 * (gradients + batch_size * each) > available:
+        batch_size //= 2
+    return batch_size
 
 
 def check_evaluation(
@@ -190,10 +220,14 @@ def _image_bytes(model):
     return 4 * math.prod(model.input_shape[1:])
 
 
-def _kept_bytes(model, is_recomputed):
+def _kept_bytes(config, model):
     """Returns the least bytes of activations of one image in training."""
     rows = _rows(model)
-    if is_recomputed:  # only the outputs of the units are kept
+    if config.freeze != "none":  # the frozen layers keep none
+        return max((row["activation_bytes"] for row in rows), default=0)
+    if config.model_arguments.get(
+        "remat"
+    ):  # only the outputs of the units are kept
         rows = [row for row in rows if row["kind"] == "addition"]
         return sum(row["activation_bytes"] for row in rows)
     # In TensorFlow 2.21 a step took 0.9 to 1.2 times all activations.

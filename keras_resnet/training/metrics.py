@@ -147,8 +147,21 @@ class MetricsFile:
         row = min(tested, key=lambda row: float(row["test_top1_error"]))
         return int(row["step"]), float(row["test_top1_error"])
 
-    def add(self, row):
-        """Appends a row: numbers by column."""
+    def show_images(self, images):
+        """Adds images to the events: float `[count, height, width, c]`."""
+        if self.events is None or images is None:
+            return
+        with self.events.as_default(step=0):
+            tf.summary.image("first_batch", images, max_outputs=len(images))
+        self.events.flush()
+
+    def add(self, row, events=None):
+        """Appends a row: numbers by column.
+
+        Args:
+            row: The numbers of the row.
+            events: Further numbers by name, for TensorBoard only.
+        """
         text = {
             name: value if name == "step" else f"{value:.8g}"
             for name, value in row.items()
@@ -164,6 +177,6 @@ class MetricsFile:
         except FileNotFoundError:  # removed while the run used it
             atomic.write(self.path, self.text())
         with self.events.as_default(step=row["step"]):
-            for name, value in row.items():
+            for name, value in {**row, **(events or {})}.items():
                 tf.summary.scalar(name, value)
         self.events.flush()

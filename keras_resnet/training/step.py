@@ -13,12 +13,14 @@ differentiates them, exchanges sums between devices and stores the results: see
 
 from collections.abc import Callable
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_resnet import baselines
 from keras_resnet.training.configs import Config
+from keras_resnet.training.recipe_rules import DECOUPLED
 from keras_resnet.training.recipes import Recipe
 
 
@@ -34,6 +36,8 @@ class Step:
         after: `after(tensor, others)` returns `tensor`, which is computed
             after `others`. None if the backend computes in the order of the
             program.
+        network: The network for the size of the training images, with the
+            layers of `model`; None if the size is that of the test images.
     """
 
     # Keras' optimizers have three related features:
@@ -51,16 +55,19 @@ class Step:
         optimizer: keras.optimizers.Optimizer,
         differentiate: Callable,
         after: Callable | None = None,
+        network: keras.Model | None = None,
     ):
         self.recipe = config.recipe
         self.is_synchronized = config.sync_batch_norm
         self.model = model
+        self.network = network or model
         self.optimizer = optimizer
         self.differentiate = differentiate
         self.after = after or (lambda tensor, others: tensor)
         self.states = model.non_trainable_variables
         self.are_decayed = [
-            self.recipe.decay_norms or variable.name.endswith("kernel")
+            self.recipe.optimizer not in DECOUPLED
+            and self.recipe.decays(variable)
             for variable in model.trainable_variables
         ]
 
@@ -75,7 +82,8 @@ class Step:
             states: Values of `model.non_trainable_variables`: the moving
                 statistics, and the seeds of random layers.
             images: float32 `[n, height, width, channels]`.
-            labels: int32 `[n]`.
+            labels: int32 `[n]`, or the labels of mixed images as
+                `data.augmentation.mix` returns them.
 
         Returns:
             The gradients, the new states, and the sums of `count_errors`.
@@ -91,20 +99,21 @@ class Step:
                 *zip(self.states, states, strict=True),
             ]
             with keras.StatelessScope(mapping) as scope:
-                logits = self.model(images, training=True)
+                logits = self.network(images, training=True)
             losses = network_losses(self.recipe, self.model, labels, logits)
             loss = ops.sum(losses) / float(self.recipe.batch_size)
             after = [scope.get_current_value(v) for v in self.states]
             return self.optimizer.scale_loss(loss), (logits, after)
 
         gradients, (logits, after) = self.differentiate(loss_of, trainable)
+        labels = main_labels(labels)
         counted = ops.ones_like(labels, dtype="float32")
         return gradients, after, count_errors(logits, labels, counted)
 
     def _accumulated(self, trainable, states, images, labels):
         """Adds up the gradients of the micro-batches, one after the other."""
         count = self.recipe.micro_batches
-        images, labels = self._parts(images), self._parts(labels)
+        images, labels = keras.tree.map_structure(self._parts, (images, labels))
         are_seeds = [is_seed(v) for v in self.states]
 
         def body(i, gradients, totals, sums):
@@ -117,7 +126,10 @@ class Step:
             ]
             part = self.after(images[i], gradients)
             more, after, counted = self._gradients(
-                trainable, before, part, labels[i]
+                trainable,
+                before,
+                part,
+                keras.tree.map_structure(lambda each: each[i], labels),
             )
             totals = [
                 new if is_one else total + new / count
@@ -158,6 +170,25 @@ class Step:
             return ops.stack([tensor[i::count] for i in range(count)])
         return ops.reshape(tensor, [count, -1, *tensor.shape[1:]])
 
+    def clipped(self, gradients: Sequence) -> tuple[list, Any]:
+        """Returns the gradients, clipped, and their norm before.
+
+        `g min(1, clip_norm / |g|)`, where |g| is the norm of all gradients
+        together, without the decay (Pascanu et al. 2013).
+
+        Args:
+            gradients: Those of all shares together.
+        """
+        squares = sum(
+            ops.sum(ops.square(ops.cast(g, _at_least_32(g)))) for g in gradients
+        )
+        norm = ops.sqrt(squares)
+        if self.recipe.clip_norm is not None:
+            most = self.optimizer.scale_loss(self.recipe.clip_norm)
+            factor = most / ops.maximum(norm, most)
+            gradients = [g * ops.cast(factor, g.dtype) for g in gradients]
+        return list(gradients), norm / self.optimizer.scale_loss(1.0)
+
     def decayed(self, gradients: Sequence, trainable: Sequence) -> list:
         """Returns `g + weight_decay * w` for each decayed parameter.
 
@@ -165,11 +196,23 @@ class Step:
         part of the reported loss.
         """
         scale = self.optimizer.scale_loss(self.recipe.weight_decay)
-        return [
+        decayed = [
             gradient + scale * value if is_decayed else gradient
             for gradient, value, is_decayed in zip(
                 gradients, trainable, self.are_decayed, strict=True
             )
+        ]
+        if self.recipe.head_learning_rate is None:
+            return decayed
+        # With momentum, a gradient times k is a rate times k.
+        k = self.recipe.head_learning_rate / self.recipe.learning_rate
+        are_head = [
+            "predictions" in variable.path.split("/")
+            for variable in self.model.trainable_variables
+        ]
+        return [
+            gradient * k if is_head else gradient
+            for gradient, is_head in zip(decayed, are_head, strict=True)
         ]
 
     def average(self, average, value, step):
@@ -195,46 +238,88 @@ def is_seed(variable: keras.Variable) -> bool:
     return not variable.dtype.startswith("float")
 
 
+def main_labels(labels):
+    """Returns the label with the larger share of each image, int32 `[n]`."""
+    if not isinstance(labels, tuple):
+        return labels
+    first, second, shares = labels
+    return ops.where(shares >= 0.5, first, second)
+
+
 def network_losses(recipe: Recipe, model: keras.Model, labels, logits):
     """Returns the loss of each image: of the network and of its companions.
 
-    `loss = -sum_c q_c log softmax(logits)_c`. q is 1 for the label. With label
-    smoothing e over C classes, it is `1 - e + e / C` for the label and `e / C`
-    for the others (Szegedy et al. 2016, Sec. 7). The L2 penalty is not
-    included.
+    `loss = -sum_c q_c log softmax(logits)_c`, or the mean over the classes c of
+    `-q_c log p_c - (1 - q_c) log (1 - p_c)` with `p = sigmoid(logits)`. The
+    targets q are those of `targets`. The L2 penalty is not included.
 
     Args:
-        recipe: The recipe, with its `label_smoothing`.
+        recipe: The recipe, with its `loss`.
         model: The network. It was called just before, in the same trace.
-        labels: int32 `[batch]`.
+        labels: int32 `[batch]`, or those of mixed images.
         logits: `[batch, classes]`.
 
     Returns:
         A tensor of shape `[batch]`, in float32 at least.
     """
-    losses = _cross_entropies(recipe, labels, logits)
+    losses = _losses(recipe, labels, logits)
     for weight, companion in baselines.companion_logits(model):
-        losses += weight * _cross_entropies(recipe, labels, companion)
+        losses += weight * _losses(recipe, labels, companion)
     return losses
 
 
-def _cross_entropies(recipe, labels, logits):
-    # In float32 at least: a softmax in half precision loses its tail.
-    if keras.backend.standardize_dtype(logits.dtype) != "float64":
-        logits = ops.cast(logits, "float32")
+def targets(recipe: Recipe, labels, classes: int, dtype: str = "float32"):
+    """Returns the target of each class, `[batch, classes]`.
+
+    The target is 1 for the label and 0 for the others; in a mixed image, it
+    is the share of each label, or 1 for a share above `target_threshold`. With
+    label smoothing e over C classes, q becomes `(1 - e) q + e / C` (Szegedy et
+    al. 2016, Sec. 7).
+
+    Args:
+        recipe: The recipe.
+        labels: int32 `[batch]`, or those of mixed images.
+        classes: Number of classes.
+        dtype: Of the result.
+
+    >>> from keras_resnet.training.recipes import RECIPES
+    >>> targets(RECIPES["imagenet_modern"], ops.array([1]), 2).numpy()
+    array([[0.05, 0.95]], dtype=float32)
+    """
+    if isinstance(labels, tuple):
+        first, second, shares = labels
+        shares = ops.cast(shares, dtype)[:, None]
+        q = shares * ops.one_hot(first, classes, dtype=dtype)
+        q += (1.0 - shares) * ops.one_hot(second, classes, dtype=dtype)
+    else:
+        q = ops.one_hot(labels, classes, dtype=dtype)
+    if recipe.target_threshold is not None:
+        q = ops.cast(q > recipe.target_threshold, dtype)
     smoothing = recipe.label_smoothing
-    if not smoothing:
+    return (1.0 - smoothing) * q + smoothing / classes
+
+
+def _losses(recipe, labels, logits):
+    # In float32 at least: a softmax in half precision loses its tail.
+    dtype = _at_least_32(logits)
+    logits = ops.cast(logits, dtype)
+    is_binary = recipe.loss == "binary_cross_entropy"
+    is_plain = not isinstance(labels, tuple) and not recipe.label_smoothing
+    if is_plain and not is_binary:
         return ops.sparse_categorical_crossentropy(
             labels, logits, from_logits=True
         )
-    classes = logits.shape[-1]
-    targets = ops.where(
-        ops.one_hot(labels, classes, dtype="bool"),
-        1.0 - smoothing + smoothing / classes,
-        smoothing / classes,
-    )
-    targets = ops.cast(targets, logits.dtype)
-    return ops.categorical_crossentropy(targets, logits, from_logits=True)
+    q = targets(recipe, labels, logits.shape[-1], dtype)
+    if is_binary:
+        return ops.mean(ops.softplus(logits) - q * logits, axis=-1)
+    # TensorFlow's kernel is wrong for targets that do not add up to 1.
+    return -ops.sum(q * ops.log_softmax(logits, axis=-1), axis=-1)
+
+
+def _at_least_32(tensor):
+    """Returns the dtype of a sum: float64 for float64, else float32."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return dtype if dtype == "float64" else "float32"
 
 
 def count_errors(logits, labels, counted):

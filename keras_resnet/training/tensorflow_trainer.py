@@ -12,6 +12,7 @@ from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import evaluation
 from keras_resnet.training import optimizers
+from keras_resnet.training import probes
 from keras_resnet.training import step
 from keras_resnet.training import strategies
 from keras_resnet.training import workdirs
@@ -38,13 +39,20 @@ class TensorFlowTrainer:
             self.model = configs.build_model(
                 config, dataset.image_shape, dataset.classes
             )
+            self.trained = self.model
+            if probes.is_cached(config, self.model, dataset):
+                features, self.trained = probes.parts(self.model)
+                self.dataset = probes.FeatureSet(dataset, features)
             self.rates = recipe.learning_rates()
-            self.optimizer = optimizers.of_recipe(recipe, adds_replicas=False)
+            variables = self.model.trainable_variables
+            self.optimizer = optimizers.of_recipe(
+                recipe, variables, adds_replicas=False
+            )
             if config.dtype == "mixed_float16":
                 self.optimizer = keras.optimizers.LossScaleOptimizer(
                     self.optimizer
                 )
-            self.optimizer.build(self.model.trainable_variables)
+                self.optimizer.build(variables)
             self.completed = tf.Variable(0, dtype="int64")
             self.sums = tf.Variable(tf.zeros([4]))
             self.averages = optimizers.averages(recipe, self.model)
@@ -52,7 +60,7 @@ class TensorFlowTrainer:
         with tf.device("CPU:0"):  # an accelerator cannot hold text
             self.text = tf.Variable("", dtype="string")
         # The moving statistics, and the seeds of random layers.
-        self.states = self.model.non_trainable_variables
+        self.states = self.trained.non_trainable_variables
         self.checkpoint = tf.train.Checkpoint(
             model=self.model,
             optimizer=self.optimizer,
@@ -63,8 +71,14 @@ class TensorFlowTrainer:
             averages=self.averages,
             untracked=[v.value for v in checkpoints.untracked(self.model)],
         )
+        self.gradient_norm = tf.Variable(0.0, trainable=False)
         self.step = step.Step(
-            config, self.model, self.optimizer, _differentiate, _after
+            config,
+            self.trained,
+            self.optimizer,
+            _differentiate,
+            _after,
+            _training_network(self.trained, recipe),
         )
         self.evaluator = evaluation.Evaluator(self.predict, strategy)
         self.advance = tf.function(self._advance)
@@ -80,6 +94,10 @@ class TensorFlowTrainer:
     def read_sums(self) -> list[float]:
         """Returns the sums of `count_errors` since the last row."""
         return self.sums.numpy().tolist()
+
+    def last_gradient_norm(self) -> float:
+        """Returns the norm of the gradient of the last step, not clipped."""
+        return float(self.gradient_norm.numpy())
 
     def clear_sums(self):
         """Sets the sums to zero, for the next row."""
@@ -190,7 +208,7 @@ class TensorFlowTrainer:
                 recipe.batch_size,
                 seed=self.config.seed,
                 first_step=first_step,
-                augmentation=recipe.augmentation,
+                augmentation=recipe.train_augmentation(),
                 shard=shard,
             ),
         )
@@ -238,7 +256,8 @@ class TensorFlowTrainer:
                     variable.value, _assign, (state,), group=False
                 )
             totals = self.strategy.experimental_local_results(totals)[0]
-            sums, messages = sums + totals[:4], totals[4:]
+            sums, messages = sums + totals[:4], totals[4:6]
+            self.gradient_norm.assign(totals[6])
             done += 1
             self.move_averages(
                 tf.cast(self.completed + tf.cast(done, "int64"), "float32")
@@ -266,19 +285,20 @@ class TensorFlowTrainer:
         The parameters are their moving averages if the recipe has them.
         """
         if not self.averages:
-            return self.model(images, training=False)
+            return self.trained(images, training=False)
         mapping = zip(
             self.model.trainable_variables, self.averages, strict=True
         )
         with keras.StatelessScope(mapping):
-            return self.model(images, training=False)
+            return self.trained(images, training=False)
 
     def train_step(self, images, labels, message):
         """Takes one step on one device.
 
         Returns:
             The new values of the states, and the sums of `count_errors` with
-            those of `message`. Both are the same on all devices.
+            those of `message` and the norm of the gradient. Both are the same
+            on all devices.
         """
         context = tf.distribute.get_replica_context()
         replicas = self.strategy.num_replicas_in_sync
@@ -308,8 +328,9 @@ class TensorFlowTrainer:
         }
         if replicas > 1:  # one exchange for everything there is to add
             total = context.all_reduce("SUM", total)
+        gradients, norm = self.step.clipped(total["gradients"])
         self.optimizer.apply(
-            self.step.decayed(total["gradients"], trainable),
+            self.step.decayed(gradients, trainable),
             self.model.trainable_variables,
         )
         statistics = iter(total["statistics"])
@@ -317,7 +338,16 @@ class TensorFlowTrainer:
             value - shift if is_one else next(statistics)
             for value, is_one in zip(values, are_seeds, strict=True)
         ]
-        return states, tf.cast(total["sums"], "float32")
+        sums = tf.cast(total["sums"], "float32")
+        return states, tf.concat([sums, [tf.cast(norm, "float32")]], 0)
+
+
+def _training_network(model, recipe):
+    """Returns the network for the size of the training images, if another."""
+    size = recipe.train_image_size
+    if size in (None, model.input_shape[1]):
+        return None
+    return evaluation.any_size(model, size)
 
 
 def _differentiate(function, tensors):

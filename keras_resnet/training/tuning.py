@@ -30,6 +30,7 @@ from keras_resnet import specs
 from keras_resnet.data import datasets
 from keras_resnet.training import configs
 from keras_resnet.training import loop
+from keras_resnet.training import recipe_rules
 from keras_resnet.training import recipes
 from keras_resnet.training import tuner_processes
 from keras_resnet.training import workdirs
@@ -52,7 +53,7 @@ class Space:
         unit: Orders of the unit.
         shortcut: Shortcuts h(x), as `keras_resnet.resnet` accepts them.
         width: Factors of the numbers of filters (`Spec.widened`).
-        optimizer: Names in `recipes.OPTIMIZERS`.
+        optimizer: Names in `recipe_rules.OPTIMIZERS`.
         learning_rate: Lowest and highest rate. The logarithm is drawn
             uniformly.
         weight_decay: Lowest and highest decay, drawn in the same way.
@@ -66,7 +67,7 @@ class Space:
     unit: tuple[str, ...] = ("original", "pre_activation")
     shortcut: tuple[str, ...] = ("A", "B", "C")
     width: tuple[float, ...] = (0.5, 1.0, 2.0)
-    optimizer: tuple[str, ...] = recipes.OPTIMIZERS
+    optimizer: tuple[str, ...] = recipe_rules.OPTIMIZERS
     learning_rate: tuple[float, ...] = (0.001, 0.3)
     weight_decay: tuple[float, ...] = (1e-5, 1e-3)
     augmentation: tuple[str, ...] = ("none", "pad_crop", "pad_crop_flip")
@@ -233,12 +234,7 @@ class Search:
 
     def load(self) -> datasets.DataSet:
         """Returns the data set of the trials; its test images validate."""
-        config = self.config
-        return datasets.load(
-            config.dataset,
-            config.data_dir,
-            image_size=config.recipe.image_size,
-        ).with_validation()
+        return configs.load_dataset(self.config).with_validation()
 
     def oracle(self) -> keras_tuner.Oracle:
         """Returns keras-tuner's algorithm, which chooses the next trial."""
@@ -367,6 +363,7 @@ def train_flags(
         "dataset": config.dataset,
         "data_dir": config.data_dir,
         "recipe": recipe.name,
+        "weights": config.weights,
     }
     if config.recipe.steps != recipe.steps:
         flags["steps"] = config.recipe.steps
@@ -377,13 +374,16 @@ def train_flags(
         for name, value in networks.texts(config.model_arguments).items()
     ]
     for field in dataclasses.fields(recipe):
+        if field.name in ("name", "source"):
+            continue  # of a recipe that was planned for the size of the data
         value = getattr(config.recipe, field.name)
         if value != getattr(recipe, field.name):
             text = (
                 json.dumps(value) if isinstance(value, tuple | dict) else value
             )
             words.append(f"--set=recipe.{field.name}={text}")
-    for name in ("dtype", "seed", "deterministic"):
+    names = ("dtype", "seed", "deterministic", "exif", "skip_unreadable")
+    for name in (*names, "freeze"):
         value = getattr(config, name)
         if value != configs.Config.__dataclass_fields__[name].default:
             words.append(f"--{name}={str(value).lower()}")

@@ -189,13 +189,24 @@ def prepare(config, dataset, workdir):
         "images": dataset.record,
     }
     path = workdir / "dataset.json"
-    if path.exists():
+    if path.exists() and has_steps(workdir):
         _check_same_data(path, about)
     with _writing(workdir):
         for remains in checkpoints.remains(workdir):
             remains.unlink(missing_ok=True)
         _write_json(workdir / "config.json", config.to_json())
         _write_json(path, about)
+
+
+def has_steps(workdir: Path) -> bool:
+    """Returns whether a run has saved a step.
+
+    A run that failed before its first checkpoint does not block its directory.
+    """
+    return any(
+        bool(checkpoints.steps(workdir / folder))
+        for folder in CHECKPOINTS.values()
+    )
 
 
 def is_described(workdir: Path) -> bool:
@@ -230,7 +241,7 @@ def check(config, workdir):
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name != "data_dir"
     ]
-    if differing:
+    if differing and has_steps(workdir):
         raise WorkdirError(
             f"{workdir} belongs to another configuration: "
             f"{'; '.join(differing)}. Choose another directory or the old "

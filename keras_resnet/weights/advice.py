@@ -19,6 +19,7 @@ class _Layout(NamedTuple):
     bottleneck: bool
     stem: str
     unit: str
+    width: int = 1
 
 
 def advice(arrays: Arrays) -> str:
@@ -47,6 +48,7 @@ def advice(arrays: Arrays) -> str:
     arguments = []
     if name:
         builder = name.replace("resnet", "ResNet").replace("v2", "V2")
+        builder = builder.replace("wide", "Wide")
     else:
         fields = ", ".join(
             f"{field}={value!r}" for field, value in layout._asdict().items()
@@ -92,6 +94,9 @@ def _layout(arrays: Arrays) -> _Layout | None:
         if (match := re.match(r"stage(\d+)_unit(\d+)/", path))
     }
     filters = tuple(conv1[s, 1][-1] for s in stages)
+    conv3: Any = arrays.get("stage1_unit1/conv3/kernel")
+    width = 1 if conv3 is None else max(4 * filters[0] // conv3.shape[-1], 1)
+    filters = tuple(count // width for count in filters)
     # A pre-activation unit normalizes its input, with the input's channels.
     activates_first = any(
         arrays[f"stage{s}_unit1/norm1/gamma"].shape[0] != filters[s - 1]
@@ -101,9 +106,10 @@ def _layout(arrays: Arrays) -> _Layout | None:
     return _Layout(
         units=tuple(sum(stage == s for stage, _ in found) for s in stages),
         filters=filters,
-        bottleneck="stage1_unit1/conv3/kernel" in arrays,
+        bottleneck=conv3 is not None,
         stem="imagenet" if kernel.shape[0] == 7 else "cifar",
         unit="pre_activation" if activates_first else "original",
+        width=width,
     )
 
 
@@ -111,7 +117,8 @@ def _name(layout: _Layout) -> str:
     """Returns the name of the residual network with a layout, or ""."""
     for name, spec in MODELS.items():
         own = _Layout(
-            *(spec.units, spec.filters, spec.bottleneck, spec.stem, spec.unit)
+            *(spec.units, spec.filters, spec.bottleneck, spec.stem, spec.unit),
+            spec.width,
         )
         if own == layout and spec.shortcut != "none":
             return name

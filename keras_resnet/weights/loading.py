@@ -3,28 +3,33 @@
 A file goes this way: `files` reads its arrays, `matching` gives each the path
 of a weight here and checks that all fit, `model_paths` assigns them.
 
-Some arguments of a network leave no trace in its arrays. Give them to the
-builder:
-
-    torchvision, 50 layers and more     bottleneck_stride="3x3"
-    keras.applications                  batch_norm_epsilon=1.001e-5
-    torch code for CIFAR, option A      shortcut=OptionA(zeros="both")
-    TensorFlow's padding                padding="same"
-    pre-activation networks that first
-    normalize in their first unit       first_norm="unit"
+Some arguments of a network leave no trace in its arrays. A builder takes them
+from the source of the file (`origins`). `load` gets a model that is built, and
+warns if the model has others.
 """
 
+import contextlib
 import math
 import os
+import warnings
 from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Iterator
 
 import keras
 
+from keras_resnet.layers import OptionA
+from keras_resnet.layers import UnitStack
+from keras_resnet.layers import units
+from keras_resnet.specs import Spec
 from keras_resnet.weights import bounds
+from keras_resnet.weights import cards
 from keras_resnet.weights import files
 from keras_resnet.weights import matching
 from keras_resnet.weights import model_paths
+from keras_resnet.weights import origins
 from keras_resnet.weights.bounds import Arrays
+from keras_resnet.weights.model_paths import Shapes
 
 
 def load(
@@ -41,6 +46,10 @@ def load(
 
     The only network of a file may have any name in the model. Several networks
     are matched by their names.
+
+    A warning follows if the source of the file trained another function, such
+    as a stride on another convolution. A builder does not need it: its
+    `weights` argument builds the function of the source.
 
     Args:
         model: A network of this package, or a model with such networks inside.
@@ -73,19 +82,112 @@ def load(
     shapes = model_paths.shapes_of(homes)
     needed = 8 * sum(math.prod(shape) for shape in shapes.values())
     arrays = files.read(path, max(bounds.MOST_BYTES, needed))
-    try:
-        if rename is not None:
+    if rename is not None:
+        with _misfit(path, model):
             arrays = _renamed(arrays, rename)
+    load_arrays(model, path, arrays)
+    _describe(model, path, arrays)
+
+
+def load_arrays(
+    model: keras.Model,
+    path: str | os.PathLike,
+    arrays: Arrays,
+    adapted: Callable[[Arrays, Shapes], Arrays] = lambda arrays, _: arrays,
+    may_miss: Collection[str] = (),
+) -> None:
+    """Gives the weights of `model` the arrays of a file.
+
+    Args:
+        model: As in `load`.
+        path: The file, for the messages.
+        arrays: The arrays by their names in the file.
+        adapted: Changes the arrays for the shapes of the model. Both have the
+            paths of this package.
+        may_miss: Paths of weights that keep their values if they are missing.
+
+    Raises:
+        ValueError: If the arrays fit another network.
+    """
+    homes = model_paths.homes_of(model)
+    shapes = model_paths.shapes_of(homes)
+    with _misfit(path, model):
         matching.check_stacked(arrays)
         arrays = matching.canonical(arrays, shapes)
         matching.check_networks(arrays, shapes, is_file=True)
         arrays = matching.without_classifiers(arrays, shapes)
-        matching.check_fit(arrays, shapes)
+        arrays = adapted(arrays, shapes)
+        missing = [p for p in may_miss if p not in arrays]
+        matching.check_fit(
+            arrays, {p: s for p, s in shapes.items() if p not in missing}
+        )
+    model_paths.assign(
+        [home for home in homes if home[1] not in missing], arrays
+    )
+
+
+@contextlib.contextmanager
+def _misfit(path: str | os.PathLike, model: keras.Model) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise ValueError(
             f"{os.fspath(path)} does not fit the model {model.name!r}: {error}"
         ) from None
-    model_paths.assign(homes, arrays)
+
+
+def _describe(
+    model: keras.Model, path: str | os.PathLike, arrays: Arrays
+) -> None:
+    """Attaches the card of a file, and warns about another function."""
+    found = [
+        layer.pattern() if isinstance(layer, UnitStack) else layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, units.Unit | UnitStack)
+    ]
+    if not found:
+        return
+    unit = found[0]
+    is_v2 = isinstance(unit, units.PreActivationUnit) and unit.activates_first
+    kernel = model_paths.arrays_of(
+        [h for h in model_paths.homes_of(model) if h[1] == "stem_conv/kernel"]
+    ).get("stem_conv/kernel")
+    if kernel is None:
+        return  # several networks
+    spec = Spec(
+        model.name,
+        (1,),
+        (1,),
+        bottleneck=unit.bottleneck,
+        stem="imagenet" if kernel.shape[0] == 7 else "cifar",
+        unit="pre_activation" if is_v2 else "original",
+    )
+    origin = origins.of_file(path, arrays, spec)
+    cards.attach(model, origin.card)
+    zeros = [
+        part.shortcut.zeros
+        for part in found
+        if isinstance(part.shortcut, OptionA)
+        and getattr(part, "changes_dimension", False)
+    ]
+    has = {
+        "bottleneck_stride": unit.bottleneck_stride,
+        "padding": unit.padding,
+        "batch_norm_epsilon": unit.batch_norm_epsilon,
+        **({"zeros": zeros[0]} if zeros else {}),
+    }
+    others = [
+        f"{name}={origin.decided[name]!r} and not {value!r}"
+        for name, value in has.items()
+        if not origins.is_same(name, origin.decided.get(name, value), value)
+    ]
+    if others:
+        warnings.warn(
+            f"{os.fspath(path)} has the names of {origin.card.source}, which "
+            f"has {', '.join(others)}: the model may be another function than "
+            f"the one that was trained. Give the file to the builder: weights=",
+            stacklevel=3,
+        )
 
 
 def copy(source: keras.Model, target: keras.Model) -> None:
@@ -125,30 +227,6 @@ def copy(source: keras.Model, target: keras.Model) -> None:
             f"{source.name!r} does not fit the model {target.name!r}: {error}"
         ) from None
     model_paths.assign(homes, arrays)
-
-
-def imagenet_file(name: str, include_top: bool = True) -> str:
-    """Returns the path of keras.applications' weights, downloaded once.
-
-    Args:
-        name: `"resnet50"`, `"resnet101"` or `"resnet152"`.
-        include_top: Whether to take the file with the classifier.
-
-    Returns:
-        The path in Keras' cache of a file whose hash was checked.
-    """
-    # Keras' own module has the address and the hashes; importing it here
-    # keeps them up to date.
-    from keras.src.applications import resnet as published
-
-    ending = "" if include_top else "_notop"
-    file_name = f"{name}_weights_tf_dim_ordering_tf_kernels{ending}.h5"
-    return keras.utils.get_file(
-        file_name,
-        published.BASE_WEIGHTS_PATH + file_name,
-        cache_subdir="models",
-        file_hash=published.WEIGHTS_HASHES[name][0 if include_top else 1],
-    )
 
 
 def _renamed(arrays: Arrays, rename: Callable[[str], str]) -> Arrays:

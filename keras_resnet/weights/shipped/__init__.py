@@ -99,6 +99,15 @@ def weights_file(model: str, dataset: str = "cifar10") -> str:
     return str(path)
 
 
+def size(model: str, dataset: str = "cifar10") -> int:
+    """Returns the number of bytes of a network's weights.
+
+    >>> size("resnet20") > 4 * 269722
+    True
+    """
+    return (_FOLDER / f"{model}_{dataset}.weights.h5").stat().st_size
+
+
 def mean(dataset: str = "cifar10") -> np.ndarray:
     """Returns the mean training image, `[height, width, channels]`, in 0..1.
 

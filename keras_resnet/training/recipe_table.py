@@ -1,0 +1,45 @@
+"""The recipes as lines of text: expected error, steps, cost."""
+
+from collections.abc import Iterator
+
+from keras_resnet import networks
+from keras_resnet.analysis import complexity
+from keras_resnet.training.recipes import Recipe
+
+# A backward pass computes two products for each one of the forward pass.
+_PASSES = 3
+
+_SMALL_SIZE = 32  # pixels, of recipes for the images as they are: CIFAR
+
+
+def multiply_adds(recipe: Recipe, network: str) -> int:
+    """Returns the multiply-adds of a whole training, backward pass included.
+
+    >>> from keras_resnet.training.recipes import RECIPES
+    >>> f"{multiply_adds(RECIPES['cifar10'], 'resnet20'):.1e}"
+    '1.0e+15'
+    """
+    size = recipe.train_image_size or recipe.image_size or _SMALL_SIZE
+    row = networks.get_network(network)
+    model = row.build(input_shape=(size, size, 3))
+    forward = complexity.complexity(model)["multiply_adds"]
+    return _PASSES * forward * recipe.batch_size * recipe.steps
+
+
+def lines(recipes: dict[str, Recipe]) -> Iterator[str]:
+    """Yields a heading, and a line for each network of each recipe.
+
+    Args:
+        recipes: Recipes by name.
+    """
+    form = "{:28}{:12}{:>16}{:>12}{:>16}"
+    yield form.format(
+        "recipe", "network", "test error, %", "steps", "multiply-adds"
+    )
+    for name, recipe in recipes.items():
+        steps = f"{recipe.steps:,}"
+        if not recipe.expected_errors:
+            yield form.format(name, "any", "not measured", steps, "").rstrip()
+        for network, error in recipe.expected_errors.items():
+            cost = f"{multiply_adds(recipe, network):.1e}"
+            yield form.format(name, network, f"{error:g}", steps, cost)

@@ -1,0 +1,287 @@
+"""The weights from which a training starts, and their preprocessing.
+
+A name or a file goes through the network's builder, so that every source of
+`keras_resnet.resnet(weights=...)` can be fine-tuned. The classifier is left
+out. The weights of a work directory keep their classifier if its classes are
+those of the new images: that is the second phase of a fine-tuning.
+"""
+
+import dataclasses
+import hashlib
+import os
+
+import keras
+import numpy as np
+
+from keras_resnet import networks
+from keras_resnet.data import datasets
+from keras_resnet.data import views
+from keras_resnet.training import checkpoints
+from keras_resnet.training import configs
+from keras_resnet.training import trained_networks
+from keras_resnet.training import workdirs
+from keras_resnet.weights import files
+from keras_resnet.weights import shipped
+
+# Photos of several sizes show more than CIFAR's images: the centre is taken.
+_CROPPED = 8 / 7
+
+_CAFFE_MEAN = np.array([123.68, 116.779, 103.939], "float32") / 255
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StartWeights:
+    """Weights by their paths, with the preprocessing of their images.
+
+    Attributes:
+        arrays: Values by the path of the weight.
+        sha256: Hash of the file, or of the arrays of a name or a directory.
+        preprocessing: That of the images on which they were trained; None if
+            that is unknown.
+        labels: Names of the classes of `arrays`' classifier; None without one.
+        source: One line about the preprocessing.
+    """
+
+    arrays: dict[str, np.ndarray]
+    sha256: str
+    preprocessing: views.Preprocessing | None
+    labels: list[str] | None
+    source: str
+
+    def preprocessing_for(
+        self, own: views.Preprocessing, image_size: int | None = None
+    ) -> views.Preprocessing:
+        """Returns the preprocessing for new images.
+
+        Args:
+            own: The preprocessing of the new images.
+            image_size: Height and width of the input, in pixels; None for
+                those of the weights.
+
+        Raises:
+            ValueError: If the weights have a mean image of another size.
+        """
+        found = self.preprocessing
+        if found is None:
+            return own
+        size = image_size or found.image_size
+        if size != found.image_size and found.mean.ndim == 3:
+            raise ValueError(
+                "image_size must be that of the weights' mean image "
+                f"({found.image_size}), received {size}"
+            )
+        shorter_side = round(size * _CROPPED) if own.is_cropped else None
+        return dataclasses.replace(
+            found, image_size=size, shorter_side=shorter_side, exif=own.exif
+        )
+
+
+def read(
+    weights: str, network: networks.Network, arguments=None, channels: int = 3
+) -> StartWeights:
+    """Reads weights by their name, from a file or from a work directory.
+
+    Args:
+        weights: A value of `weights` of `keras_resnet.resnet`, or a work
+            directory of the train program.
+        network: The network that is trained.
+        arguments: Arguments of its variant.
+        channels: Channels of the new images.
+
+    Raises:
+        ValueError: If the weights are not those of the network.
+    """
+    if os.path.isdir(weights):
+        return _of_workdir(weights, network)
+    if channels != 3:
+        raise ValueError(
+            "weights of colour images need images of 3 channels, received "
+            f"images of {channels}: store them as colour images"
+        )
+    preprocessing, source = _preprocessing(weights)
+    size = preprocessing.image_size if preprocessing else views.PHOTO_SIZE
+    model = network.build(
+        input_shape=(size, size, channels),
+        include_top=False,
+        weights=weights,
+        **(arguments or {}),
+    )
+    arrays = _arrays(model)
+    if source.startswith("Caffe"):  # blue, green, red
+        arrays["stem_conv/kernel"] = arrays["stem_conv/kernel"][:, :, ::-1]
+    return StartWeights(
+        arrays, _sha256(weights, arrays), preprocessing, None, source
+    )
+
+
+def recorded(workdir, weights: str) -> StartWeights | None:
+    """Returns what a work directory records of its start weights.
+
+    Args:
+        workdir: A work directory.
+        weights: The weights that a flag names.
+
+    Returns:
+        `StartWeights` without arrays; None if the directory has no checkpoint
+        or another start.
+    """
+    workdir = workdirs.local(workdir)
+    last = workdir / workdirs.CHECKPOINTS["last"]
+    if not workdirs.is_described(workdir) or not checkpoints.steps(last):
+        return None
+    config = workdirs.read_config(workdir)
+    if config.weights != weights or config.weights_sha256 is None:
+        return None
+    preprocessing, *_ = workdirs.read_dataset(workdir)
+    return StartWeights({}, config.weights_sha256, preprocessing, None, "")
+
+
+def load_dataset(config: configs.Config, workdir) -> datasets.DataSet:
+    """Returns the data set of a run, with the weights' preprocessing.
+
+    Args:
+        config: The configuration of the run.
+        workdir: Its work directory, whose preprocessing a resumed run has.
+    """
+    dataset = configs.load_dataset(config)
+    if not config.weights:
+        return dataset
+    if workdirs.is_described(workdir):
+        prepared, *_ = workdirs.read_dataset(workdir)
+    else:
+        network = networks.get_network(config.model)
+        start = read(
+            config.weights,
+            network,
+            config.model_arguments,
+            dataset.preprocessing.channels,
+        )
+        prepared = start.preprocessing_for(
+            dataset.preprocessing, config.recipe.image_size
+        )
+    return dataset.with_preprocessing(preprocessing=prepared)
+
+
+def start(trainer, labels: list[str], report) -> None:
+    """Gives a new run its start weights.
+
+    Args:
+        trainer: A `TensorFlowTrainer` before its first step.
+        labels: The classes of its network.
+        report: Receives a line about the weights.
+
+    Raises:
+        ValueError: If the weights are not those of the configuration.
+    """
+    config = trainer.config
+    network = networks.get_network(config.model)
+    found = read(config.weights, network, config.model_arguments)
+    if config.weights_sha256 not in (None, found.sha256):
+        raise ValueError(
+            f"the weights {config.weights} must be those of the configuration "
+            f"(sha256 {config.weights_sha256}), received {found.sha256}"
+        )
+    keeps_head = assign(trainer.model, found, labels)
+    for average, variable in zip(
+        trainer.averages, trainer.model.trainable_variables, strict=False
+    ):
+        average.assign(variable.value)
+    head = "with its classifier" if keeps_head else "with a new classifier"
+    report(
+        f"starting from the weights {config.weights} (sha256 "
+        f"{found.sha256[:16]}), {head}; preprocessing: {found.source}"
+    )
+
+
+def assign(model: keras.Model, start: StartWeights, labels: list[str]) -> bool:
+    """Gives a network the start weights, except those of another classifier.
+
+    Args:
+        model: The network.
+        start: The weights.
+        labels: The classes of the network.
+
+    Returns:
+        Whether the classifier has start weights too.
+
+    Raises:
+        ValueError: If a weight has another shape, or is missing.
+    """
+    keeps_head = start.labels == labels
+    head = f"{configs.CLASSIFIER}/"
+    for variable in model.weights:
+        path = variable.path
+        if path.startswith(head) and not keeps_head:
+            continue
+        value = start.arrays.get(path)
+        if value is None or value.shape != tuple(variable.shape):
+            if not path.endswith(_SEED):
+                shape = None if value is None else value.shape
+                raise ValueError(
+                    f"the start weights must have {path} of the shape "
+                    f"{tuple(variable.shape)}, received {shape}"
+                )
+            continue
+        variable.assign(value)
+    return keeps_head
+
+
+_SEED = "seed_generator_state"
+
+
+def _arrays(model):
+    return {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}
+
+
+def _of_workdir(workdir, network):
+    trained = trained_networks.load_workdir(
+        workdir, classifier_activation=None, report=lambda line: None
+    )
+    if trained.config.model != network.name:
+        raise ValueError(
+            f"the weights must be of {network.name}, {workdir} has "
+            f"{trained.config.model}"
+        )
+    arrays = _arrays(trained.model)
+    return StartWeights(
+        arrays,
+        _digest(arrays),
+        trained.preprocessing,
+        trained.labels,
+        f"that of {workdir}",
+    )
+
+
+def _preprocessing(weights):
+    """Returns the preprocessing of weights and its name; None if unknown."""
+    if weights == "cifar10":
+        mean = shipped.mean()
+        view = views.Preprocessing(len(mean), mean.shape[-1], None, mean)
+        return view, "CIFAR-10's mean image, 32x32 pixels"
+    photo = views.photo_preprocessing(views.PHOTO_SIZE)
+    is_file = os.path.isfile(weights)
+    if weights == "imagenet" or (
+        is_file and any("conv1_conv" in name for name in files.read(weights))
+    ):
+        caffe = dataclasses.replace(
+            photo, mean=_CAFFE_MEAN, standard_deviation=[1 / 255] * 3
+        )
+        return caffe, "Caffe's mean of ImageNet, 224x224 pixels"
+    if is_file and weights.endswith((".weights.h5", ".keras", ".h5")):
+        return None, "unknown: that of the new images is used"
+    return photo, "ImageNet's mean and deviation, 224x224 pixels"
+
+
+def _sha256(weights, arrays):
+    if os.path.isfile(weights):
+        with open(weights, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return _digest(arrays)
+
+
+def _digest(arrays):
+    digest = hashlib.sha256()
+    for path in sorted(arrays):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(arrays[path]).tobytes())
+    return digest.hexdigest()

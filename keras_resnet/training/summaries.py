@@ -1,0 +1,90 @@
+"""Reports of a run: its first images, its device, a table at its end."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_resnet.data import datasets
+from keras_resnet.training import configs
+
+_IMAGES = 16  # of the first batch
+_PROCESSORS = Path("/proc/cpuinfo")
+
+
+def first_images(
+    config: configs.Config, dataset: datasets.DataSet
+) -> np.ndarray | None:
+    """Returns the first images of the first training batch, as they are seen.
+
+    Args:
+        config: The configuration of the run.
+        dataset: Its data set.
+
+    Returns:
+        float32 `[count, height, width, channels]` of 0 to 1; None if an image
+        does not decode, which the first step reports.
+    """
+    recipe = config.recipe
+    parts = recipe.batch_size // _IMAGES
+    if parts * _IMAGES != recipe.batch_size:
+        parts = 1
+    batches = dataset.train_batches(
+        recipe.batch_size,
+        config.seed,
+        augmentation=recipe.train_augmentation(),
+        shard=(0, parts),
+    )
+    try:
+        images, _ = next(iter(batches))
+    except datasets.UNREADABLE:
+        return None
+    preprocessing = dataset.preprocessing
+    deviation = preprocessing.standard_deviation
+    images = images[:_IMAGES].numpy()
+    if deviation is not None:
+        images = images * deviation
+    return np.clip(images + preprocessing.mean, 0, 1)
+
+
+def device() -> str:
+    """Returns the name of the processor or accelerator that trains."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        found = jax.devices()[0]
+        if found.platform != "cpu":
+            return found.device_kind
+    for gpu in tf.config.list_physical_devices("GPU"):
+        details = tf.config.experimental.get_device_details(gpu)
+        return details.get("device_name", "GPU")
+    try:
+        lines = _PROCESSORS.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2] for line in lines if "model name" in line]
+    return names[0].strip() if names else "processor"
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Returns the lines of the table at the end of a run.
+
+    Args:
+        result: The dict of `loop.train_and_evaluate`.
+    """
+    minutes, seconds = divmod(round(result["seconds"]), 60)
+    speed = result["images_per_second"]
+    rows = [
+        ("last test error", f"{result['test_top1_error']:.2f}%"),
+        (
+            "best test error",
+            f"{result['best_test_top1_error']:.2f}% at step "
+            f"{result['best_step']:,}, which the test images chose",
+        ),
+        ("time of this process", f"{minutes}:{seconds:02d} minutes"),
+        ("speed", f"{speed:,.0f} images/s" if speed else "not measured"),
+        ("device", result["device"]),
+    ]
+    return [f"{name:22}{value}" for name, value in rows]

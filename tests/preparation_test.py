@@ -1,0 +1,190 @@
+"""Images of any size, prepared as the weights were trained on."""
+
+import json
+import os
+import tempfile
+from unittest import mock
+
+import keras
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import keras_resnet
+from keras_resnet.preprocessing import ImagePreparation
+from keras_resnet.weights import cards
+from keras_resnet.weights import downloads
+from keras_resnet.weights import labels
+from keras_resnet.weights import published
+from keras_resnet.weights import shipped
+
+PLAIN = {"mean": (0.0,) * 3, "deviation": (1.0,) * 3}
+
+
+def photo(height, width, seed=0):
+    """Edges, a slope and noise, as a photo has them."""
+    rng = np.random.default_rng(seed)
+    x = np.linspace(0, 255, width)[None, :, None] * np.ones((height, 1, 3))
+    x[height // 3 : height // 2] = 255
+    x[:, width // 2 : width // 2 + 5] = 0
+    return np.clip(x + rng.normal(0, 20, x.shape), 0, 255).astype("uint8")
+
+
+def as_torchvision(image, shorter_side, size, method):
+    """The view of torchvision and timm: Pillow's resize, the centre."""
+    picture = PIL.Image.fromarray(image)
+    width, height = picture.size
+    if width <= height:
+        sides = shorter_side, int(shorter_side * height / width)
+    else:
+        sides = int(shorter_side * width / height), shorter_side
+    resized = np.asarray(picture.resize(sides, method))
+    top = round((sides[1] - size) / 2.0)
+    left = round((sides[0] - size) / 2.0)
+    return resized[top : top + size, left : left + size]
+
+
+class ImagesTest(parameterized.TestCase):
+    @parameterized.product(
+        interpolation=("bilinear", "bicubic"),
+        shape=((375, 500), (500, 333), (256, 256), (91, 120)),
+        shorter_side=(232, 256, 224),
+    )
+    def test_views_are_those_of_torchvision_to_a_rounding(
+        self, interpolation, shape, shorter_side
+    ):
+        preparation = published.Preparation(
+            224, shorter_side, interpolation, **PLAIN
+        )
+        image = photo(*shape)
+        view = ImagePreparation(preparation, 224, 224)(image)
+        method = getattr(PIL.Image.Resampling, interpolation.upper())
+        expected = as_torchvision(image, shorter_side, 224, method)
+        difference = np.abs(np.array(view) * 255 - expected)
+        # Each axis is rounded to levels of 0 to 255, so two can add up.
+        self.assertLess(np.mean(difference > 1.001), 1e-3)
+        self.assertLess(difference.max(), 2.001)
+
+    def test_the_same_view_in_a_batch_a_graph_and_a_model(self):
+        preparation = published.Preparation(224, 256)
+        layer = ImagePreparation(preparation, 64, 64)
+        image = photo(100, 120)
+        expected = np.array(layer(image))
+        self.assertEqual(expected.shape, (64, 64, 3))
+        np.testing.assert_array_equal(layer(image[None])[0], expected)
+        spec = tf.TensorSpec((None, None, 3), tf.uint8)
+        data = tf.data.Dataset.from_generator(
+            lambda: iter([image]), output_signature=spec
+        ).map(layer)
+        (view,) = data
+        self.assertEqual(view.shape, expected.shape)
+        np.testing.assert_allclose(view, expected, atol=1e-6)
+        x = keras.Input((None, None, 3), dtype="uint8")
+        model = keras.Model(x, layer(x))
+        np.testing.assert_allclose(model(image[None])[0], expected, atol=1e-6)
+        again = ImagePreparation.from_config(
+            json.loads(json.dumps(layer.get_config()))
+        )
+        np.testing.assert_array_equal(again(image), expected)
+
+    def test_channels_are_those_of_the_network(self):
+        preparation = published.Preparation(32, None, **PLAIN)
+        image = photo(32, 32)
+        colour = ImagePreparation(preparation, 32, 32)
+        grey = ImagePreparation(preparation, 32, 32, 1)
+        alpha = np.concatenate([image, image[..., :1]], -1)
+        np.testing.assert_array_equal(colour(alpha), colour(image))
+        one = colour(image[..., :1])
+        np.testing.assert_array_equal(one[..., 0], one[..., 2])
+        expected = np.asarray(PIL.Image.fromarray(image).convert("L"))
+        np.testing.assert_allclose(
+            grey(image)[..., 0] * 255, expected, atol=1.001
+        )
+        for channels in (5, 7):
+            with self.assertRaisesRegex(ValueError, "1, 3 or 4 channels"):
+                colour(np.zeros((8, 8, channels)))
+
+    def test_blue_comes_first_for_the_authors_weights(self):
+        layer = ImagePreparation(published.CAFFE, 224, 224)
+        image = photo(224, 224)
+        plain = published.Preparation(224, None, **PLAIN)
+        view = ImagePreparation(plain, 224, 224)(image) * 255
+        layer.preparation = published.dataclasses.replace(
+            published.CAFFE, shorter_side=None
+        )
+        np.testing.assert_allclose(
+            layer(image),
+            keras_resnet.preprocess_input(np.array(view), "caffe"),
+            atol=1e-3,
+        )
+
+
+class NetworksTest(parameterized.TestCase):
+    def test_a_network_with_its_preparation_is_one_model(self):
+        network = keras_resnet.ResNet20(weights="cifar10")
+        model = keras.Sequential([keras_resnet.preprocess(network), network])
+        path = os.path.join(os.path.dirname(__file__), "cat.png")
+        image = np.array(keras.utils.load_img(path))
+        p = model(image[None])
+        ((best,),) = keras_resnet.decode_predictions(p, top=1, model=model)
+        self.assertEqual(best[:2], ("cat", "cat"))
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        model.save(f"{folder}/model.keras")
+        again = keras.models.load_model(f"{folder}/model.keras")
+        np.testing.assert_allclose(again(image[None]), p, atol=1e-6)
+        self.assertEqual(cards.card(again), cards.card(network))
+
+    def test_pixels_of_cifar_are_those_of_preprocess_input(self):
+        network = keras_resnet.ResNet20(weights="cifar10")
+        images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3))
+        images = images.astype("uint8")
+        np.testing.assert_allclose(
+            keras_resnet.preprocess(network)(images),
+            keras_resnet.preprocess_input(images, "cifar10"),
+            atol=1e-6,
+        )
+
+    def test_without_known_weights_the_error_says_what_to_use(self):
+        with self.assertRaisesRegex(ValueError, "preprocess_input"):
+            keras_resnet.preprocess(keras_resnet.ResNet20())
+        network = keras_resnet.ResNet20()
+        with self.assertRaisesRegex(ValueError, "one label for each column"):
+            keras_resnet.decode_predictions(np.ones((1, 10)), model=network)
+
+    def test_the_network_decides_the_size_and_the_channels(self):
+        for shape, expected in (
+            ((None, None, 3), (32, 32, 3)),
+            ((48, 40, 3), (48, 40, 3)),
+            ((32, 32, 1), (32, 32, 1)),
+        ):
+            network = keras_resnet.ResNet20(
+                include_top=False, input_shape=shape
+            )
+            card = published.find("resnet20", "cifar10")
+            cards.attach(network, card)
+            view = keras_resnet.preprocess(network)(photo(50, 60))
+            self.assertEqual(view.shape, expected)
+
+    def test_labels_of_imagenet_are_those_of_the_class_index(self):
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        index = {str(i): [f"n{i}", f"label{i}"] for i in range(1000)}
+        path = os.path.join(folder, "index.json")
+        with open(path, "w") as file:
+            json.dump(index, file)
+        card = published.find("resnet18", "imagenet")
+        with mock.patch.object(downloads, "get", return_value=path):
+            self.assertEqual(labels.of_card(card)[999], "label999")
+        card = published.Card("x", "resnet20", "y", labels=("a", "b"))
+        self.assertEqual(labels.of_card(card), ["a", "b"])
+        card = published.Card("x", "resnet20", "y")
+        self.assertIsNone(labels.of_card(card))
+        self.assertEqual(
+            labels.of_card(published.find("resnet20", "cifar10")),
+            shipped.card("resnet20")["labels"],
+        )
+
+
+if __name__ == "__main__":
+    absltest.main()

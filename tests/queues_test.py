@@ -1,0 +1,114 @@
+"""Queues of runs, and the program that trains them."""
+
+import json
+import pathlib
+import subprocess
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from keras_resnet.papers import experiments
+from keras_resnet.papers import queues
+from tests import programs
+from tests import reference
+
+ROOT = pathlib.Path(__file__).parent.parent
+KEPT = ROOT / "docs/results/runs"
+
+
+class QueueTest(parameterized.TestCase):
+    def test_a_row_is_trained_as_often_as_the_papers_did(self):
+        found = queues.queue(["resnet110", "resnet20"], None, "runs")
+        self.assertEqual(
+            [(run.experiment.name, run.seed) for run in found],
+            [("resnet110", seed) for seed in range(5)]
+            + [("resnet20", seed) for seed in range(3)],
+        )
+        self.assertEqual({run.steps for run in found}, {64_000})
+
+    def test_the_costs_left_are_those_of_three_passes(self):
+        (run,) = queues.queue(["resnet20"], [0], "runs", 1_000)
+        counts = reference.counts(reference.layout("resnet20"), "A", "1x1")
+        self.assertEqual(
+            run.remaining_multiply_adds,
+            3 * 1_000 * 128 * counts.multiply_adds,
+        )
+
+    def test_what_is_complete_is_skipped_and_the_rest_resumed(self):
+        with tempfile.TemporaryDirectory() as folder:
+            root = pathlib.Path(folder)
+            for name, rows in (
+                ("resnet20_64000_0", None),
+                ("resnet20_64000_1", 3),
+            ):
+                copy = root / name
+                copy.mkdir()
+                source = KEPT / "resnet20_64000_bfloat16_0"
+                config = json.loads((source / "config.json").read_text())
+                config["seed"] = int(name[-1])
+                (copy / "config.json").write_text(json.dumps(config))
+                lines = (source / "metrics.csv").read_text().splitlines(True)
+                (copy / "metrics.csv").write_text("".join(lines[:rows]))
+            complete, begun, new = queues.queue(
+                ["resnet20"], [0, 1, 2], root, 64_000
+            )
+        self.assertTrue(complete.is_complete)
+        self.assertEqual(complete.remaining_multiply_adds, 0)
+        self.assertFalse(begun.is_complete)
+        self.assertEqual(begun.completed_steps, 200)
+        self.assertEqual((new.is_complete, new.completed_steps), (False, 0))
+        self.assertIn("--seed=2", new.flags())
+
+    def test_the_directory_of_another_run_is_rejected(self):
+        with tempfile.TemporaryDirectory() as folder:
+            copy = pathlib.Path(folder) / "resnet20_300_5"
+            copy.mkdir()
+            source = KEPT / "resnet20_300_float32_0"
+            for name in ("config.json", "metrics.csv"):
+                (copy / name).write_text((source / name).read_text())
+            with self.assertRaisesRegex(ValueError, "must contain the run"):
+                queues.queue(["resnet20"], [5], folder, 300)
+
+    @parameterized.parameters(
+        {row.dataset for row in experiments.EXPERIMENTS.values()}
+    )
+    def test_every_data_set_of_the_papers_has_its_images(self, dataset):
+        self.assertIn(dataset, queues._IMAGES)
+
+
+class ProgramTest(parameterized.TestCase):
+    def test_a_dry_run_prints_the_plan_and_trains_nothing(self):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.object(subprocess, "Popen") as started,
+        ):
+            outcome = programs.run(
+                "experiments",
+                "--experiments=resnet20,plainnet20",
+                "--seeds=0,1",
+                "--steps=10",
+                f"--workdirs={folder}",
+                "--dry_run",
+            )
+        self.assertEqual(outcome.code, 0, outcome.err)
+        self.assertLen(outcome.out, 5)
+        self.assertIn("step 0 of 10", outcome.out[0])
+        self.assertIn("4 of 4 runs are left", outcome.out[-1])
+        started.assert_not_called()
+
+    @parameterized.parameters(
+        ([], "name one or more rows"),
+        (["--experiments=resnet21"], "unknown experiment"),
+        (["--experiments=resnet20", "--seeds=a"], "must be numbers"),
+    )
+    def test_mistakes_are_one_line(self, arguments, message):
+        outcome = programs.run("experiments", *arguments)
+        self.assertEqual(outcome.code, 2)
+        self.assertLen(outcome.err, 1)
+        self.assertIn(message, outcome.err[0])
+
+
+if __name__ == "__main__":
+    absltest.main()
