@@ -165,13 +165,18 @@ class ExperimentsTest(parameterized.TestCase):
 class ProgramTest(parameterized.TestCase):
     def train(self, *arguments):
         """The outcome of apps.train and what it would have trained."""
-        result = {"test_top1_error": 0.0, "test_images": 1}
-        images = mock.Mock(image_shape=(32, 32, 3), train_size=50_000, notes=())
+        result = {
+            **{"test_top1_error": 0.0, "test_images": 1, "step": 1},
+            **{"best_test_top1_error": 0.0, "best_step": 1, "seconds": 1.0},
+            **{"images_per_second": 1.0, "device": "a processor"},
+        }
+        images = datasets.load("synthetic")
         with (
             mock.patch.object(
                 loop, "train_and_evaluate", return_value=result
             ) as trainer,
             mock.patch.object(datasets, "load", return_value=images),
+            mock.patch.object(datasets.DataSet, "train_size", 50_000),
         ):
             outcome = programs.run("train", *arguments)
         return outcome, trainer

@@ -51,9 +51,11 @@ README = PAGES["README.md"]
 
 # Commands of other packages that may start a command line.
 OTHER_COMMANDS = (
-    *("curl", "docker", "printf", "python3"),
+    *("curl", "docker", "git", "pip", "printf", "python3"),
     *("saved_model_cli", "tensorboard"),
 )
+
+SYNTHETIC = datasets.load("synthetic")
 
 
 def examples(page: str, language: str) -> list[str]:
@@ -162,18 +164,29 @@ class CommandsTest(parameterized.TestCase):
     def parse(self, name, arguments):
         if "--help" in arguments:
             return
+        # A file or a run of an earlier command is not there.
+        arguments = [
+            word for word in arguments if word != "--weights=runs/head"
+        ]
         with contextlib.ExitStack() as stack:
             if name == "train":  # up to its training
-                result = {"test_top1_error": 0.0, "test_images": 1}
+                result = {
+                    **{"test_top1_error": 0.0, "test_images": 1, "step": 1},
+                    **{
+                        "best_test_top1_error": 0.0,
+                        "best_step": 1,
+                        "seconds": 1.0,
+                    },
+                    **{"images_per_second": 1.0, "device": "a processor"},
+                }
                 trainer = mock.patch.object(
                     loop, "train_and_evaluate", return_value=result
                 )
-                images = mock.Mock(
-                    image_shape=(32, 32, 3), train_size=2**20, notes=()
-                )
                 loader = mock.patch.object(
-                    datasets, "load", return_value=images
+                    datasets, "load", return_value=SYNTHETIC
                 )
+                size = mock.patch.object(datasets.DataSet, "train_size", 2**20)
+                stack.enter_context(size)
                 one = tf.distribute.get_strategy()
                 devices = mock.patch.object(
                     strategies, "get_strategy", return_value=one
