@@ -1,6 +1,6 @@
 """Published weights, each one row: where they are, and how they were trained.
 
-A file of weights lacks the function of the network (`Details`), the preparation
+A file of weights lacks the function of a network (`Details`), the preparation
 of an image (`Preparation`), the labels and the published accuracy. A row has
 them. `list` returns the rows, and docs/pretrained.md shows them.
 """
@@ -349,8 +349,9 @@ def _cifar_rows() -> Iterable[Card]:
         )
 
 
-#: Names of the rows that `weights="imagenet"` stands for. ResNet-50, 101 and 152 have the weights that
-#: keras.applications has under this name, so that its preprocessing fits.
+#: Names of the rows that `weights="imagenet"` stands for. ResNet-50, 101 and
+#: 152 have the weights that keras.applications has under this name, so that its
+#: preprocessing fits.
 _DEFAULTS = {
     "resnet18": "imagenet1k_v1",
     "resnet34": "imagenet1k_v1",
