@@ -322,8 +322,8 @@ def _warn(weights, origin, settled, doubts) -> None:
         warnings.warn(
             f"{os.fspath(weights)} has the names of {origin.card.source}. They "
             f"leave arguments open. It is read with {' and '.join(taken)}. "
-            f"Give {' and '.join(doubts.values())}. An argument that is given "
-            "is taken without this warning",
+            f"Give {' and '.join(doubts.values())}. Pass the argument to avoid "
+            "this warning",
             stacklevel=5,
         )
 

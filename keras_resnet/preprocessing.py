@@ -366,6 +366,6 @@ def decode_predictions(
             f"{len(known or ())} labels for the shape {p.shape}"
         )
     return [
-        [(known[i], known[i], row[i]) for i in np.argsort(-row)[:top]]
+        [(known[i], known[i], float(row[i])) for i in np.argsort(-row)[:top]]
         for row in p
     ]

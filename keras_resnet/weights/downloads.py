@@ -137,8 +137,8 @@ def _wrong(path: str | os.PathLike, digest: str) -> str:
 def _part_of(path: Path) -> Iterator[BinaryIO]:
     """Opens the file beside a path that a download is written to.
 
-    What an interrupted download left is kept, and the next one resumes. If
-    another process writes to it now, the file is one of this process only.
+    An interrupted download leaves this file, and the next one resumes it. If
+    another process writes to it now, this process gets a file of its own.
     """
     import fcntl
 

@@ -37,9 +37,9 @@ class Origin:
     """Where weights come from.
 
     Attributes:
-        card: What is known about them.
+        card: Their card.
         decided: Arguments that the weights decide, by name.
-        doubts: What else an argument of `decided` can be, in words.
+        doubts: Alternatives to an argument of `decided`, in words.
         note: A sentence that the caller should read, or "".
         is_published: Whether the weights are those of a network by name, so
             that its unit and shortcut are known too.

@@ -34,7 +34,7 @@ class Pretrained:
     Attributes:
         path: The file.
         arrays: Its arrays, by their names in the file.
-        origin: Where they come from, and what they decide.
+        origin: Their source, with the arguments that they decide.
     """
 
     path: str
@@ -48,7 +48,7 @@ def known(
     """Returns the origin of named weights, or None for others.
 
     Raises:
-        ValueError: If the network has no weights of this name.
+        ValueError: If the name stands for weights of other networks only.
     """
     if not published.is_name(weights):
         return None

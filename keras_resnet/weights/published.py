@@ -1,9 +1,8 @@
 """Published weights, each one row: where they are, and how they were trained.
 
-A row has all that a file of weights does not say: the function of the network
-(`Details`), the preparation of an image (`Preparation`), the labels, and the
-accuracy that its source states. `list` returns the rows; docs/pretrained.md
-shows them.
+A file of weights lacks the function of a network (`Details`), the preparation
+of an image (`Preparation`), the labels and the published accuracy. A row has
+them. `list` returns the rows, and docs/pretrained.md shows them.
 """
 
 import dataclasses
@@ -105,7 +104,7 @@ class Preparation:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What is known about some weights.
+    """Facts about weights: their source, function, images and labels.
 
     Attributes:
         name: Name for `weights=`, or the address or file that they came from.
@@ -120,7 +119,7 @@ class Card:
         preparation: The preparation of an image, or None if it is unknown.
         classes: Number of classes of the classifier; 0 without one.
         label_set: `"imagenet"` or `"cifar10"`, or "".
-        labels: One for each class, if there is no label set.
+        labels: One for each class, if `label_set` is empty.
         top1: Accuracy that the source states, in percent, or None.
         top5: Accuracy of the best five labels, or None.
         view: The view of a test image for these accuracies.
@@ -350,8 +349,9 @@ def _cifar_rows() -> Iterable[Card]:
         )
 
 
-#: What `weights="imagenet"` means. ResNet-50, 101 and 152 have the weights that
-#: keras.applications has under this name, so that its preprocessing fits.
+#: Names of the rows that `weights="imagenet"` stands for. ResNet-50, 101 and
+#: 152 have the weights that keras.applications has under this name, so that its
+#: preprocessing fits.
 _DEFAULTS = {
     "resnet18": "imagenet1k_v1",
     "resnet34": "imagenet1k_v1",
