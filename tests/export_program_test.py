@@ -202,7 +202,10 @@ class ProgramTest(parameterized.TestCase):
     @parameterized.parameters(
         (["--export_dir=x"], "--workdir"),
         *(
-            (["--workdir=x", "--export_dir=x", flag], f"{flag}: means nothing")
+            (
+                ["--workdir=x", "--export_dir=x", flag],
+                f"{flag}: cannot be combined",
+            )
             for flag in (
                 "--weights=cifar10",
                 "--set=model.shortcut=C",
@@ -216,7 +219,7 @@ class ProgramTest(parameterized.TestCase):
         *(
             (
                 ["--model=a.keras", "--export_dir=x", flag],
-                f"{flag}: means nothing",
+                f"{flag}: cannot be combined",
             )
             for flag in ("--weights=cifar10", "--set=model.shortcut=C")
         ),
