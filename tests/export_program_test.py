@@ -226,7 +226,7 @@ class ProgramTest(parameterized.TestCase):
         *(
             (["--model=small", "--export_dir=x", flag], f"{flag}: {reason}")
             for flag, reason in (
-                ("--mean=abc", "numbers with commas"),
+                ("--mean=abc", "must be numbers"),
                 ("--mean=0.5", "mean must have the shape"),
                 ("--preprocessing=dataset", "no data set is named"),
                 ("--preprocessing=timm", "value should be one of"),
@@ -235,8 +235,8 @@ class ProgramTest(parameterized.TestCase):
                 ("--dataset=nosuch", "unknown data set"),
                 ("--weights=/nowhere.h5", "The `weights` argument"),
                 ("--labels=/nowhere", "No such file"),
-                ("--warmup_batch_sizes=a", "numbers with commas"),
-                ("--warmup_batch_sizes=1.5", "numbers with commas"),
+                ("--warmup_batch_sizes=a", "must be numbers"),
+                ("--warmup_batch_sizes=1.5", "must be numbers"),
             )
         ),
         (
