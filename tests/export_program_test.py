@@ -186,9 +186,14 @@ class ProgramTest(parameterized.TestCase):
 
     def test_weights_that_ship_are_exported_by_their_name(self):
         outcome, export_dir = self.export(
-            source=["--model=resnet20", "--weights=cifar10"]
+            *("--top=3", "--noexif", "--scaled_jpeg"),
+            source=["--model=resnet20", "--weights=cifar10"],
         )
         self.assertEqual((outcome.code, outcome.err), (0, []))
+        card = model_card.read(os.path.join(export_dir, "1"))
+        self.assertEqual(card["top"], 3)
+        self.assertEqual(card["input"]["exif_orientation"], "ignored")
+        self.assertTrue(card["input"]["scaled_jpeg"])
         network = client.Client(client.SavedModel(export_dir))
         with open(exports.CAT, "rb") as file:
             (answer,) = network.predict([file.read()])

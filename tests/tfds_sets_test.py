@@ -58,8 +58,8 @@ class TfdsTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             ValueError,
             r"record \d of tiny/train does not decode; .*64,000,000 pixels "
-            r"\(an image may have at most 64000000 pixels, received "
-            r"3600000000\)$",
+            r"\(too many pixels: an image may have at most 64000000 pixels, "
+            r"received 3600000000\)$",
         ):
             datasets.load("tiny", directory, image_size=8).check()
 

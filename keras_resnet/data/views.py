@@ -216,7 +216,7 @@ class Preprocessing:
     def decode(self, image_bytes):
         """Decodes an image, and returns its single test view.
 
-        The size of the image is unlimited. `limits.map_images` limits it in
+        The size of the image is unlimited. `serving.isolation` limits it in
         an exported graph, and the pipelines in training and evaluation.
 
         Args:
