@@ -32,9 +32,12 @@ from keras_resnet.data import datasets
 from keras_resnet.data import limits
 from keras_resnet.layers.shortcuts import SHORTCUTS
 from keras_resnet.layers.units import UNITS
+from keras_resnet.training import configs
 from keras_resnet.training import loop
+from keras_resnet.training import memory
 from keras_resnet.training import metrics
 from keras_resnet.training import recipes
+from keras_resnet.training import start_weights
 from keras_resnet.training import strategies
 from keras_resnet.training import tuning
 from tests import programs
@@ -134,6 +137,14 @@ class ExamplesTest(parameterized.TestCase):
         )
 
 
+def _images():
+    """Returns a large data set, of which nothing is read."""
+    images = mock.Mock(image_shape=(32, 32, 3), train_size=2**20)
+    images.name, images.train_counts, images.has_photos = "digits", [], False
+    images.with_preprocessing.return_value = images
+    return images
+
+
 class CommandsTest(parameterized.TestCase):
     @parameterized.parameters(*sorted(set(command_lines())))
     def test_a_command_line_is_understood(self, line):
@@ -164,7 +175,7 @@ class CommandsTest(parameterized.TestCase):
                 trainer = mock.patch.object(
                     loop, "train_and_evaluate", return_value=result
                 )
-                images = mock.Mock(image_shape=(32, 32, 3), train_size=2**20)
+                images = _images()
                 loader = mock.patch.object(
                     datasets, "load", return_value=images
                 )
@@ -173,6 +184,15 @@ class CommandsTest(parameterized.TestCase):
                     strategies, "get_strategy", return_value=one
                 )
                 stack.enter_context(trainer)
+                start = start_weights.StartWeights({}, "0", None, None, "")
+                for module, function, value in (
+                    (start_weights, "read", start),
+                    (memory, "planned_batch", 256),
+                    (configs, "build_model", None),
+                ):
+                    stack.enter_context(
+                        mock.patch.object(module, function, return_value=value)
+                    )
                 stack.enter_context(loader)
                 stack.enter_context(devices)
             else:
