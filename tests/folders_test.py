@@ -159,8 +159,8 @@ class FolderTest(parameterized.TestCase):
             r"2 undecodable \(b/0.png: .*an image may have .* 3600000000; b/1"
             if when == "loading"
             else r"b/\d.png does not decode; it must be a .* image of at most "
-            r"64,000,000 pixels \(too many pixels: an image may have at most 64000000 pixels, "
-            r"received 3600000000\)$"
+            r"64,000,000 pixels \(too many pixels: an image may have at most "
+            r"64000000 pixels, received 3600000000\)$"
         )
         with self.assertRaisesRegex(ValueError, line):
             if when == "loading":

@@ -32,9 +32,12 @@ from keras_resnet.data import datasets
 from keras_resnet.data import limits
 from keras_resnet.layers.shortcuts import SHORTCUTS
 from keras_resnet.layers.units import UNITS
+from keras_resnet.training import configs
 from keras_resnet.training import loop
+from keras_resnet.training import memory
 from keras_resnet.training import metrics
 from keras_resnet.training import recipes
+from keras_resnet.training import start_weights
 from keras_resnet.training import strategies
 from keras_resnet.training import tuning
 from keras_resnet.weights import published
@@ -164,10 +167,6 @@ class CommandsTest(parameterized.TestCase):
     def parse(self, name, arguments):
         if "--help" in arguments:
             return
-        # A file or a run of an earlier command is not there.
-        arguments = [
-            word for word in arguments if word != "--weights=runs/head"
-        ]
         with contextlib.ExitStack() as stack:
             if name == "train":  # up to its training
                 result = {
@@ -192,6 +191,15 @@ class CommandsTest(parameterized.TestCase):
                     strategies, "get_strategy", return_value=one
                 )
                 stack.enter_context(trainer)
+                start = start_weights.StartWeights({}, "0", None, None, "")
+                for module, function, value in (
+                    (start_weights, "read", start),
+                    (memory, "planned_batch", 256),
+                    (configs, "build_model", None),
+                ):
+                    stack.enter_context(
+                        mock.patch.object(module, function, return_value=value)
+                    )
                 stack.enter_context(loader)
                 stack.enter_context(devices)
             else:
