@@ -165,7 +165,15 @@ class ExperimentsTest(parameterized.TestCase):
 class ProgramTest(parameterized.TestCase):
     def train(self, *arguments):
         """The outcome of apps.train and what it would have trained."""
-        result = {"test_top1_error": 0.0, "test_images": 1}
+        result = {
+            "test_top1_error": 0.0,
+            "test_images": 1,
+            "best_step": 1,
+            "best_test_top1_error": 0.0,
+            "images_per_second": None,
+            "seconds": 1.0,
+            "device": "none",
+        }
         images = mock.Mock(image_shape=(32, 32, 3), train_size=50_000)
         with (
             mock.patch.object(
