@@ -195,7 +195,7 @@ class AugmentationTest(parameterized.TestCase):
     def test_erased_rectangles_have_the_distribution_of_the_paper(self):
         """Zhong et al. 2020: area 2% to 33%, aspect ratio 0.3 to 3.3."""
         count, side = 4000, 50
-        random = np.random.default_rng(2).random((count, 22), np.float32)
+        random = np.random.default_rng(2).random((count, 23), np.float32)
         images = tf.ones([count, side, side, 1])
         erased = augmentation.erase(images, tf.constant(random)).numpy()
         is_zero = erased[..., 0] == 0

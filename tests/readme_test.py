@@ -170,13 +170,13 @@ class CommandsTest(parameterized.TestCase):
         with contextlib.ExitStack() as stack:
             if name == "train":  # up to its training
                 result = {
-                    **{"test_top1_error": 0.0, "test_images": 1, "step": 1},
-                    **{
-                        "best_test_top1_error": 0.0,
-                        "best_step": 1,
-                        "seconds": 1.0,
-                    },
-                    **{"images_per_second": 1.0, "device": "a processor"},
+                    "test_top1_error": 0.0,
+                    "test_images": 1,
+                    "best_step": 1,
+                    "best_test_top1_error": 0.0,
+                    "images_per_second": None,
+                    "seconds": 1.0,
+                    "device": "none",
                 }
                 trainer = mock.patch.object(
                     loop, "train_and_evaluate", return_value=result

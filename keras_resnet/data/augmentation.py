@@ -300,8 +300,8 @@ def changed_view(augmentation, view, key):
     return view
 
 
-def erase(images, random):
-    """Sets a rectangle of each image to zero (Zhong et al. 2020).
+def erase(images, random, probability=1.0):
+    """Sets a rectangle of some images to zero (Zhong et al. 2020).
 
     The area is uniform in 2% ... 33% of the image, and the logarithm of the
     aspect ratio is uniform between 0.3 and 3.3, as in torchvision. The
@@ -309,7 +309,8 @@ def erase(images, random):
 
     Args:
         images: `[batch, height, width, channels]`, normalized.
-        random: `[batch, 22]` uniform numbers of [0, 1).
+        random: `[batch, 23]` uniform numbers of [0, 1).
+        probability: Probability with which an image has a rectangle.
 
     Returns:
         A tensor of the shape of `images`.
@@ -322,7 +323,8 @@ def erase(images, random):
     widths = tf.cast(tf.round(tf.sqrt(area / aspect)), tf.int32)
     fits = (heights < height) & (widths < width)
     first = tf.argmax(fits, axis=1)
-    fits = tf.cast(tf.reduce_any(fits, axis=1), tf.int32)
+    fits = tf.reduce_any(fits, axis=1) & (random[:, 22] < probability)
+    fits = tf.cast(fits, tf.int32)
     rows, columns = (
         tf.gather(sides, first, batch_dims=1) * fits
         for sides in (heights, widths)
@@ -354,12 +356,13 @@ def cutout(images, size, random):
 
 def _without(images, top, left, bottom, right):
     """Sets rectangles, one of each image, to zero."""
-    _, height, width, _ = images.shape
-    y, x = tf.range(height), tf.range(width)
+    _, height, width, channels = images.shape
+    y, x = tf.range(height), tf.repeat(tf.range(width), channels)
     row = (top[:, None] <= y) & (y < bottom[:, None])
     column = (left[:, None] <= x) & (x < right[:, None])
-    inside = row[:, :, None] & column[:, None, :]
-    return tf.where(inside[..., None], tf.zeros([], images.dtype), images)
+    # Whole rows: broadcasting over the channels takes several times as long.
+    outside = tf.cast(~(row[:, :, None] & column[:, None, :]), images.dtype)
+    return images * tf.reshape(outside, tf.shape(images))
 
 
 def mix(augmentation, images, labels, key):

@@ -411,11 +411,8 @@ def _augmented(images, preprocessing, augmentation, draw):
         images = augmentations.cutout(images, augmentation.cutout_size, random)
     if augmentation.erase_probability:
         random = draw(tf.random.stateless_uniform, 23, 6)
-        is_erased = random[:, 22] < augmentation.erase_probability
-        images = tf.where(
-            is_erased[:, None, None, None],
-            augmentations.erase(images, random),
-            images,
+        images = augmentations.erase(
+            images, random, augmentation.erase_probability
         )
     return images
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from keras_resnet.training import configs
 from keras_resnet.training import workdirs
 
-_SHARE = 0.95  # of the time; the rest is for saving and for slower moments
+_SHARE = 0.92  # of the time; the rest is for saving and for slower moments
 _MEASURED = 0.03  # of the time, for measuring the speed
 _EVALUATIONS = 20  # of a run without `eval_every`
 

@@ -7,7 +7,8 @@ from keras_resnet.training.schedules import SCHEDULES
 
 # The optimizers that decay the weights themselves, not through the gradient.
 DECOUPLED = ("adamw", "lamb", "lars")
-OPTIMIZERS = ("momentum", "nesterov", "adam", *DECOUPLED)
+COUPLED = ("momentum", "nesterov", "adam")
+OPTIMIZERS = (*COUPLED, *DECOUPLED)
 LOSSES = ("cross_entropy", "binary_cross_entropy")
 
 # Fields, what their values must be, and the same in words. None is always

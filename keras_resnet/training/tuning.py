@@ -53,7 +53,7 @@ class Space:
         unit: Orders of the unit.
         shortcut: Shortcuts h(x), as `keras_resnet.resnet` accepts them.
         width: Factors of the numbers of filters (`Spec.widened`).
-        optimizer: Names in `recipe_rules.OPTIMIZERS`.
+        optimizer: Names in `recipe_rules.COUPLED`.
         learning_rate: Lowest and highest rate. The logarithm is drawn
             uniformly.
         weight_decay: Lowest and highest decay, drawn in the same way.
@@ -67,7 +67,7 @@ class Space:
     unit: tuple[str, ...] = ("original", "pre_activation")
     shortcut: tuple[str, ...] = ("A", "B", "C")
     width: tuple[float, ...] = (0.5, 1.0, 2.0)
-    optimizer: tuple[str, ...] = recipe_rules.OPTIMIZERS
+    optimizer: tuple[str, ...] = recipe_rules.COUPLED
     learning_rate: tuple[float, ...] = (0.001, 0.3)
     weight_decay: tuple[float, ...] = (1e-5, 1e-3)
     augmentation: tuple[str, ...] = ("none", "pad_crop", "pad_crop_flip")
