@@ -173,7 +173,6 @@ class ProgramTest(parameterized.TestCase):
         for source in (
             [network, f"--labels={labels}"],
             [network, "--dataset=digits"],
-            ["--model={}/colour.keras"],
             [*weights, "--dataset=digits"],
         ):
             outcome, export_dir = self.export(source=source)
@@ -183,6 +182,13 @@ class ProgramTest(parameterized.TestCase):
             for way in ("caffe, tf or torch", "none", "--mean"):
                 self.assertIn(way, outcome.err[0])
             self.assertFalse(os.path.exists(export_dir))
+
+    def test_an_assumed_preprocessing_is_a_warning(self):
+        """Without labels and images the export claims nothing of classes."""
+        outcome, _ = self.export(source=["--model={}/colour.keras"])
+        self.assertEqual(outcome.code, 0, outcome.err)
+        (warning,) = [line for line in outcome.out if "WARNING" in line]
+        self.assertIn("does not contain the preprocessing", warning)
 
     def test_weights_that_ship_are_exported_by_their_name(self):
         outcome, export_dir = self.export(

@@ -9,7 +9,7 @@ import functools
 import tensorflow as tf
 
 from keras_resnet.data import limits
-from keras_resnet.data import orientations
+from keras_resnet.data import orientation
 
 
 def bounded(image):
@@ -63,7 +63,10 @@ def decode(image, exif=False):
             lambda: _in_colours(decode(image), image),
         ],
     )
-    return orientations.turned(decoded, image) if exif else decoded
+    if exif:
+        stated = orientation.orientation(image)
+        decoded = orientation.upright(decoded, stated)
+    return decoded
 
 
 def _in_colours(numbers, image):
@@ -98,14 +101,14 @@ def decode_window(image, choose, channels, exif=False):
         if not exif:
             window = choose(shape[0], shape[1])
             return tf.image.decode_and_crop_jpeg(image, window, channels)
-        number = orientations.orientation(image)
-        sides = orientations.turned_sides(shape[0], shape[1], number)
-        window = orientations.stored_window(choose(*sides), *sides, number)
+        stated = orientation.orientation(image)
+        sides = orientation.turned_sides(shape[0], shape[1], stated)
+        window = orientation.stored_window(choose(*sides), *sides, stated)
         decoded = tf.image.decode_and_crop_jpeg(image, window, channels)
-        return orientations.turn(decoded, number)
+        return orientation.upright(decoded, stated)
 
     def of_any():
-        decoded = decode(image)  # of a JPEG only is the orientation read
+        decoded = decode(image, exif)
         shape = tf.shape(decoded)
         top, left, height, width = tf.unstack(choose(shape[0], shape[1]))
         decoded = decoded[top : top + height, left : left + width]

@@ -78,15 +78,48 @@ def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
             lambda: tf.transpose(image, [1, 0, 2]),
             lambda: image,
         )
-        is_upside_down = tf.reduce_any(orientation == [3, 4, 7, 8])
-        is_mirrored = tf.reduce_any(orientation == [2, 3, 6, 7])
+        reverses = [_is_upside_down(orientation), _is_mirrored(orientation)]
         return tf.raw_ops.Reverse(
-            tensor=exchanged,
-            dims=tf.stack([is_upside_down, is_mirrored, False]),
+            tensor=exchanged, dims=tf.stack([*reverses, False])
         )
 
     result = tf.cond(tf.equal(orientation, 1), lambda: image, turned)
     return tf.ensure_shape(result, [None, None, image.shape[-1]])
+
+
+def _is_upside_down(orientation):
+    return tf.reduce_any(orientation == [3, 4, 7, 8])
+
+
+def _is_mirrored(orientation):
+    return tf.reduce_any(orientation == [2, 3, 6, 7])
+
+
+def turned_sides(height, width, orientation):
+    """Returns the height and the width of the turned image."""
+    exchanges = orientation >= 5
+    return tf.where(exchanges, width, height), tf.where(
+        exchanges, height, width
+    )
+
+
+def stored_window(window, height, width, orientation):
+    """Returns the window of the stored image that a turned window shows.
+
+    Args:
+        window: int32 `[4]`: top, left, height, width in the turned image.
+        height: Height of the turned image.
+        width: Width of the turned image.
+        orientation: int32 scalar of 1 to 8.
+    """
+    top, left, rows, columns = tf.unstack(window)
+    top = tf.where(_is_upside_down(orientation), height - top - rows, top)
+    left = tf.where(_is_mirrored(orientation), width - left - columns, left)
+    return tf.where(
+        orientation >= 5,
+        tf.stack([left, top, columns, rows]),
+        tf.stack([top, left, rows, columns]),
+    )
 
 
 # A function that is not inlined is skipped as a whole, as in `limits`.

@@ -12,7 +12,7 @@ from PIL import ImageOps
 
 from keras_resnet.data import datasets
 from keras_resnet.data import decoding
-from keras_resnet.data import orientations
+from keras_resnet.data import orientation
 from keras_resnet.data import views
 from tests import images as images_lib
 from tests import records
@@ -47,11 +47,11 @@ def upright(content):
     return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
-class OrientationsTest(parameterized.TestCase):
+class DecodedOrientationTest(parameterized.TestCase):
     @parameterized.product(number=list(range(1, 9)), big=[False, True])
     def test_every_orientation_is_that_of_pillow(self, number, big):
         content = jpeg(number, big)
-        self.assertEqual(int(orientations.orientation(content)), number)
+        self.assertEqual(int(orientation.orientation(content)), number)
         found = decoding.decode(tf.constant(content), exif=True)
         expected = upright(content)
         self.assertEqual(found.shape, expected.shape)
@@ -66,7 +66,7 @@ class OrientationsTest(parameterized.TestCase):
         exif[0x0131] = "a program with a long name"
         file = io.BytesIO()
         Image.fromarray(PICTURE).save(file, "JPEG", exif=exif, quality=100)
-        self.assertEqual(int(orientations.orientation(file.getvalue())), number)
+        self.assertEqual(int(orientation.orientation(file.getvalue())), number)
 
     @parameterized.parameters(*range(1, 9))
     def test_window_is_that_of_the_turned_image(self, number):
@@ -86,12 +86,12 @@ class OrientationsTest(parameterized.TestCase):
 
     @parameterized.parameters(0, 9, 255, 40_000)
     def test_other_numbers_are_none(self, number):
-        self.assertEqual(int(orientations.orientation(jpeg(number))), 1)
+        self.assertEqual(int(orientation.orientation(jpeg(number))), 1)
 
     def test_other_segments_may_come_first(self):
         comment = b"\xff\xfe" + struct.pack(">H", 42) + b"x" * 40
         self.assertEqual(
-            int(orientations.orientation(jpeg(6, False, comment))), 6
+            int(orientation.orientation(jpeg(6, False, comment))), 6
         )
 
     def test_the_word_in_another_segment_is_none(self):
@@ -100,20 +100,20 @@ class OrientationsTest(parameterized.TestCase):
         body = body[body.index(b"Exif") :][:60]
         comment = b"\xff\xfe" + struct.pack(">H", len(body) + 2) + body
         content = plain[:2] + comment + plain[2:]
-        self.assertEqual(int(orientations.orientation(content)), 1)
+        self.assertEqual(int(orientation.orientation(content)), 1)
 
     def test_damaged_segments_are_none(self):
         whole = jpeg(6)
         start = whole.index(b"Exif\0\0")
         for end in range(start, start + 46):
-            number = int(orientations.orientation(whole[:end]))
+            number = int(orientation.orientation(whole[:end]))
             self.assertIn(number, (1, 6))
         rng = np.random.default_rng(0)
         for _ in range(300):
             content = bytearray(whole)
             for place in rng.integers(start + 6, start + 50, 4):
                 content[place] = rng.integers(256)
-            number = int(orientations.orientation(bytes(content)))
+            number = int(orientation.orientation(bytes(content)))
             self.assertBetween(number, 1, 8)
 
     @parameterized.parameters(True, False)
