@@ -206,6 +206,13 @@ def _config(row):
         network, given["model"], row.arguments if row else {}
     )
     start = _start_weights(network, arguments, dataset)
+    if start is not None:
+        merged = {**start.arguments, **arguments}
+        if str(merged.get("shortcut")) == "A":  # the weights know its zeros
+            merged.update(
+                {k: v for k, v in start.arguments.items() if k == "shortcut"}
+            )
+        arguments = network.arguments(merged)
     is_planned = recipe is None
     if recipe is None:
         recipe = _planned_recipe(network, dataset, start)

@@ -9,24 +9,26 @@ those of the new images: that is the second phase of a fine-tuning.
 import dataclasses
 import hashlib
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
 
+from keras_resnet import arguments as rules
 from keras_resnet import networks
+from keras_resnet import specs
 from keras_resnet.data import datasets
 from keras_resnet.data import views
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import trained_networks
 from keras_resnet.training import workdirs
-from keras_resnet.weights import files
+from keras_resnet.weights import pretrained
 from keras_resnet.weights import shipped
 
 # Photos of several sizes show more than CIFAR's images: the centre is taken.
 _CROPPED = 8 / 7
-
-_CAFFE_MEAN = np.array([123.68, 116.779, 103.939], "float32") / 255
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +42,7 @@ class StartWeights:
             that is unknown.
         labels: Names of the classes of `arrays`' classifier; None without one.
         source: One line about the preprocessing.
+        arguments: Arguments of the network that the weights decide.
     """
 
     arrays: dict[str, np.ndarray]
@@ -47,6 +50,7 @@ class StartWeights:
     preprocessing: views.Preprocessing | None
     labels: list[str] | None
     source: str
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def preprocessing_for(
         self, own: views.Preprocessing, image_size: int | None = None
@@ -98,19 +102,29 @@ def read(
             "weights of colour images need images of 3 channels, received "
             f"images of {channels}: store them as colour images"
         )
-    preprocessing, source = _preprocessing(weights)
+    spec = specs.get_spec(network.name)
+    rules.check_weights(spec, weights, False, spec.classes)
+    origin = pretrained.known(spec, weights, include_top=False)
+    if origin is None:
+        origin = pretrained.read(spec, weights, include_top=False).origin
+    given = dict(arguments or {})
+    decided = {**_decided(origin, spec, given), **given}
+    if "shortcut" in given and str(given["shortcut"]) == "A":
+        decided.update(_decided(origin, spec, given))
+    preprocessing, source = _preprocessing(origin.card)
     size = preprocessing.image_size if preprocessing else views.PHOTO_SIZE
     model = network.build(
         input_shape=(size, size, channels),
         include_top=False,
         weights=weights,
-        **(arguments or {}),
+        **network.arguments(decided),
     )
     arrays = _arrays(model)
-    if source.startswith("Caffe"):  # blue, green, red
+    preparation = origin.card.preparation
+    if preparation is not None and preparation.order == "bgr":
         arrays["stem_conv/kernel"] = arrays["stem_conv/kernel"][:, :, ::-1]
     return StartWeights(
-        arrays, _sha256(weights, arrays), preprocessing, None, source
+        arrays, _sha256(weights, arrays), preprocessing, None, source, decided
     )
 
 
@@ -133,7 +147,14 @@ def recorded(workdir, weights: str) -> StartWeights | None:
     if config.weights != weights or config.weights_sha256 is None:
         return None
     preprocessing, *_ = workdirs.read_dataset(workdir)
-    return StartWeights({}, config.weights_sha256, preprocessing, None, "")
+    return StartWeights(
+        {},
+        config.weights_sha256,
+        preprocessing,
+        None,
+        "",
+        config.model_arguments,
+    )
 
 
 def load_dataset(config: configs.Config, workdir) -> datasets.DataSet:
@@ -249,27 +270,44 @@ def _of_workdir(workdir, network):
         trained.preprocessing,
         trained.labels,
         f"that of {workdir}",
+        trained.config.model_arguments,
     )
 
 
-def _preprocessing(weights):
+def _preprocessing(card):
     """Returns the preprocessing of weights and its name; None if unknown."""
-    if weights == "cifar10":
-        mean = shipped.mean()
-        view = views.Preprocessing(len(mean), mean.shape[-1], None, mean)
-        return view, "CIFAR-10's mean image, 32x32 pixels"
-    photo = views.photo_preprocessing(views.PHOTO_SIZE)
-    is_file = os.path.isfile(weights)
-    if weights == "imagenet" or (
-        is_file and any("conv1_conv" in name for name in files.read(weights))
-    ):
-        caffe = dataclasses.replace(
-            photo, mean=_CAFFE_MEAN, standard_deviation=[1 / 255] * 3
-        )
-        return caffe, "Caffe's mean of ImageNet, 224x224 pixels"
-    if is_file and weights.endswith((".weights.h5", ".keras", ".h5")):
+    preparation = card.preparation
+    if preparation is None:
         return None, "unknown: that of the new images is used"
-    return photo, "ImageNet's mean and deviation, 224x224 pixels"
+    mean = np.array(preparation.mean, "float32")
+    if preparation.mean_image:
+        mean = shipped.mean(preparation.mean_image)
+    deviation = None
+    if preparation.deviation != (1.0,) * 3:
+        deviation = np.array(preparation.deviation, "float32")
+    size = preparation.image_size
+    view = views.Preprocessing(size, 3, None, mean, deviation)
+    return view, f"that of {card.name}, {size}x{size} pixels"
+
+
+def _decided(origin, spec, arguments):
+    """Returns the arguments that the weights decide, other than the papers'.
+
+    The network is trained with them, so that it computes the function that
+    the weights were trained for.
+    """
+    decided = {
+        name: value
+        for name, value in origin.decided.items()
+        if name in rules.OF_PAPERS and value != rules.OF_PAPERS[name]
+    }
+    if not spec.bottleneck:
+        decided.pop("bottleneck_stride", None)
+    shortcut = str(arguments.get("shortcut", spec.shortcut))
+    zeros = origin.decided.get("zeros", "end")
+    if shortcut == "A" and zeros != "end":
+        decided["shortcut"] = f"A(zeros={zeros!r})"
+    return decided
 
 
 def _sha256(weights, arrays):
