@@ -53,7 +53,9 @@ class PredictTest(parameterized.TestCase):
     def test_an_image_that_is_none_gets_its_error(self):
         outcome = programs.run("predict", "--model=resnet20", CAT, __file__)
         self.assertEqual(outcome.code, 1)
-        self.assertIn("error: an image must be", "\n".join(outcome.out))
+        self.assertIn(
+            "error: not an image: an image must be", "\n".join(outcome.out)
+        )
 
     def test_without_a_network_the_one_of_cifar_is_taken_and_named(self):
         best, err = self.predict(CAT)

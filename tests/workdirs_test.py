@@ -171,10 +171,10 @@ class WorkdirTest(tiny_runs.TestCase):
 
         add = metrics.MetricsFile.add
 
-        def killed(metrics, row):
+        def killed(metrics, row, events=None):
             if row["step"] == 4:
                 raise KeyboardInterrupt
-            add(metrics, row)
+            add(metrics, row, events)
 
         arguments = {"eval_every": 2, "checkpoint_seconds": 0.0}
         with (
@@ -212,8 +212,8 @@ class WorkdirTest(tiny_runs.TestCase):
     def test_directory_that_is_removed_ends_the_run(self):
         add = metrics.MetricsFile.add
 
-        def removing(metrics, row):
-            add(metrics, row)
+        def removing(metrics, row, events=None):
+            add(metrics, row, events)
             if row["step"] == 4:
                 shutil.rmtree(self.workdir)
 
