@@ -148,6 +148,8 @@ class ConvolutionTest(parameterized.TestCase):
     )
     def test_no_convolution_of_one_pixel_strides(self, make):
         """On some processors TensorFlow aborts in the strided gradient."""
+        if keras.backend.backend() != "tensorflow":
+            self.skipTest("only TensorFlow aborts")
         layer = make()
         x = tf.zeros((3, 8, 8, 8))
         inputs = [x]

@@ -185,7 +185,7 @@ class MeetingTest(absltest.TestCase):
             port = taken.getsockname()[1]
             workers = [*addresses(1), f"127.0.0.1:{port}"]
             with self.assertRaisesRegex(
-                OSError, f"port {port} of this worker.*another program has it"
+                OSError, f"port {port} of this worker.*another program uses it"
             ):
                 rendezvous.wait_for_workers(workers, 1, 1)
 
