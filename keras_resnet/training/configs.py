@@ -9,6 +9,7 @@ import keras
 
 from keras_resnet import features
 from keras_resnet import networks
+from keras_resnet.data import augmentation
 from keras_resnet.data import datasets
 from keras_resnet.data import views
 from keras_resnet.layers import normalization
@@ -228,10 +229,15 @@ def freeze(model: keras.Model, layers: str) -> None:
 def is_probe(config: Config) -> bool:
     """Returns whether only the classifier is trained, on unchanging features.
 
-    >>> is_probe(Config("resnet20", "digits", recipes.RECIPES["digits"]))
+    >>> from keras_resnet.training.recipes import RECIPES
+    >>> is_probe(Config("resnet20", "digits", RECIPES["digits"]))
     False
     """
-    return config.freeze == "all" and config.recipe.augmentation == "none"
+    unchanged = augmentation.get_augmentation("none")
+    return (
+        config.freeze == "all"
+        and config.recipe.train_augmentation() == unchanged
+    )
 
 
 def load_dataset(
