@@ -105,11 +105,11 @@ class DecodedOrientationTest(parameterized.TestCase):
     def test_damaged_segments_are_none(self):
         whole = jpeg(6)
         start = whole.index(b"Exif\0\0")
-        for end in range(start, start + 46):
+        for end in range(start, start + 46, 3):
             number = int(orientation.orientation(whole[:end]))
             self.assertIn(number, (1, 6))
         rng = np.random.default_rng(0)
-        for _ in range(300):
+        for _ in range(60):
             content = bytearray(whole)
             for place in rng.integers(start + 6, start + 50, 4):
                 content[place] = rng.integers(256)
