@@ -8,6 +8,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -91,6 +92,7 @@ class ChainTest(parameterized.TestCase):
         outcome = programs.run("evaluate", *flags, "--mean=1,2")
         self.assertRegex(outcome.err[0], "--mean=1,2: mean must have the shape")
 
+    @pytest.mark.slow
     def test_weights_of_keras_applications_see_their_own_pixels(self):
         """Compares blue first and Caffe's mean with other preprocessing."""
         keras.utils.set_random_seed(0)
@@ -147,6 +149,7 @@ class ChainTest(parameterized.TestCase):
         )
         self.assertIn("has all its 120 steps already", "\n".join(outcome.out))
 
+    @pytest.mark.slow
     def test_checkpoint_of_another_recipe_is_refused(self):
         outcome = programs.run(
             "train", "--model=tiny", f"--workdir={self.workdir}", "--steps=60"

@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -283,6 +284,7 @@ class AugmentationTest(parameterized.TestCase):
             shares.append(share)
         self.assertGreater(np.std(shares), 0.1)
 
+    @pytest.mark.slow
     @parameterized.parameters(0.1, 0.2, 1.0)
     def test_shares_have_the_beta_distribution(self, alpha):
         shares = tf.map_fn(

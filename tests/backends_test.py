@@ -10,6 +10,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -43,6 +44,7 @@ def step(model, **kwargs):
 
 
 class TrainingStepTest(parameterized.TestCase):
+    @pytest.mark.slow
     @parameterized.product(
         unit=("original", "pre_activation"), shortcut=("A", "exclusive_gating")
     )
@@ -73,6 +75,7 @@ class TrainingStepTest(parameterized.TestCase):
                         err_msg=path,
                     )
 
+    @pytest.mark.slow
     @parameterized.product(looped=(False, True), remat=(False, True))
     def test_what_draws_numbers_trains(self, looped, remat):
         model = keras_resnet.resnet(

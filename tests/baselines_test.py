@@ -79,6 +79,7 @@ class BaselinesTest(parameterized.TestCase):
         else:
             self.assertLess(abs(count / printed - 1), 0.1)
 
+    @pytest.mark.slow
     @parameterized.parameters(*NAMES)
     def test_an_image_has_probabilities_also_after_saving(self, name):
         model = networks.build(name)

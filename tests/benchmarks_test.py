@@ -111,6 +111,7 @@ class PeersTest(parameterized.TestCase):
 
 
 class MeasureTest(absltest.TestCase):
+    @pytest.mark.slow
     def test_every_contender_takes_its_turns(self):
         ours, theirs = measure.measure(SMALL, rounds=2)
         self.assertEqual(

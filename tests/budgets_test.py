@@ -4,6 +4,7 @@ import dataclasses
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -67,12 +68,14 @@ class BudgetTest(tiny_runs.TestCase):
         with self.assertRaisesRegex(ValueError, "enough for one step.*0.1"):
             self.length(0.1, 30.0, 0.1)
 
+    @pytest.mark.slow
     def test_a_run_that_exists_keeps_its_length(self):
         self.train(tiny_runs.config())
         recipe, measured = self.length(10, 1.0, 0.1)
         self.assertEqual(recipe.steps, 8)
         self.assertEqual(measured, 0.0)
 
+    @pytest.mark.slow
     def test_run_is_that_of_its_steps_and_resumes(self):
         """The measurement leaves no trace in the bits of the run."""
         config = tiny_runs.config(deterministic=True)

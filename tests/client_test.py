@@ -13,6 +13,7 @@ import time
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -341,6 +342,7 @@ class SavedModelTest(parameterized.TestCase):
             self.assertEqual(os.path.basename(network.directory), "10")
         self.assertEqual(network.labels, colours.LABELS)
 
+    @pytest.mark.slow
     @parameterized.parameters("a[b]*?", "a\\b", "a\udce9")
     def test_path_may_contain_wildcards_and_bytes(self, name):
         """TensorFlow looks for the files of variables by a pattern."""

@@ -3,6 +3,7 @@
 from unittest import mock
 
 import keras
+import pytest
 from absl.testing import parameterized
 
 import keras_resnet
@@ -198,6 +199,7 @@ class ClaimsTest(parameterized.TestCase):
         for count in ("parameters", "multiply_adds"):
             self.assertEqual(residual[count], plain[count])
 
+    @pytest.mark.slow
     def test_projections_double_a_bottleneck(self):
         # [1, Sec. 4.1]: "the time complexity and model size are doubled".
         costs = [

@@ -4,6 +4,7 @@ import io
 import struct
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -102,6 +103,7 @@ class DecodedOrientationTest(parameterized.TestCase):
         content = plain[:2] + comment + plain[2:]
         self.assertEqual(int(orientation.orientation(content)), 1)
 
+    @pytest.mark.slow
     def test_damaged_segments_are_none(self):
         whole = jpeg(6)
         start = whole.index(b"Exif\0\0")

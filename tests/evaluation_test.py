@@ -274,6 +274,7 @@ class DevicesTest(parameterized.TestCase):
         self.assertEqual(run.wait(), 0, run.err)
         return json.loads(run.out[-1])
 
+    @pytest.mark.slow
     def test_three_devices_count_as_one(self):
         root = Path(self.enter_context(tempfile.TemporaryDirectory()))
         model = keras_resnet.resnet(

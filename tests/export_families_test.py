@@ -85,6 +85,7 @@ np.savez(answers, **found)
     def test_every_signature_answers_as_the_model(self, name, size, arguments):
         self.check(name, size, arguments)
 
+    @pytest.mark.slow
     def test_a_looped_network_of_bottlenecks_answers_as_the_model(self):
         self.check("small", 16, {"looped": True, "shortcut": "B"})
 

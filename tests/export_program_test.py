@@ -6,6 +6,7 @@ import signal
 import tempfile
 from unittest import mock
 
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -56,6 +57,7 @@ class ProgramTest(parameterized.TestCase):
         )
         return outcome, export_dir
 
+    @pytest.mark.slow
     @parameterized.parameters("float32", "bfloat16", "int8")
     def test_program_exports_a_work_directory_that_is_checked(self, precision):
         outcome, export_dir = self.export(f"--precision={precision}")
@@ -82,6 +84,7 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual(card["precision"], precision)
         self.assertEqual(card["checks"]["saved_model"]["images"], 355)
 
+    @pytest.mark.slow
     @parameterized.parameters(
         (
             [

@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -99,6 +100,7 @@ class FaultTest(parameterized.TestCase):
         rows = (workdir / "metrics.csv").read_text()
         return {**runs.values(workdir), "metrics.csv": rows}
 
+    @pytest.mark.slow
     @parameterized.parameters(
         (damage_index, 7),
         (damage_data, 7),
@@ -152,6 +154,7 @@ class FaultTest(parameterized.TestCase):
         self.assertIn("resuming at step 7 of 8", self.lines)
         self.assert_same("run", expected)
 
+    @pytest.mark.slow
     def test_disk_that_is_full_keeps_the_checkpoints_that_are_there(self):
         self.train("whole")
         save = checkpoints.save
@@ -290,6 +293,7 @@ class WorkersTest(absltest.TestCase):
             )
         return started
 
+    @pytest.mark.slow
     def test_worker_that_is_killed_ends_the_others_with_one_line(self):
         for killed in (0, 1):
             started = self.start(f"run{killed}", "--steps=100000")
@@ -317,6 +321,7 @@ class WorkersTest(absltest.TestCase):
         )
         self.assertFalse((self.root / "run").exists())
 
+    @pytest.mark.slow
     def test_worker_that_ends_before_the_first_step(self):
         """Its machine lacks the data, or has other flags."""
         first, second = runs.workers(
@@ -331,6 +336,7 @@ class WorkersTest(absltest.TestCase):
         self.assertLen(first.err, 1, first.err)
         self.assertIn("another worker stopped responding", first.err[0])
 
+    @pytest.mark.slow
     def test_worker_that_is_asked_to_stop_stops_all(self):
         started = self.start("run", "--steps=100000")
         started[1].send(15)
@@ -341,6 +347,7 @@ class WorkersTest(absltest.TestCase):
         newest = checkpoints.steps(self.root / "run" / "checkpoints")[-1]
         self.assertEqual(str(newest), step.partition(";")[0])
 
+    @pytest.mark.slow
     def test_workers_with_directories_of_their_own(self):
         """A directory that is not shared would lose the run."""
         first = runs.train(

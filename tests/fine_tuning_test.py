@@ -6,6 +6,7 @@ import unittest
 
 import keras
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -64,6 +65,7 @@ class FineTuningTest(parameterized.TestCase):
         )
         self.assertEqual(changed_by_training(base), kernels(base, but))
 
+    @pytest.mark.slow
     @parameterized.parameters(
         (False, "sequential"), (True, "functional"), (True, "both")
     )
@@ -119,6 +121,7 @@ class FineTuningTest(parameterized.TestCase):
             all("kernel" in v.path for v in model.trainable_weights)
         )
 
+    @pytest.mark.slow
     @parameterized.parameters({}, {"looped": True})
     def test_layers_may_be_released_one_after_the_other(self, **kwargs):
         base = features(**kwargs)
@@ -132,6 +135,7 @@ class FineTuningTest(parameterized.TestCase):
             "stage2_unit1/norm1/moving_mean", changed_by_training(base)
         )
 
+    @pytest.mark.slow
     @parameterized.parameters(
         ({"shortcut": "C"}, (), "file"),
         ({"shortcut": "C"}, ("stage2", "stage3"), "file"),

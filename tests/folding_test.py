@@ -7,6 +7,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -504,6 +505,7 @@ class BFloat16Test(parameterized.TestCase):
                 atol=tolerance,
             )
 
+    @pytest.mark.slow
     def test_trained_network_classes_the_test_digits_alike(self):
         dataset = datasets.load("digits")
         keras.utils.set_random_seed(0)

@@ -6,6 +6,7 @@ import unittest
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -55,6 +56,7 @@ class FormatsTest(parameterized.TestCase):
             **arguments,
         )
 
+    @pytest.mark.slow
     @parameterized.product(
         name=["litert", "onnx"],
         arguments=[

@@ -4,6 +4,7 @@ import warnings
 
 import keras
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -96,6 +97,7 @@ class FeaturesTest(parameterized.TestCase):
             self.check(model, x, expected)
         self.check(network, x, stages(network, x))
 
+    @pytest.mark.slow
     def test_features_of_a_model_of_two_inputs(self):
         network, x, age = small(), image(), keras.Input((1,))
         y = keras.layers.Concatenate()([network(3.0 * x), age])

@@ -252,6 +252,7 @@ class HostileTest(parameterized.TestCase):
         self.assertLess(max(e[3] for e in ends), 1500)
         return ends
 
+    @pytest.mark.slow
     def test_damaged_inputs_are_refused_or_answered(self):
         ends = self.ask(damaged(100, seed=1))
         good = len(pictures())

@@ -4,6 +4,7 @@ import threading
 import time
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -22,6 +23,7 @@ def decode(images):
 
 
 class IsolationTest(parameterized.TestCase):
+    @pytest.mark.slow
     @parameterized.parameters(1, 2, 3, 6)
     def test_large_images_are_decoded_one_after_the_other(self, count):
         """Together they would have more pixels than are allowed."""
@@ -77,6 +79,7 @@ class IsolationTest(parameterized.TestCase):
                 status.partition(":")[0], "truncated" if is_bad[i] else ""
             )
 
+    @pytest.mark.slow
     @parameterized.parameters((15, 1), (31, 1), (32, 2), (64, 4), (200, 8))
     def test_large_jpeg_is_decoded_at_a_smaller_size(self, side, ratio):
         picture = np.indices((side, 2 * side)).sum(0) * 255 // (3 * side)

@@ -3,6 +3,7 @@
 import struct
 from unittest import mock
 
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -127,6 +128,7 @@ class LimitsTest(parameterized.TestCase):
         with self.assertRaisesRegex(tf.errors.InvalidArgumentError, message):
             limits.check(image_bytes)
 
+    @pytest.mark.slow
     @parameterized.named_parameters(
         ("png", png(8_001, 8_000), "at most 64000000 pixels"),
         ("png_of_negative_sides", png(2**31, 2**31), "at most 64000000 pixels"),

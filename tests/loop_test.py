@@ -8,6 +8,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -163,6 +164,7 @@ class TrainingTest(tiny_runs.TestCase):
             self.train(tiny_runs.config())
         self.assertEqual(caught.exception.step, 0)
 
+    @pytest.mark.slow
     @parameterized.parameters("mixed_bfloat16", "mixed_float16")
     def test_mixed_precision_learns(self, dtype):
         recipe = tiny_runs.RECIPE.with_steps(100)

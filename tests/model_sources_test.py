@@ -4,6 +4,7 @@ import os
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -36,6 +37,7 @@ class SourceTest(parameterized.TestCase):
         source = model_sources.from_model("resnet20", "cifar10", labels=names)
         self.assertEqual(source.labels, names)
 
+    @pytest.mark.slow
     @parameterized.parameters(".weights.h5", ".keras")
     def test_files_of_keras_applications_see_what_they_were_trained_on(
         self, ending

@@ -10,6 +10,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -54,6 +55,7 @@ class CountsTest(parameterized.TestCase):
             count(model.non_trainable_weights), expected.moving_statistics
         )
 
+    @pytest.mark.slow
     def test_resnet1202_builds_unrolled_with_the_parameters_of_the_paper(self):
         model = keras_resnet.ResNet1202(looped=False)
         self.assertEqual(count(model.trainable_weights), 19_421_274)

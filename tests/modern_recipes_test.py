@@ -5,6 +5,7 @@ import pathlib
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -75,6 +76,7 @@ class ModernRecipesTest(tiny_runs.TestCase):
         self.train(config)
         self.assert_same_run(self.workdir, whole)
 
+    @pytest.mark.slow
     def test_two_devices_with_synchronized_norms_are_one(self):
         """Law 6 of the design, with mixed images and a size of their own."""
         self.assertEqual(runs.call(_difference, self.dataset, NAMES), "same")

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -202,6 +203,7 @@ class PolicyTest(parameterized.TestCase):
         )
         np.testing.assert_allclose(dark, 0.01 * image.numpy(), atol=1.0)
 
+    @pytest.mark.slow
     @parameterized.parameters(
         ("trivial_augment_wide", 14, 1, 1.0),
         ("rand_augment_6", 15, 2, 0.5),
@@ -258,6 +260,7 @@ class PolicyTest(parameterized.TestCase):
             self.assertAlmostEqual(magnitude.mean(), expected, delta=0.005)
             self.assertAlmostEqual(magnitude.std(), 0.05, delta=0.005)
 
+    @pytest.mark.slow
     @parameterized.parameters(1, 3)
     def test_same_key_gives_the_same_image(self, channels):
         image = tf.constant(photo(20, channels))

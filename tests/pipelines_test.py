@@ -2,6 +2,7 @@ import os
 import pathlib
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -106,6 +107,7 @@ class PipelinesTest(parameterized.TestCase):
         self.assertEqual(parts.dtype, np.float32)
         self.assertTrue(np.all((parts >= 0) & (parts <= 1)))
 
+    @pytest.mark.slow
     @parameterized.product(
         kind=["memory", "files", "records"], policy=["none", "rand_augment_9"]
     )
@@ -202,6 +204,7 @@ class PipelinesTest(parameterized.TestCase):
         places = np.histogram(orders[:, :100], bins=20, range=(0, size))[0]
         np.testing.assert_allclose(places / places.mean(), 1.0, atol=0.2)
 
+    @pytest.mark.slow
     @parameterized.product(
         kind=["memory", "files", "records"],
         augmentation=["pad_crop_flip", "scale_jitter"],
@@ -267,6 +270,7 @@ class PipelinesTest(parameterized.TestCase):
                 images[i], seen(dataset.preprocessing, image)
             )
 
+    @pytest.mark.slow
     @parameterized.parameters("memory", "files", "records")
     def test_test_shares_of_the_workers_are_the_batches(self, kind):
         dataset = self.sets[kind]
@@ -281,6 +285,7 @@ class PipelinesTest(parameterized.TestCase):
         whole = dataset.padded_test_batches(8).as_numpy_iterator()
         images_lib.assert_same(together, list(whole))
 
+    @pytest.mark.slow
     @parameterized.product(
         kind=["memory", "files", "records", "validation"],
         batch_size=[1, 4, 10**15],

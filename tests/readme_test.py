@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from unittest import mock
 
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -98,6 +99,7 @@ class ExamplesTest(parameterized.TestCase):
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(directory)
 
+    @pytest.mark.slow
     @parameterized.parameters(
         *((page,) for page in PAGES if examples(page, "python"))
     )

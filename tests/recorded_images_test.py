@@ -3,6 +3,7 @@ import os
 import pathlib
 from unittest import mock
 
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 
@@ -45,6 +46,7 @@ class WorkdirTest(tiny_runs.TestCase):
             self.assertLen(outcome.err, 1)
             self.assertRegex(outcome.err[0], line)
 
+    @pytest.mark.slow
     def test_changed_images_are_noticed(self):
         images = pathlib.Path("images")
         for i in range(24):

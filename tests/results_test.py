@@ -12,6 +12,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -217,6 +218,7 @@ class TablesTest(parameterized.TestCase):
         for table in found:
             self.assertEqual([row[0] for row in table.rows], ["resnet20"])
 
+    @pytest.mark.slow
     def test_a_cost_table_has_the_nets_of_the_paper(self):
         table = tables.cost_table()
         counts = {row[0]: row[1:4] for row in table.rows}
@@ -455,6 +457,7 @@ class PageTest(parameterized.TestCase):
         )
         self.assertEmpty(pictures.confusions([other]))
 
+    @pytest.mark.slow
     def test_a_damaged_run_is_named_and_the_others_are_reported(self):
         directory = self.root / "some_damaged"
         workdir = save(a_run("a_good_one", 9.0), directory)

@@ -137,6 +137,7 @@ class RunsTest(parameterized.TestCase):
 class ResumeTest(RunsTest):
     trials = 2
 
+    @pytest.mark.slow
     @parameterized.parameters(
         (),
         ("--num_devices=2",),
@@ -148,6 +149,7 @@ class ResumeTest(RunsTest):
         equal = self.kill_at_random(seed=0, trials=self.trials)
         self.assertEqual(equal, self.trials)
 
+    @pytest.mark.slow
     @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
     def test_signal_saves_and_the_run_resumes(self, number):
         self.finish_whole()

@@ -12,6 +12,7 @@ import tempfile
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -334,6 +335,7 @@ for signature, name in (
 
 
 class VariantTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_grey_network_takes_grey_and_coloured_images(self):
         model, preprocessing = (
             exports.small_network(1),
@@ -363,6 +365,7 @@ class VariantTest(parameterized.TestCase):
                 answer["probabilities"], expected, atol=2e-3
             )
 
+    @pytest.mark.slow
     @parameterized.parameters("mixed_bfloat16", "float16")
     def test_network_of_another_policy_is_exported_in_float32(self, policy):
         model = exports.small_network(dtype=policy)
@@ -382,6 +385,7 @@ class VariantTest(parameterized.TestCase):
             atol=1e-4,
         )
 
+    @pytest.mark.slow
     def test_images_above_the_pixel_limit_are_refused(self):
         path = colours.export(exports.scratch(self), max_pixels=256)
         images = [exports.SQUARES, np.zeros([1, 257, 3], np.uint8)]
@@ -396,6 +400,7 @@ class VariantTest(parameterized.TestCase):
             ],
         )
 
+    @pytest.mark.slow
     @parameterized.parameters((1, 1), (3, 3), (99, 4))
     def test_number_of_labels_is_an_option(self, top, expected):
         path = colours.export(exports.scratch(self), top=top)
@@ -409,6 +414,7 @@ class VariantTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "top must be 1 or more"):
             colours.export(exports.scratch(self), top=0)
 
+    @pytest.mark.slow
     @parameterized.parameters(True, False)
     def test_encoded_images_are_turned_as_their_exif_data_state(self, exif):
         files = [
@@ -443,6 +449,7 @@ class VariantTest(parameterized.TestCase):
             "applied" if exif else "ignored",
         )
 
+    @pytest.mark.slow
     @parameterized.parameters(True, False)
     def test_network_on_another_one_is_exported(self, is_nested):
         """As docs/fine_tuning.md builds it, and on Keras' own pooling."""

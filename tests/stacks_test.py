@@ -148,6 +148,7 @@ class UnitStackTest(parameterized.TestCase):
         x = tf.cast(images(), "bfloat16")
         self.assert_same(unrolled, stack, x, tolerance=0.03)
 
+    @pytest.mark.slow
     @parameterized.parameters(itertools.product(units.UNITS, "AC"))
     def test_units_that_are_computed_again_are_the_same(self, unit, shortcut):
         """Tests remat of single units: gradients, and one update."""
@@ -370,6 +371,7 @@ class DerivativesTest(parameterized.TestCase):
         self.assertGreater(limit, 0)
         np.testing.assert_allclose(got, expected, atol=limit)
 
+    @pytest.mark.slow
     @parameterized.parameters(
         ("loop", True, "inner"),
         ("loop, remat", True, "none"),
@@ -427,6 +429,7 @@ def take_step_in_a_function(model, x, labels):
 
 
 class MemoryTest(parameterized.TestCase):
+    @pytest.mark.slow
     @parameterized.product(
         settings=({"remat": True}, {"remat": True, "looped": True}),
         use=(fit, take_step, take_step_in_a_function),
@@ -457,6 +460,7 @@ def nodes(model, batch=2):
 
 
 class LoopedNetworkTest(parameterized.TestCase):
+    @pytest.mark.slow
     @parameterized.parameters(False, True)
     def test_graph_does_not_grow_with_depth(self, remat):
         counts = set()

@@ -7,6 +7,7 @@ import pathlib
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -104,6 +105,7 @@ class StartWeightsTest(parameterized.TestCase):
             if changed:  # their statistics are those of the new images
                 self.assertTrue(any("moving_mean" in p for p in changed))
 
+    @pytest.mark.slow
     def test_preprocessing_is_that_of_the_weights(self):
         self.train(self.config())
         trained, _ = self.values()
@@ -126,6 +128,7 @@ class StartWeightsTest(parameterized.TestCase):
             np.testing.assert_array_equal(first[variable.path], variable)
         self.assertFalse(start_weights.assign(model, found, ["c", "d"]))
 
+    @pytest.mark.slow
     def test_a_file_is_needed_once(self):
         path = self.root / "start.weights.h5"
         keras_resnet.ResNet20().save_weights(path)
@@ -150,6 +153,7 @@ class StartWeightsTest(parameterized.TestCase):
         self.assertEqual(outcome.code, 2)
         self.assertIn("--weights=", outcome.err[0])
 
+    @pytest.mark.slow
     def test_weights_of_another_network_are_rejected(self):
         self.train(self.config("all", augmentation="none"), "first")
         with self.assertRaisesRegex(ValueError, "must be of resnet32"):
@@ -162,6 +166,7 @@ class StartWeightsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "freeze must be all, none"):
             configs.freeze(keras_resnet.ResNet20(), freeze)
 
+    @pytest.mark.slow
     def test_features_that_are_kept_train_as_images_do(self):
         config = self.config("all", augmentation="none")
         self.train(config, "kept")
@@ -195,6 +200,7 @@ class StartWeightsTest(parameterized.TestCase):
             list(found.padded_test_batches(4))
         self.assertLessEqual(len(calls), 2)
 
+    @pytest.mark.slow
     def test_classifier_may_have_a_rate_of_its_own(self):
         """After one step, a change is the rate times the gradient."""
         start = start_weights.read("cifar10", networks.get_network("resnet20"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -131,6 +132,7 @@ class RefusalTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "choose a strategy first"):
             strategies.get_strategy("mirrored", 64)
 
+    @pytest.mark.slow
     @parameterized.parameters(
         (2, 0, {}, 1),
         (3, 0, {}, 0),
@@ -193,6 +195,7 @@ class DevicesTest(parameterized.TestCase):
                 err_msg=key,
             )
 
+    @pytest.mark.slow
     def test_two_devices_and_two_workers_are_one_device(self):
         """Law 6 of the design, normalization synchronized.
 
@@ -216,6 +219,7 @@ class DevicesTest(parameterized.TestCase):
         self.assertEqual([run.wait() for run in both], [0, 0], both[0].err)
         self.assert_close("workers", "one", 1e-9)
 
+    @pytest.mark.slow
     @parameterized.parameters(
         # Each device has the loss of its own companion.
         ("--model=companion",),
@@ -230,6 +234,7 @@ class DevicesTest(parameterized.TestCase):
             self.assertEqual(run.wait(), 0, run.err)
         self.assert_close("two", "one", 1e-9)
 
+    @pytest.mark.slow
     def test_each_device_normalizes_by_its_share(self):
         """As the papers did; then 2 devices are not 1, but 2 workers are."""
         self.two_devices()
@@ -244,12 +249,14 @@ class DevicesTest(parameterized.TestCase):
         )
         self.assertNotIn("step 4 of 8", "\n".join(both[1].out))
 
+    @pytest.mark.slow
     def test_micro_batches_are_devices_one_after_the_other(self):
         self.two_devices()
         run = self.start("micro", "--set=recipe.micro_batches=2")
         self.assertEqual(run.wait(), 0, run.err)
         self.assert_close("micro", "two")
 
+    @pytest.mark.slow
     @parameterized.parameters(
         (["--num_devices=3"], "--batch_size=16: .*16 images for 3 devices"),
         (["--num_devices=-1"], "--num_devices=-1: .*at least 1"),

@@ -9,6 +9,7 @@ import urllib.error
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -32,6 +33,7 @@ class TfdsTest(parameterized.TestCase):
         np.testing.assert_allclose(sorted(numbers), range(30), atol=1e-4)
         np.testing.assert_array_equal(labels, numbers.round() % 3)
 
+    @pytest.mark.slow
     @parameterized.parameters("set [v2]", "a*b", "what?", "{a,b}", "[ab]")
     def test_data_dir_may_have_the_characters_of_patterns(self, name):
         prepared = records.tfds_set(self, (None, None, 3), train=20, test=3)

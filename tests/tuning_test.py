@@ -204,6 +204,7 @@ class SearchTest(TuningTestCase):
 
 
 class ProcessesTest(TuningTestCase):
+    @pytest.mark.slow
     def test_two_workers_share_six_trials_and_the_best_is_trained_again(self):
         folder = self.folder()
         outcome = programs.run(

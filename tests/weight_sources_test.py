@@ -192,6 +192,7 @@ class TorchTest(WeightsTestCase):
             np.testing.assert_array_equal(arrays[name], value)
             self.assertEqual(arrays[name].shape, np.shape(value))
 
+    @pytest.mark.slow
     @parameterized.product(
         scheme=tuple(SCHEMES),
         write=(safetensors, torch_zip, torch_legacy),

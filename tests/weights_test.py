@@ -4,6 +4,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -43,6 +44,7 @@ class OwnFilesTest(WeightsTestCase):
         weights.load(model, path)
         self.assert_weights_equal(model, saved)
 
+    @pytest.mark.slow
     @parameterized.product(
         ending=(".weights.h5", ".keras", ".h5"),
         saved_looped=(True, False),

@@ -11,6 +11,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -143,6 +144,7 @@ class WorkdirTest(tiny_runs.TestCase):
             path.unlink()
         self.assertEqual(trained(5, 6), 6)
 
+    @pytest.mark.slow
     def test_other_data_of_the_same_name_is_refused(self):
         self.train(tiny_runs.config())
         path = self.workdir / "dataset.json"
