@@ -284,8 +284,8 @@ class AugmentationTest(parameterized.TestCase):
             shares.append(share)
         self.assertGreater(np.std(shares), 0.1)
 
-    @pytest.mark.slow
     @parameterized.parameters(0.1, 0.2, 1.0)
+    @pytest.mark.slow
     def test_shares_have_the_beta_distribution(self, alpha):
         shares = tf.map_fn(
             lambda i: augmentation.beta(

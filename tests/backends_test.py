@@ -44,10 +44,10 @@ def step(model, **kwargs):
 
 
 class TrainingStepTest(parameterized.TestCase):
-    @pytest.mark.slow
     @parameterized.product(
         unit=("original", "pre_activation"), shortcut=("A", "exclusive_gating")
     )
+    @pytest.mark.slow
     def test_a_step_of_a_loop_is_that_of_its_units(self, unit, shortcut):
         """Compares outputs, gradients and statistics, also with remat."""
         kwargs = {"unit": unit, "shortcut": shortcut}
@@ -75,8 +75,8 @@ class TrainingStepTest(parameterized.TestCase):
                         err_msg=path,
                     )
 
-    @pytest.mark.slow
     @parameterized.product(looped=(False, True), remat=(False, True))
+    @pytest.mark.slow
     def test_what_draws_numbers_trains(self, looped, remat):
         model = keras_resnet.resnet(
             SPEC,

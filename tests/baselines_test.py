@@ -79,8 +79,8 @@ class BaselinesTest(parameterized.TestCase):
         else:
             self.assertLess(abs(count / printed - 1), 0.1)
 
-    @pytest.mark.slow
     @parameterized.parameters(*NAMES)
+    @pytest.mark.slow
     def test_an_image_has_probabilities_also_after_saving(self, name):
         model = networks.build(name)
         x = np.random.default_rng(0).normal(size=(2, 32, 32, 3))

@@ -342,8 +342,8 @@ class SavedModelTest(parameterized.TestCase):
             self.assertEqual(os.path.basename(network.directory), "10")
         self.assertEqual(network.labels, colours.LABELS)
 
-    @pytest.mark.slow
     @parameterized.parameters("a[b]*?", "a\\b", "a\udce9")
+    @pytest.mark.slow
     def test_path_may_contain_wildcards_and_bytes(self, name):
         """TensorFlow looks for the files of variables by a pattern."""
         export_dir = os.path.join(self.folder, name)

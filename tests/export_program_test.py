@@ -57,8 +57,8 @@ class ProgramTest(parameterized.TestCase):
         )
         return outcome, export_dir
 
-    @pytest.mark.slow
     @parameterized.parameters("float32", "bfloat16", "int8")
+    @pytest.mark.slow
     def test_program_exports_a_work_directory_that_is_checked(self, precision):
         outcome, export_dir = self.export(f"--precision={precision}")
         self.assertEqual((outcome.code, outcome.err), (0, []))
@@ -84,7 +84,6 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual(card["precision"], precision)
         self.assertEqual(card["checks"]["saved_model"]["images"], 355)
 
-    @pytest.mark.slow
     @parameterized.parameters(
         (
             [
@@ -113,6 +112,7 @@ class ProgramTest(parameterized.TestCase):
             "3 labels, views of 8x8",
         ),
     )
+    @pytest.mark.slow
     def test_program_exports_files_and_names(self, source, title):
         with open(os.path.join(self.folder, "labels"), "w") as file:
             file.write("one\ntwo\nthree\n")

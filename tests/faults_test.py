@@ -100,13 +100,13 @@ class FaultTest(parameterized.TestCase):
         rows = (workdir / "metrics.csv").read_text()
         return {**runs.values(workdir), "metrics.csv": rows}
 
-    @pytest.mark.slow
     @parameterized.parameters(
         (damage_index, 7),
         (damage_data, 7),
         (flip_a_bit, 7),
         (delete_data, 7),
     )
+    @pytest.mark.slow
     def test_damaged_checkpoint_is_passed_over(self, damage, step):
         self.train()
         expected = self.final()

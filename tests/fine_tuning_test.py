@@ -65,10 +65,10 @@ class FineTuningTest(parameterized.TestCase):
         )
         self.assertEqual(changed_by_training(base), kernels(base, but))
 
-    @pytest.mark.slow
     @parameterized.parameters(
         (False, "sequential"), (True, "functional"), (True, "both")
     )
+    @pytest.mark.slow
     def test_networks_inside_of_others_are_frozen(self, looped, around):
         spec = keras_resnet.Spec("tiny", (3, 2), (4, 8), stem="cifar")
         base = keras_resnet.resnet(
@@ -121,8 +121,8 @@ class FineTuningTest(parameterized.TestCase):
             all("kernel" in v.path for v in model.trainable_weights)
         )
 
-    @pytest.mark.slow
     @parameterized.parameters({}, {"looped": True})
+    @pytest.mark.slow
     def test_layers_may_be_released_one_after_the_other(self, **kwargs):
         base = features(**kwargs)
         for but in ((), ("stage2", "stage3"), ("stage3",)):
@@ -135,13 +135,13 @@ class FineTuningTest(parameterized.TestCase):
             "stage2_unit1/norm1/moving_mean", changed_by_training(base)
         )
 
-    @pytest.mark.slow
     @parameterized.parameters(
         ({"shortcut": "C"}, (), "file"),
         ({"shortcut": "C"}, ("stage2", "stage3"), "file"),
         ({"looped": True, "shortcut": "C"}, (), "clone"),
         ({"looped": True, "shortcut": "C"}, ("stage2", "stage3"), "file"),
     )
+    @pytest.mark.slow
     def test_a_copy_is_frozen_as_the_network_is(self, kwargs, but, copy):
         base = features(**kwargs)
         keras_resnet.freeze(base, but)

@@ -141,8 +141,8 @@ class FolderTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, r"1 undecodable \(b/2.png: "):
             self.load()
 
-    @pytest.mark.slow
     @parameterized.parameters("training", "test", "examples", "loading")
+    @pytest.mark.slow
     def test_image_that_promises_too_many_pixels_is_named(self, when):
         """It is rejected before its 3,600,000,000 pixels are unpacked."""
         sides = (8, 200 if when != "loading" else 8)
@@ -180,8 +180,8 @@ class FolderTest(parameterized.TestCase):
             with self.assertRaisesRegex(datasets.UNREADABLE, "64000000"):
                 images_lib.batches(batches, 1)
 
-    @pytest.mark.slow
     @parameterized.parameters("set [v2]", "a*b", "what?", "{a,b}", "[ab]")
+    @pytest.mark.slow
     def test_path_may_have_the_characters_of_patterns(self, name):
         self.root /= name
         for i in range(4):

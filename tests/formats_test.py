@@ -56,7 +56,6 @@ class FormatsTest(parameterized.TestCase):
             **arguments,
         )
 
-    @pytest.mark.slow
     @parameterized.product(
         name=["litert", "onnx"],
         arguments=[
@@ -66,6 +65,7 @@ class FormatsTest(parameterized.TestCase):
             {"looped": True},
         ],
     )
+    @pytest.mark.slow
     def test_file_answers_as_the_model_does(self, name, arguments):
         model = network(**arguments)
         path = self.exported(model, formats=["saved_model", name])

@@ -23,8 +23,8 @@ def decode(images):
 
 
 class IsolationTest(parameterized.TestCase):
-    @pytest.mark.slow
     @parameterized.parameters(1, 2, 3, 6)
+    @pytest.mark.slow
     def test_large_images_are_decoded_one_after_the_other(self, count):
         """Together they would have more pixels than are allowed."""
         running, most, lock = [0], [0], threading.Lock()
@@ -79,8 +79,8 @@ class IsolationTest(parameterized.TestCase):
                 status.partition(":")[0], "truncated" if is_bad[i] else ""
             )
 
-    @pytest.mark.slow
     @parameterized.parameters((15, 1), (31, 1), (32, 2), (64, 4), (200, 8))
+    @pytest.mark.slow
     def test_large_jpeg_is_decoded_at_a_smaller_size(self, side, ratio):
         picture = np.indices((side, 2 * side)).sum(0) * 255 // (3 * side)
         pixels = np.repeat(picture[..., None], 3, -1).astype(np.uint8)

@@ -164,8 +164,8 @@ class TrainingTest(tiny_runs.TestCase):
             self.train(tiny_runs.config())
         self.assertEqual(caught.exception.step, 0)
 
-    @pytest.mark.slow
     @parameterized.parameters("mixed_bfloat16", "mixed_float16")
+    @pytest.mark.slow
     def test_mixed_precision_learns(self, dtype):
         recipe = tiny_runs.RECIPE.with_steps(100)
         result = self.train(tiny_runs.config(recipe, dtype=dtype), log_every=20)

@@ -37,8 +37,8 @@ class SourceTest(parameterized.TestCase):
         source = model_sources.from_model("resnet20", "cifar10", labels=names)
         self.assertEqual(source.labels, names)
 
-    @pytest.mark.slow
     @parameterized.parameters(".weights.h5", ".keras")
+    @pytest.mark.slow
     def test_files_of_keras_applications_see_what_they_were_trained_on(
         self, ending
     ):

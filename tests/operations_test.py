@@ -203,12 +203,12 @@ class PolicyTest(parameterized.TestCase):
         )
         np.testing.assert_allclose(dark, 0.01 * image.numpy(), atol=1.0)
 
-    @pytest.mark.slow
     @parameterized.parameters(
         ("trivial_augment_wide", 14, 1, 1.0),
         ("rand_augment_6", 15, 2, 0.5),
         ("rand_augment_7", 15, 2, 0.5),
     )
+    @pytest.mark.slow
     def test_draws_have_the_distribution_of_the_paper(
         self, name, choices, count, probability
     ):
@@ -260,8 +260,8 @@ class PolicyTest(parameterized.TestCase):
             self.assertAlmostEqual(magnitude.mean(), expected, delta=0.005)
             self.assertAlmostEqual(magnitude.std(), 0.05, delta=0.005)
 
-    @pytest.mark.slow
     @parameterized.parameters(1, 3)
+    @pytest.mark.slow
     def test_same_key_gives_the_same_image(self, channels):
         image = tf.constant(photo(20, channels))
         for name in ("trivial_augment_wide", "rand_augment_9"):

@@ -107,10 +107,10 @@ class PipelinesTest(parameterized.TestCase):
         self.assertEqual(parts.dtype, np.float32)
         self.assertTrue(np.all((parts >= 0) & (parts <= 1)))
 
-    @pytest.mark.slow
     @parameterized.product(
         kind=["memory", "files", "records"], policy=["none", "rand_augment_9"]
     )
+    @pytest.mark.slow
     def test_repeated_augmentation_shows_each_image_several_times(
         self, kind, policy
     ):
@@ -204,11 +204,11 @@ class PipelinesTest(parameterized.TestCase):
         places = np.histogram(orders[:, :100], bins=20, range=(0, size))[0]
         np.testing.assert_allclose(places / places.mean(), 1.0, atol=0.2)
 
-    @pytest.mark.slow
     @parameterized.product(
         kind=["memory", "files", "records"],
         augmentation=["pad_crop_flip", "scale_jitter"],
     )
+    @pytest.mark.slow
     def test_training_shares_of_the_workers_are_the_batch(
         self, kind, augmentation
     ):
@@ -270,8 +270,8 @@ class PipelinesTest(parameterized.TestCase):
                 images[i], seen(dataset.preprocessing, image)
             )
 
-    @pytest.mark.slow
     @parameterized.parameters("memory", "files", "records")
+    @pytest.mark.slow
     def test_test_shares_of_the_workers_are_the_batches(self, kind):
         dataset = self.sets[kind]
         shares = [
@@ -285,12 +285,12 @@ class PipelinesTest(parameterized.TestCase):
         whole = dataset.padded_test_batches(8).as_numpy_iterator()
         images_lib.assert_same(together, list(whole))
 
-    @pytest.mark.slow
     @parameterized.product(
         kind=["memory", "files", "records", "validation"],
         batch_size=[1, 4, 10**15],
         protocol=views.PROTOCOLS,
     )
+    @pytest.mark.slow
     def test_test_batches_are_the_padded_ones_without_filler(
         self, kind, batch_size, protocol
     ):

@@ -99,10 +99,10 @@ class ExamplesTest(parameterized.TestCase):
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(directory)
 
-    @pytest.mark.slow
     @parameterized.parameters(
         *((page,) for page in PAGES if examples(page, "python"))
     )
+    @pytest.mark.slow
     def test_examples_of_a_page_run_one_after_the_other(self, page):
         names: dict = {}
         for example in examples(page, "python"):

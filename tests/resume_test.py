@@ -137,20 +137,20 @@ class RunsTest(parameterized.TestCase):
 class ResumeTest(RunsTest):
     trials = 2
 
-    @pytest.mark.slow
     @parameterized.parameters(
         (),
         ("--num_devices=2",),
         ("--set=model.looped=true", "--set=model.remat=true"),
     )
+    @pytest.mark.slow
     def test_killed_run_ends_with_the_same_bytes(self, *flags):
         """Law 5 of the design."""
         self.arguments += flags
         equal = self.kill_at_random(seed=0, trials=self.trials)
         self.assertEqual(equal, self.trials)
 
-    @pytest.mark.slow
     @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
+    @pytest.mark.slow
     def test_signal_saves_and_the_run_resumes(self, number):
         self.finish_whole()
         (run,) = self.start()

@@ -200,8 +200,8 @@ class ProtocolTest(ServersTestCase):
             )
             self.assertEqual(answer.best[0][0], expected)
 
-    @pytest.mark.slow
     @parameterized.parameters("grpc", "rest")
+    @pytest.mark.slow
     def test_labels_follow_a_server_that_goes_on_to_another_version(self, kind):
         folder = self.enter_context(tempfile.TemporaryDirectory())
         colours.publish(folder)
@@ -437,8 +437,8 @@ except ovmsclient.ModelNotFoundError as error:
 
 
 class FlakyTest(ServersTestCase):
-    @pytest.mark.slow
     @parameterized.product(kind=["grpc", "rest"])
+    @pytest.mark.slow
     def test_no_answer_is_lost_doubled_or_out_of_order(self, kind):
         self.ask(kind, images=100, seed=3)
 

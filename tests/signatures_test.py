@@ -365,8 +365,8 @@ class VariantTest(parameterized.TestCase):
                 answer["probabilities"], expected, atol=2e-3
             )
 
-    @pytest.mark.slow
     @parameterized.parameters("mixed_bfloat16", "float16")
+    @pytest.mark.slow
     def test_network_of_another_policy_is_exported_in_float32(self, policy):
         model = exports.small_network(dtype=policy)
         reference = exports.small_network()
@@ -400,8 +400,8 @@ class VariantTest(parameterized.TestCase):
             ],
         )
 
-    @pytest.mark.slow
     @parameterized.parameters((1, 1), (3, 3), (99, 4))
+    @pytest.mark.slow
     def test_number_of_labels_is_an_option(self, top, expected):
         path = colours.export(exports.scratch(self), top=top)
         answer = exports.served(self, path).ask_encoded([colours.image("blue")])
@@ -414,8 +414,8 @@ class VariantTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "top must be 1 or more"):
             colours.export(exports.scratch(self), top=0)
 
-    @pytest.mark.slow
     @parameterized.parameters(True, False)
+    @pytest.mark.slow
     def test_encoded_images_are_turned_as_their_exif_data_state(self, exif):
         files = [
             orientation_test.encoded(
@@ -449,8 +449,8 @@ class VariantTest(parameterized.TestCase):
             "applied" if exif else "ignored",
         )
 
-    @pytest.mark.slow
     @parameterized.parameters(True, False)
+    @pytest.mark.slow
     def test_network_on_another_one_is_exported(self, is_nested):
         """As docs/fine_tuning.md builds it, and on Keras' own pooling."""
         base = keras.Model(

@@ -148,8 +148,8 @@ class UnitStackTest(parameterized.TestCase):
         x = tf.cast(images(), "bfloat16")
         self.assert_same(unrolled, stack, x, tolerance=0.03)
 
-    @pytest.mark.slow
     @parameterized.parameters(itertools.product(units.UNITS, "AC"))
+    @pytest.mark.slow
     def test_units_that_are_computed_again_are_the_same(self, unit, shortcut):
         """Tests remat of single units: gradients, and one update."""
         unrolled, _ = make(unit, shortcut, PROBABILITIES)
@@ -371,12 +371,12 @@ class DerivativesTest(parameterized.TestCase):
         self.assertGreater(limit, 0)
         np.testing.assert_allclose(got, expected, atol=limit)
 
-    @pytest.mark.slow
     @parameterized.parameters(
         ("loop", True, "inner"),
         ("loop, remat", True, "none"),
         ("remat", True, "inner"),
     )
+    @pytest.mark.slow
     def test_second_derivatives(self, kind, training, function):
         self.assert_same(second_derivatives, kind, training, function)
 
@@ -429,11 +429,11 @@ def take_step_in_a_function(model, x, labels):
 
 
 class MemoryTest(parameterized.TestCase):
-    @pytest.mark.slow
     @parameterized.product(
         settings=({"remat": True}, {"remat": True, "looped": True}),
         use=(fit, take_step, take_step_in_a_function),
     )
+    @pytest.mark.slow
     def test_a_network_that_nobody_holds_is_freed(self, settings, use):
         model = keras_resnet.resnet(SPEC, **settings)
         use(model, tf.zeros((2, 4, 4, 3)), tf.constant([0, 1]))
@@ -460,8 +460,8 @@ def nodes(model, batch=2):
 
 
 class LoopedNetworkTest(parameterized.TestCase):
-    @pytest.mark.slow
     @parameterized.parameters(False, True)
+    @pytest.mark.slow
     def test_graph_does_not_grow_with_depth(self, remat):
         counts = set()
         for n in (300, 600, 900):

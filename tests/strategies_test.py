@@ -132,13 +132,13 @@ class RefusalTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "choose a strategy first"):
             strategies.get_strategy("mirrored", 64)
 
-    @pytest.mark.slow
     @parameterized.parameters(
         (2, 0, {}, 1),
         (3, 0, {}, 0),
         (2, 3, {}, 3),
         (2, 0, {"TF_NUM_INTRAOP_THREADS": "4"}, 0),
     )
+    @pytest.mark.slow
     def test_kernels_of_a_device_for_each_core_have_one_thread(
         self, cores, before, variables, threads
     ):
@@ -219,13 +219,13 @@ class DevicesTest(parameterized.TestCase):
         self.assertEqual([run.wait() for run in both], [0, 0], both[0].err)
         self.assert_close("workers", "one", 1e-9)
 
-    @pytest.mark.slow
     @parameterized.parameters(
         # Each device has the loss of its own companion.
         ("--model=companion",),
         ("--set=model.remat=true",),
         ("--set=recipe.micro_batches=4",),
     )
+    @pytest.mark.slow
     def test_what_goes_on_between_two_normalizations(self, flag):
         """Where devices add up, TensorFlow goes from one to the other."""
         flags = (flag, "--sync_batch_norm", "--dtype=float64")
@@ -256,13 +256,13 @@ class DevicesTest(parameterized.TestCase):
         self.assertEqual(run.wait(), 0, run.err)
         self.assert_close("micro", "two")
 
-    @pytest.mark.slow
     @parameterized.parameters(
         (["--num_devices=3"], "--batch_size=16: .*16 images for 3 devices"),
         (["--num_devices=-1"], "--num_devices=-1: .*at least 1"),
         (["--strategy=fast"], "--strategy=fast: strategy must be one of"),
         (["--strategy=tpu"], "--strategy=tpu: tpu needs a TPU"),
     )
+    @pytest.mark.slow
     def test_what_cannot_be_is_a_usage_error(self, arguments, message):
         run = self.start("run", *arguments)
         self.assertEqual(run.wait(), 2)

@@ -33,8 +33,8 @@ class TfdsTest(parameterized.TestCase):
         np.testing.assert_allclose(sorted(numbers), range(30), atol=1e-4)
         np.testing.assert_array_equal(labels, numbers.round() % 3)
 
-    @pytest.mark.slow
     @parameterized.parameters("set [v2]", "a*b", "what?", "{a,b}", "[ab]")
+    @pytest.mark.slow
     def test_data_dir_may_have_the_characters_of_patterns(self, name):
         prepared = records.tfds_set(self, (None, None, 3), train=20, test=3)
         directory = os.path.join(records.scratch(self), name)

@@ -192,12 +192,12 @@ class TorchTest(WeightsTestCase):
             np.testing.assert_array_equal(arrays[name], value)
             self.assertEqual(arrays[name].shape, np.shape(value))
 
-    @pytest.mark.slow
     @parameterized.product(
         scheme=tuple(SCHEMES),
         write=(safetensors, torch_zip, torch_legacy),
         bottleneck=(True, False),
     )
+    @pytest.mark.slow
     def test_every_name_finds_its_weight(self, scheme, write, bottleneck):
         saved = randomized(small(bottleneck=bottleneck), seed=1)
         model = small(bottleneck=bottleneck)

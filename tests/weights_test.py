@@ -44,12 +44,12 @@ class OwnFilesTest(WeightsTestCase):
         weights.load(model, path)
         self.assert_weights_equal(model, saved)
 
-    @pytest.mark.slow
     @parameterized.product(
         ending=(".weights.h5", ".keras", ".h5"),
         saved_looped=(True, False),
         shortcut=("A", "C", "shortcut_only_gating"),
     )
+    @pytest.mark.slow
     def test_a_looped_network_and_an_unrolled_one_share_their_files(
         self, ending, saved_looped, shortcut
     ):
