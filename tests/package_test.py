@@ -147,7 +147,7 @@ class DeclarationsTest(parameterized.TestCase):
         self.assertCountEqual(
             re.findall(binary, BUILD),
             [
-                ("benchmarks", "benchmarks.__main__"),
+                ("benchmark", "benchmarks.__main__"),
                 *((name, f"apps.{name}") for name in PROGRAMS),
             ],
         )
