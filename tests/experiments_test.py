@@ -165,19 +165,10 @@ class ExperimentsTest(parameterized.TestCase):
 class ProgramTest(parameterized.TestCase):
     def train(self, *arguments):
         """The outcome of apps.train and what it would have trained."""
-        result = {
-            "test_top1_error": 0.0,
-            "test_images": 1,
-            "best_step": 1,
-            "best_test_top1_error": 0.0,
-            "images_per_second": None,
-            "seconds": 1.0,
-            "device": "none",
-        }
         images = datasets.load("synthetic")
         with (
             mock.patch.object(
-                loop, "train_and_evaluate", return_value=result
+                loop, "train_and_evaluate", return_value=programs.TRAINED
             ) as trainer,
             mock.patch.object(datasets, "load", return_value=images),
             mock.patch.object(datasets.DataSet, "train_size", 50_000),

@@ -11,6 +11,17 @@ from unittest import mock
 
 from absl import flags
 
+# Result of `loop.train_and_evaluate` for tests that do not train.
+TRAINED = {
+    "test_top1_error": 0.0,
+    "test_images": 1,
+    "best_step": 1,
+    "best_test_top1_error": 0.0,
+    "images_per_second": None,
+    "seconds": 1.0,
+    "device": "none",
+}
+
 
 class Outcome(NamedTuple):
     code: int

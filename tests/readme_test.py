@@ -171,17 +171,8 @@ class CommandsTest(parameterized.TestCase):
             return
         with contextlib.ExitStack() as stack:
             if name == "train":  # up to its training
-                result = {
-                    "test_top1_error": 0.0,
-                    "test_images": 1,
-                    "best_step": 1,
-                    "best_test_top1_error": 0.0,
-                    "images_per_second": None,
-                    "seconds": 1.0,
-                    "device": "none",
-                }
                 trainer = mock.patch.object(
-                    loop, "train_and_evaluate", return_value=result
+                    loop, "train_and_evaluate", return_value=programs.TRAINED
                 )
                 loader = mock.patch.object(
                     datasets, "load", return_value=SYNTHETIC

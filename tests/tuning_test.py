@@ -282,17 +282,8 @@ class CommandTest(TuningTestCase):
         }
         config = configs.Config(**kwargs)
         arguments = tuning.train_flags(config, "a workdir")
-        result = {
-            "test_top1_error": 0.0,
-            "test_images": 1,
-            "best_step": 1,
-            "best_test_top1_error": 0.0,
-            "images_per_second": None,
-            "seconds": 1.0,
-            "device": "none",
-        }
         with mock.patch.object(
-            loop, "train_and_evaluate", return_value=result
+            loop, "train_and_evaluate", return_value=programs.TRAINED
         ) as train:
             outcome = programs.run("train", *arguments)
         self.assertEqual(outcome.code, 0, outcome.err)
