@@ -190,9 +190,9 @@ def _html_table(table: Table) -> str:
         inside = "".join(f"<{tag}>{c}</{tag}>" for c in (first, *others))
         return f"<tr>{inside}</tr>"
 
-    lines = []
+    lines = [f"<p>{_text(finding)}</p>" for finding in table.findings]
     if table.rows:
-        lines = [
+        lines += [
             '<div class="wide"><table>',
             f"<thead>{row(table.header, 'th')}</thead>",
             "<tbody>",

@@ -7,7 +7,6 @@ over n runs and, if n > 1, their standard deviation (n - 1 in the denominator).
 import dataclasses
 import functools
 import html
-import itertools
 import math
 import statistics
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from typing import Any
 
 from keras_resnet import models
 from keras_resnet.analysis import complexity
+from keras_resnet.papers import claims
 from keras_resnet.papers import experiments
 from keras_resnet.papers.runs import Run
 
@@ -35,6 +35,7 @@ class Table:
         header: Titles of the columns.
         rows: Cells of each row.
         notes: Sentences below the table.
+        findings: Sentences above the table.
     """
 
     source: str
@@ -42,6 +43,7 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
 
     @property
     def section(self) -> str:
@@ -61,8 +63,11 @@ class Table:
             *map(_line, self.rows),
         ]
         table = ["\n".join(lines)] if self.rows else []
-        notes = [html.escape(note, quote=False) for note in self.notes]
-        return "\n\n".join([*table, *notes])
+        above, below = (
+            [html.escape(text, quote=False) for text in texts]
+            for texts in (self.findings, self.notes)
+        )
+        return "\n\n".join([*above, *table, *below])
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -132,7 +137,8 @@ def _paper_table(runs, source, about):
     rows = [
         row for row in experiments.EXPERIMENTS.values() if source in row.printed
     ]
-    cells, found = [], {}
+    cells = []
+    found: dict[tuple[int, str], dict[str, Sequence[float]]] = {}
     for row in rows:
         named = (row.name, _printed(row.printed[source]))
         for result in results(runs, row.name):
@@ -140,19 +146,17 @@ def _paper_table(runs, source, about):
             steps = f"{result.steps:,}"
             cells.append((*named, str(result), count, steps, result.dtype))
             key = (result.steps, result.dtype)
-            found.setdefault(key, {})[row.name] = result.mean
-    every = {row.name: row.printed[source] for row in rows}
-    _, all_pairs = in_order(every, dict.fromkeys(every, 0.0))
-    notes = []
+            found.setdefault(key, {})[row.name] = result.errors
+    claim = claims.CLAIMS[source]
+    findings = [f"The paper's claim: {claim.text}"]
     for (steps, dtype), errors in found.items():
-        printed = {name: every[name] for name in errors}
-        right, pairs = in_order(printed, errors)
-        if pairs:
-            notes.append(
-                f"Of the runs of {steps:,} steps in {dtype}, {right} of "
-                f"{pairs} pairs of rows have the order of the paper, which has "
-                f"{all_pairs}."
+        if finding := claims.finding(claim, errors):
+            findings.append(
+                f"Our runs of {steps:,} steps in {dtype}: {finding}"
             )
+    if len(findings) == 1:
+        findings.append("Our runs do not compare rows of this claim yet.")
+    notes = []
     names = {name for errors in found.values() for name in errors}
     if len(names) < len(rows):
         notes.append(
@@ -171,6 +175,7 @@ def _paper_table(runs, source, about):
         ("experiment", "paper, %", "ours, %", "n", "steps", "dtype"),
         tuple(cells),
         tuple(notes),
+        tuple(findings),
     )
 
 
@@ -178,36 +183,6 @@ def _printed(error: float | None) -> str:
     if error is None:
         return "-"
     return "fail (> 20)" if math.isinf(error) else f"{error:.2f}"
-
-
-def in_order(
-    printed: dict[str, float | None], errors: dict[str, float]
-) -> tuple[int, int]:
-    """Counts the pairs of rows in the order of the paper.
-
-    Args:
-        printed: Errors of the paper by row. Pairs with equal or unprinted
-            errors do not count.
-        errors: Our errors by row. A pair with equal errors is not in order.
-
-    Returns:
-        The number of pairs in order, and the number of all pairs.
-
-    >>> in_order({"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 5.0, "b": 4.0, "c": 6.0})
-    (2, 3)
-    >>> in_order({"a": 1.0, "b": 2.0}, {"a": 5.0, "b": 5.0})
-    (0, 1)
-    """
-    known = {name: error for name, error in printed.items() if error}
-    pairs = [
-        (a, b)
-        for a, b in itertools.combinations(known, 2)
-        if known[a] != known[b]
-    ]
-    right = sum(
-        (known[a] - known[b]) * (errors[a] - errors[b]) > 0 for a, b in pairs
-    )
-    return right, len(pairs)
 
 
 #: Multiply-adds of residual networks in [1, Table 1].
