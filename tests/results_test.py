@@ -28,6 +28,7 @@ from keras_resnet.training import configs
 from keras_resnet.training import metrics
 from keras_resnet.training import recipes
 from tests import programs
+from tests import reference
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = recipes.RECIPES["cifar10"].with_steps(1_000)
@@ -240,6 +241,29 @@ class TablesTest(parameterized.TestCase):
             counted = int(multiply_adds.replace(",", "")) / 1e9
             self.assertAlmostEqual(counted / float(printed), 1, delta=0.06)
 
+    def test_a_row_is_left_until_each_seed_has_the_whole_recipe(self):
+        whole = {"recipe": recipes.RECIPES["cifar10"], "step": 64_000}
+        left = {
+            row[0]: row[1:]
+            for row in tables.remaining_table(
+                [
+                    a_run("a", 9.0, **whole),
+                    a_run("short", 9.0, seed=1),
+                    a_run("b", 9.0, model="resnet32", **whole),
+                ]
+            ).rows
+        }
+        self.assertNotIn("resnet32", left)
+        # 3 seeds [2, Sec. 3], of which one was run; 40.55 million multiply-adds
+        # for an image [1, Table 6] at 2.2e11 a second.
+        counts = reference.counts(reference.layout("resnet20"), "A", "1x1")
+        seconds = 2 * 64_000 * 128 * 3 * counts.multiply_adds / 2.2e11
+        tables_of_20, runs_left, steps, hours, _ = left["resnet20"]
+        self.assertIn("[1, Table 6]", tables_of_20)
+        self.assertEqual((runs_left, steps), ("2", "64,000"))
+        self.assertEqual(hours, f"{seconds / 3600:.1f}")
+        self.assertLen(left, len(experiments.EXPERIMENTS) - 1)
+
     def test_every_run_is_listed_whatever_came_out(self):
         several = [
             a_run("good", 9.0),
@@ -441,8 +465,8 @@ class PageTest(parameterized.TestCase):
         text = (self.root / "report/results.html").read_text()
         page = _Page(text)
         self.assertEqual(page.open, [])
-        for reference in page.references:
-            self.assertRegex(reference, "^(#|data:)")
+        for address in page.references:
+            self.assertRegex(address, "^(#|data:)")
         self.assertNotRegex(text, r"url\((?!#)|@import|<script|<link")
         self.assertIn("ours &lt;own&gt;", text)
         self.assertIn("<svg", text)

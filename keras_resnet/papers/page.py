@@ -81,7 +81,10 @@ def write(
     if papers := tables.paper_tables(runs):
         shown += pictures.curves(runs, errors)
         shown += pictures.propagations() + pictures.costs()
-        sections += [_PAPERS, *papers, tables.cost_table()]
+        sections += [
+            *(_PAPERS, *papers),
+            *(tables.remaining_table(runs), tables.cost_table()),
+        ]
     parts = [
         (table, [p for p in shown if p.section == table.section])
         for table in sections

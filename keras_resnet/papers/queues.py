@@ -5,6 +5,7 @@ steps that it has already. A run that is complete is skipped, and any other is
 started or resumed by the same command.
 """
 
+import collections
 import dataclasses
 import functools
 import os
@@ -48,10 +49,8 @@ class QueuedRun:
         """Multiply-adds of the steps that are left, of both passes."""
         if self.is_complete:
             return 0
-        recipe = recipes.get_recipe(self.experiment.recipe)
         steps = self.steps - self.completed_steps
-        images = steps * recipe.batch_size
-        return _PASSES * images * _multiply_adds(self.experiment.name)
+        return training_multiply_adds(self.experiment, steps)
 
     def flags(self) -> list[str]:
         """Returns the flags of the train program for this run."""
@@ -61,6 +60,38 @@ class QueuedRun:
             f"--steps={self.steps}",
             f"--workdir={self.workdir}",
         ]
+
+
+def training_multiply_adds(experiment: Experiment, steps: int) -> int:
+    """Returns the multiply-adds of training steps of a row, of both passes.
+
+    >>> resnet20 = experiments.get_experiment("resnet20")
+    >>> f"{training_multiply_adds(resnet20, 64_000):.1e}"
+    '1.0e+15'
+    """
+    images = steps * recipes.get_recipe(experiment.recipe).batch_size
+    return _PASSES * images * _multiply_adds(experiment.name)
+
+
+def missing(found: Iterable[runs.Run]) -> list[tuple[Experiment, int]]:
+    """Returns the rows that lack runs of the whole recipe, and how many.
+
+    Args:
+        found: Runs of any rows.
+    """
+    complete = collections.Counter(
+        run.experiment.name
+        for run in found
+        if run.experiment is not None
+        and run.is_finished
+        and run.config.recipe.steps
+        == recipes.get_recipe(run.experiment.recipe).steps
+    )
+    return [
+        (row, row.seeds - complete[row.name])
+        for row in experiments.EXPERIMENTS.values()
+        if complete[row.name] < row.seeds
+    ]
 
 
 def queue(

@@ -17,12 +17,15 @@ from keras_resnet import models
 from keras_resnet.analysis import complexity
 from keras_resnet.papers import claims
 from keras_resnet.papers import experiments
+from keras_resnet.papers import queues
 from keras_resnet.papers.runs import Run
+from keras_resnet.training import recipes
 
 #: Sections of the page without a table of the papers.
 RUNS = "Runs"
 PREDICTIONS = "Predictions"
 COSTS = "Costs"
+REMAINING = "Not run yet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +186,54 @@ def _printed(error: float | None) -> str:
     if error is None:
         return "-"
     return "fail (> 20)" if math.isinf(error) else f"{error:.2f}"
+
+
+#: Multiply-adds a second in training, from the images/s of ResNet-56 (3 passes
+#: of 125.5 million for an image) at batch 128 in bfloat16: 590 on two cores of
+#: an EPYC with AVX-512, 26,000 on an H100.
+_SPEEDS = {"two EPYC cores": 2.2e11, "H100": 9.8e12}
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2f}"
+
+
+def remaining_table(runs: Iterable[Run]) -> Table:
+    """Returns the papers' rows without all runs of the whole recipe.
+
+    Args:
+        runs: Runs of any rows. Shortened recipes do not count.
+    """
+    rows = []
+    for experiment, count in queues.missing(runs):
+        steps = recipes.get_recipe(experiment.recipe).steps
+        cost = count * queues.training_multiply_adds(experiment, steps)
+        rows.append(
+            (
+                experiment.name,
+                ", ".join(experiment.printed),
+                str(count),
+                f"{steps:,}",
+                *(_hours(cost / speed) for speed in _SPEEDS.values()),
+            )
+        )
+    return Table(
+        "",
+        REMAINING,
+        (
+            *("experiment", "table", "runs", "steps"),
+            *(f"hours, {device}" for device in _SPEEDS),
+        ),
+        tuple(rows),
+        (
+            "The hours are those of all missing runs one after the other, for "
+            "the multiply-adds of both passes at the speed of ResNet-56 in "
+            "bfloat16, batch 128: 590 images/s on two cores of an EPYC "
+            "processor, 26,000 on an H100. Networks for ImageNet may be faster "
+            "or slower than that.",
+        ),
+    )
 
 
 #: Multiply-adds of residual networks in [1, Table 1].
