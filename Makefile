@@ -31,7 +31,7 @@ train: $(VENV)/installed
 	$(VENV)/bin/python -m apps.evaluate --workdir=$(WORKDIR)
 	$(VENV)/bin/python -m apps.export --workdir=$(WORKDIR) \
 		--export_dir=$(EXPORT_DIR)
-	$(VENV)/bin/python -c 'from keras_resnet import data; \
+	TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python -c 'from keras_resnet import data; \
 		data.write_examples(data.load("digits"), "$(IMAGES)", count=10)'
 	$(VENV)/bin/python -m apps.predict --saved_model=$(EXPORT_DIR) --top=1 \
 		$(IMAGES)/*.png
