@@ -11,6 +11,7 @@ from absl.testing import parameterized
 
 from keras_resnet import layers
 from keras_resnet.layers import BatchNormalization
+from keras_resnet.layers import normalization
 
 
 def make_pair(trainable=True, dtype="float32", **arguments):
@@ -116,6 +117,22 @@ class BatchNormalizationTest(parameterized.TestCase):
             return layer(x, training=True)
 
         self.assertIn("FusedBatchNormV3", kinds(call, images()))
+
+    def test_without_xla_the_graph_has_the_kernel_alone(self):
+        ours, keras_layer = make_pair()
+
+        def call(x):
+            with normalization.without_xla():
+                return ours(x, training=True)
+
+        found = kinds(tf.function(call), images())
+        self.assertIn("FusedBatchNormV3", found)
+        self.assertNotIn("DeviceIndex", found)
+        np.testing.assert_allclose(
+            call(images()), keras_layer(images(), training=True), atol=1e-5
+        )
+        for a, b in zip(ours.variables, keras_layer.variables, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
 
     def test_equals_keras_inside_fit(self):
         models = []

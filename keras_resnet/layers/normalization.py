@@ -79,9 +79,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 epsilon=self.epsilon,
                 is_training=False,
             ).y
-        outputs, mean, variance = gradients.custom_gradient(_normalized, self)(
-            inputs, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta)
-        )
+        arguments = inputs, *map(tf.convert_to_tensor, (gamma, beta))
+        if getattr(_STATE, "is_without_xla", False):
+            outputs, mean, variance, *_ = _kernel(*arguments, self.epsilon)
+        else:
+            normalized = gradients.custom_gradient(_normalized, self)
+            outputs, mean, variance = normalized(*arguments)
         for moving, batch in (
             (self.moving_mean, mean),
             (self.moving_variance, variance),
@@ -139,6 +142,31 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
 
 
+def _kernel(x, gamma, beta, epsilon):
+    """Normalizes a batch by its own statistics, with TensorFlow's kernel.
+
+    Returns:
+        The normalized tensor, the mean and the variance of each channel, and
+        three tensors for the gradient's kernel.
+    """
+    import tensorflow as tf
+
+    y, mean, variance, *saved = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=gamma,
+        offset=beta,
+        mean=tf.zeros([0]),
+        variance=tf.zeros([0]),
+        epsilon=epsilon,
+        is_training=True,
+    )[:6]
+    # The kernel divides the sum of squares by n - 1. Keras divides it by n, and
+    # the batch is normalized with the latter.
+    n = tf.cast(tf.size(x) // x.shape[-1], "float32")
+    variance *= tf.maximum(n - 1.0, 1.0) / tf.maximum(n, 1.0)
+    return y, mean, variance, *saved
+
+
 def _normalized(layer, x, gamma, beta):
     """Normalizes a batch by its own statistics.
 
@@ -162,22 +190,6 @@ def _normalized(layer, x, gamma, beta):
     epsilon = layer.epsilon
     is_exact = getattr(_STATE, "is_exact", False)
 
-    def kernel():
-        y, mean, variance, *saved = tf.raw_ops.FusedBatchNormV3(
-            x=x,
-            scale=gamma,
-            offset=beta,
-            mean=tf.zeros([0]),
-            variance=tf.zeros([0]),
-            epsilon=epsilon,
-            is_training=True,
-        )[:6]
-        # The kernel divides the sum of squares by n - 1. Keras divides it by n,
-        # and the batch is normalized with the latter.
-        n = tf.cast(tf.size(x) // x.shape[-1], "float32")
-        variance *= tf.maximum(n - 1.0, 1.0) / tf.maximum(n, 1.0)
-        return y, mean, variance, *saved
-
     def formula():
         values = tf.cast(x, "float32")
         mean, variance = tf.nn.moments(values, (0, 1, 2))
@@ -193,7 +205,9 @@ def _normalized(layer, x, gamma, beta):
     devices = ["CPU", "GPU"]
     index = tf.raw_ops.DeviceIndex(device_names=devices)
     is_xla = tf.equal(index, len(devices))
-    y, mean, variance, *saved, scratch = tf.cond(is_xla, formula, kernel)
+    y, mean, variance, *saved, scratch = tf.cond(
+        is_xla, formula, lambda: _kernel(x, gamma, beta, epsilon)
+    )
     # TensorFlow would assume the scratch shape of `formula` for both branches,
     # and a loop could not keep the scratch of `kernel`.
     scratch = tf.raw_ops.PlaceholderWithDefault(
@@ -240,6 +254,16 @@ def _state(name: str):
 def unfused():
     """Returns a context in which `BatchNormalization` runs Keras' layer."""
     return _state("is_unfused")
+
+
+def without_xla():
+    """Returns a context for a graph that XLA never compiles.
+
+    The graph then has the kernel alone, not a choice between kernel and
+    formula. TensorFlow computes such a normalization and the ReLU behind it in
+    one operation.
+    """
+    return _state("is_without_xla")
 
 
 @contextlib.contextmanager

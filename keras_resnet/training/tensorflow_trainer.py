@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_resnet import training
+from keras_resnet.layers import normalization
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import evaluation
@@ -313,9 +314,10 @@ class TensorFlowTrainer:
             for v, is_one in zip(self.states, are_seeds, strict=True)
         ]
         trainable = [v.value for v in self.model.trainable_variables]
-        gradients, values, sums = self.step.gradients(
-            trainable, values, images, labels
-        )
+        with normalization.without_xla():
+            gradients, values, sums = self.step.gradients(
+                trainable, values, images, labels
+            )
         total = {
             "gradients": gradients,
             "statistics": [
