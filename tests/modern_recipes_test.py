@@ -68,6 +68,7 @@ class ModernRecipesTest(tiny_runs.TestCase):
     @parameterized.parameters(
         ("imagenet_rsb_a3", 2), ("imagenet_torchvision_v2", 1)
     )
+    @pytest.mark.slow
     def test_stopped_run_ends_with_the_bits_of_one_that_was_not(
         self, name, micro_batches
     ):
