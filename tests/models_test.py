@@ -242,7 +242,8 @@ class ArgumentsTest(parameterized.TestCase):
         text = pydoc.render_doc(builder, renderer=pydoc.plaintext)
         self.assertStartsWith(builder.__doc__, f"Builds {title} [")
         for name in inspect.signature(builder).parameters:
-            described = re.findall(rf"(?m)^ +{name}: \S", text)
+            # Python 3.13 also prints each parameter of the signature so.
+            described = re.findall(rf"(?m)^ {{8}}{name}: \S", text)
             self.assertLen(described, 1, name)
         self.assertNotIn("spec:", text)
         self.assertIs(pickle.loads(pickle.dumps(builder)), builder)
