@@ -18,13 +18,11 @@ import contextlib
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 
 import tensorflow as tf
-import tqdm
 
 from keras_resnet import training
 from keras_resnet.data import datasets
@@ -34,6 +32,7 @@ from keras_resnet.training import configs
 from keras_resnet.training import memory
 from keras_resnet.training import metrics
 from keras_resnet.training import profiles
+from keras_resnet.training import progress
 from keras_resnet.training import start_weights
 from keras_resnet.training import strategies
 from keras_resnet.training import summaries
@@ -335,6 +334,9 @@ class _Loop:
         self.pause = _MIN_PAUSE  # seconds between two saves
         self.speed = None  # in images a second
         self.profiler = profiles.Profiler("", None)
+        self.progress = progress.Progress(
+            self.recipe, dataset.train_size, report, self.is_chief
+        )
 
     def run(self, log_every, eval_every, checkpoint_seconds, keep):
         """Takes the remaining steps; the arguments of `train_and_evaluate`."""
@@ -347,16 +349,21 @@ class _Loop:
             chunk_seconds = min(chunk_seconds, checkpoint_seconds)
         first = step = trainer.completed_steps
         chunk, busy, seconds = 1, 0.0, 0.0
-        with self.progress_bar(step) as bar:
+
+        def is_tested():
+            return step == recipe.steps or step % eval_every == 0
+
+        def is_due():
+            return is_tested() or step % log_every == 0
+
+        with self.progress.bar(step):
             while True:
                 # Write the row, evaluate and save, if due.
-                is_last = step == recipe.steps
-                is_tested = is_last or step % eval_every == 0
-                is_due = is_tested or step % log_every == 0
-                if trainer.images_since_row and is_due:
-                    self.show_row(self.add_row(step, is_tested), bar)
+                if trainer.images_since_row and is_due():
+                    row = self.add_row(step, is_tested())
+                    self.progress.show_row(row, self.speed)
                 self.save_if_due(step, checkpoint_seconds)
-                if is_last:
+                if step == recipe.steps:
                     return
 
                 # Take the steps that fit in a second, in one program.
@@ -380,8 +387,11 @@ class _Loop:
                     busy += time.monotonic() - start
                     self.speed = (step - first - 1) * recipe.batch_size / busy
                     seconds = (time.monotonic() - start) / (step - before)
-                bar.update(step - before)
-                self.show_progress(step, bar)
+                if trainer.images_since_row:
+                    row = _train_row(trainer, step)
+                    self.progress.show_step(
+                        step - before, row, self.speed, is_due()
+                    )
                 if is_stopped and step < recipe.steps:
                     self.stop(step)
 
@@ -426,34 +436,6 @@ class _Loop:
         self.trainer.clear_sums()
         self.is_saved = False
         return row
-
-    def progress_bar(self, step):
-        self.is_terminal = sys.stderr.isatty() and self.is_chief
-        return tqdm.tqdm(
-            total=self.recipe.steps,
-            initial=step,
-            unit="step",
-            disable=not self.is_terminal,
-            leave=False,
-        )
-
-    def show_progress(self, step, bar):
-        """Shows loss, error and epoch on the bar of a terminal."""
-        if self.is_terminal and self.trainer.images_since_row:
-            row = _train_row(self.trainer, step)
-            epochs = _epochs(step, self.recipe, self.dataset)
-            bar.set_postfix_str(
-                f"{epochs}, loss {row['train_loss']:.3f}, error "
-                f"{row['train_top1_error']:.1f}%, "
-                f"{self.speed or 0:,.0f} images/s"
-            )
-
-    def show_row(self, row, bar):
-        """Reports a row; a terminal has a bar for rows without a test."""
-        if not self.is_terminal or "test_loss" in row:
-            with tqdm.tqdm.external_write_mode(file=sys.stderr):
-                epochs = _epochs(row["step"], self.recipe, self.dataset)
-                self.report(_line(row, self.recipe, self.speed, epochs))
 
     # --- Checkpoints ---
 
@@ -547,31 +529,6 @@ def _train_row(trainer, step):
         "train_top1_error": 100 * top1_errors / images,
         "train_top5_error": 100 * top5_errors / images,
     }
-
-
-def _epochs(step, recipe, dataset):
-    """Returns the number of epochs so far, and of the run."""
-    each = recipe.batch_size / dataset.train_size
-    return f"epoch {step * each:.1f} of {recipe.steps * each:.1f}"
-
-
-def _line(row, recipe, speed, epochs):
-    """Returns the progress line of a row."""
-    words = [
-        f"step {row['step']:,} of {recipe.steps:,}",
-        epochs,
-        f"loss {row['train_loss']:.3f}",
-        f"error {row['train_top1_error']:.2f}%",
-    ]
-    if "test_loss" in row:
-        words.append(f"test error {row['test_top1_error']:.2f}%")
-    if speed:
-        words.append(f"{speed:,.0f} images/s")
-        left = (recipe.steps - row["step"]) * recipe.batch_size
-        minutes, seconds = divmod(round(left / speed), 60)
-        hours, minutes = divmod(minutes, 60)
-        words.append(f"{hours}:{minutes:02d}:{seconds:02d} left")
-    return ", ".join(words)
 
 
 # --- Signals ------------------------------------------------------------------
