@@ -10,7 +10,6 @@ import tempfile
 import keras
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import pytest
 import tensorflow as tf
 from absl.testing import absltest
@@ -96,7 +95,6 @@ class PhotosTest(parameterized.TestCase):
             f"--workdir={cls.workdir}",
             "--steps=2",
             "--batch_size=4",
-            "--set=recipe.head_learning_rate=1",  # or all photos are alike
         )
         trained = trained_networks.load_workdir(cls.workdir)
         trained.model.save(f"{cls.root}/photos.keras")
@@ -124,14 +122,15 @@ class PhotosTest(parameterized.TestCase):
         ]
 
     def in_python(self, model, transposes=True):
-        """The same by `preprocess`, of photos that Pillow opens."""
+        """The same by `preprocess`, of photos that are turned by hand."""
         prepare = keras_resnet.preprocess(model)
         found = []
-        for content in self.files.values():
-            image = PIL.Image.open(io.BytesIO(content))
-            if transposes:
-                image = PIL.ImageOps.exif_transpose(image)
-            p = model(prepare(np.array(image))[None])
+        for name, content in self.files.items():
+            # Pillow decodes JPEG to other levels.
+            image = tf.io.decode_jpeg(content).numpy()
+            if transposes and name == "turned.jpg":
+                image = np.rot90(image, -1)
+            p = model(prepare(image)[None])
             rows = keras_resnet.decode_predictions(p, top=2, model=model)
             found.append({label: p for _, label, p in rows[0]})
         return found
@@ -174,10 +173,9 @@ class PhotosTest(parameterized.TestCase):
         of_export = self.predictions(f"--saved_model={self.root}/export")
         model = keras.models.load_model(f"{self.root}/photos.keras")
         expected = self.in_python(model)
-        self.assert_close(of_export, expected, 0.01)
+        self.assert_close(of_export, expected, 1e-3)
         # Other views would be seen.
         as_stored = self.in_python(model, transposes=False)
-        print(difference(of_export, expected), difference(as_stored, expected))
         self.assertGreater(
             difference(as_stored, expected), 5 * difference(of_export, expected)
         )

@@ -295,10 +295,20 @@ def photo_preprocessing(
 
 
 def resize(image, sides, antialias=True, interpolation="bilinear"):
-    """Resizes with antialiasing, as Pillow does, to uint8."""
-    return _rounded(
-        tf.image.resize(image, sides, interpolation, antialias=antialias)
-    )
+    """Resizes with antialiasing, as Pillow does, to uint8.
+
+    Pillow resizes the width first, and rounds after each axis. A bicubic curve
+    leaves 0 to 255 there, so that rounding once would differ.
+    """
+
+    def resized(image, sides):
+        return _rounded(
+            tf.image.resize(image, sides, interpolation, antialias=antialias)
+        )
+
+    if interpolation == "bicubic":
+        image = resized(image, [tf.shape(image)[-3], sides[1]])
+    return resized(image, sides)
 
 
 def _rounded(image):
@@ -355,15 +365,30 @@ def _resized_centre(image, shorter_side, size, interpolation):
     last = tf.cast(tf.cast(start + size, tf.float64) / scale + reach, tf.int64)
     window = image[first[0] : last[0], first[1] : last[1]]
     before = tf.cast(first, tf.float64) * scale - tf.cast(start, tf.float64)
-    view = tf.raw_ops.ScaleAndTranslate(
-        images=window[None],
-        size=[size, size],
-        scale=tf.cast(scale, tf.float32),
-        translation=tf.cast(before, tf.float32),
-        kernel_type=INTERPOLATIONS[interpolation],
-        antialias=True,
-    )
-    return _rounded(view[0])
+    scale = tf.cast(scale, tf.float32)
+    before = tf.cast(before, tf.float32)
+
+    def resized(image, size, scale, before):
+        view = tf.raw_ops.ScaleAndTranslate(
+            images=image[None],
+            size=size,
+            scale=scale,
+            translation=before,
+            kernel_type=INTERPOLATIONS[interpolation],
+            antialias=True,
+        )
+        return _rounded(view[0])
+
+    if interpolation == "bicubic":  # one axis at a time, as in `resize`
+        window = resized(
+            window,
+            [tf.shape(window)[0], size],
+            tf.stack([1.0, scale[1]]),
+            tf.stack([0.0, before[1]]),
+        )
+        scale = tf.stack([scale[0], 1.0])
+        before = tf.stack([before[0], 0.0])
+    return resized(window, [size, size], scale, before)
 
 
 def scaled(image_size):

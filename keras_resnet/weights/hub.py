@@ -93,11 +93,16 @@ def _card(address: str, spec: Spec, config: dict[str, Any]) -> Card:
             f"{address} must have square images and a crop of 0.1 to 1, "
             f"received {height} x {width} and {crop}"
         )
+    # The shapes of the arrays show the first two.
+    shown = ("num_classes", "in_chans", "global_pool")
+    found = dict(config.get("model_args") or {})
+    others = {name: found[name] for name in found if name not in shown}
+    pool = found.get("global_pool", config.get("global_pool", "avg"))
     settings: tuple[tuple[str, Any, tuple], ...] = (
         ("interpolation", interpolation, INTERPOLATIONS),
         ("crop_mode", entry.get("crop_mode", "center"), ("center",)),
-        ("global_pool", config.get("global_pool", "avg"), ("avg",)),
-        ("model_args", config.get("model_args", {}), ({},)),
+        ("global_pool", pool, ("avg",)),
+        ("model_args", others, ({},)),
     )
     for name, value, allowed in settings:
         if value not in allowed:
