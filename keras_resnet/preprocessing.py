@@ -267,7 +267,7 @@ _STANDARDIZED = 16
 
 
 def _check_pixels(images):
-    """Raises ValueError for values that are known not to be pixels."""
+    """Raises ValueError for known values outside the pixels of 0 to 255."""
     if isinstance(images, keras.KerasTensor):
         return
     try:

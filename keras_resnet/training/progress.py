@@ -1,4 +1,4 @@
-"""What a user sees of a run: a bar on a terminal, lines elsewhere."""
+"""The visible progress of a run: a bar on a terminal, lines elsewhere."""
 
 import contextlib
 import sys

@@ -104,11 +104,11 @@ def _card(address: str, spec: Spec, config: dict[str, Any]) -> Card:
         ("global_pool", pool, ("avg",)),
         ("model_args", others, ({},)),
     )
-    for name, value, allowed in settings:
-        if value not in allowed:
+    for name, value, choices in settings:
+        if value not in choices:
             raise ValueError(
                 f"{address} must have the {name} "
-                f"{' or '.join(map(str, allowed))}, received "
+                f"{' or '.join(map(str, choices))}, received "
                 f"{bounds.short(value)}"
             )
     classes = int(entry.get("num_classes", config.get("num_classes", 0)))
