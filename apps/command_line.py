@@ -33,6 +33,9 @@ from . import signals
 # The installed programs are called keras-resnet-train and so on.
 _COMMAND_PREFIX = "keras-resnet-"
 
+# Longest time without a line of progress, unless a terminal has a bar.
+QUIET_SECONDS = 30.0
+
 # A longer error quotes a file or a server, and both may contain any text.
 _LONGEST_ERROR = 2000
 
@@ -206,6 +209,13 @@ def of_model(model: str, weights: str | None, arguments: dict, **others):
     try:
         return model_sources.from_model(model, weights, arguments, **others)
     except errors.ArgumentError as error:
+        if error.argument not in flags.FLAGS:
+            raise UsageError(
+                "model",
+                model,
+                f"{error}. They are flags of apps.export: export the network, "
+                "and predict by --saved_model",
+            ) from error
         flag = flags.FLAGS[error.argument]
         raise UsageError(flag.name, text(flag), error) from error
 

@@ -5,11 +5,13 @@ python -m apps.evaluate --saved_model=DIR --dataset=cifar10
 python -m apps.evaluate --model=resnet20 --weights=FILE --dataset=cifar10
 """
 
+import contextlib
 import dataclasses
 import io
 import json
 import pathlib
 import sys
+import time
 
 from absl import flags
 
@@ -121,13 +123,16 @@ def main(argv):
         if _PROTOCOL.value == "multi_scale":
             predict = evaluation.any_size(predict)
     counts_classes = _PER_CLASS.value or _CONFUSION_MATRIX.value is not None
-    with _progress(dataset.test_size) as bar:
+    command_line.show(
+        f"evaluating on {dataset.test_size:,} test images of {dataset.name}"
+    )
+    with _progress(dataset.test_size) as update:
         result = evaluation.Evaluator(predict, strategy)(
             dataset,
             _BATCH_SIZE.value,
             _PROTOCOL.value,
             counts_classes,
-            progress=bar.update,
+            progress=update,
         )
     command_line.show(
         f"test error {result.top1_error:.2f}% (top 5: {result.top5_error:.2f}%)"
@@ -140,25 +145,40 @@ def main(argv):
     }
     if _PER_CLASS.value:
         numbers["classes"] = result.per_class(dataset.labels)
-        _show_classes(result, predict, dataset)
+        _show_classes(result, dataset)
     if _CONFUSION_MATRIX.value:
         _write_confusion(result, dataset.labels)
     command_line.show(json.dumps(numbers))
 
 
+@contextlib.contextmanager
 def _progress(images):
-    """Returns a bar on a terminal, with the images that were evaluated."""
+    """Yields a function that shows how many images were evaluated.
+
+    A terminal has a bar. Other outputs get a line now and then.
+    """
     import tqdm
 
-    return tqdm.tqdm(
-        total=images,
-        unit="image",
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    )
+    done, shown_at = 0, time.monotonic()
+    is_terminal = sys.stderr.isatty()
+    with tqdm.tqdm(
+        total=images, unit="image", leave=False, disable=not is_terminal
+    ) as bar:
+
+        def update(count):
+            nonlocal done, shown_at
+            done += count
+            bar.update(count)
+            if is_terminal or done >= images:
+                return
+            if time.monotonic() - shown_at >= command_line.QUIET_SECONDS:
+                shown_at = time.monotonic()
+                command_line.show(f"{done:,} of {images:,} images")
+
+        yield update
 
 
-def _show_classes(result, predict, dataset):
+def _show_classes(result, dataset):
     """Prints classes, the most confused pairs, and the worst images."""
     from keras_resnet.analysis import complexity
     from keras_resnet.training import error_analysis
@@ -170,10 +190,8 @@ def _show_classes(result, predict, dataset):
         command_line.show("most confused:")
     for label, prediction, images in pairs:
         command_line.show(f"  {label} as {prediction}: {images:,} images")
-    if _PROTOCOL.value != "single":
-        return
     mistakes = error_analysis.worst(
-        predict, dataset, dataset.labels, _BATCH_SIZE.value, _SHOWN
+        result.answers, dataset, dataset.labels, _SHOWN
     )
     if mistakes:
         command_line.show("most certain of a wrong prediction:")

@@ -193,6 +193,9 @@ def _config(row):
         network = networks.get_network(model)
     with command_line.usage("recipe", row.recipe if row else _RECIPE.value):
         recipe = _named_recipe(row)
+    if dataset_name.startswith("folder:"):
+        path = dataset_name.partition(":")[2]
+        command_line.show(f"checking the files in {path}")
     with command_line.usage("dataset", dataset_name):
         dataset = datasets.load(
             dataset_name,

@@ -3,6 +3,8 @@ r"""Searches for a network and its recipe, and prints how to train the best.
     python -m apps.tune --trials=20 --steps=200
     python -m apps.tune --dataset=cifar10 --workers=4 --algorithm=hyperband \
         --set=space.depth=20,32 --set=space.shortcut=A,B
+    python -m apps.tune --dataset=folder:PATH --model=resnet18 \
+        --weights=imagenet
 
 Trials are compared on training images that no trial trains on. The test images
 are only for the best network. Run the same command again to resume, also with
@@ -10,6 +12,7 @@ more --trials.
 """
 
 import dataclasses
+import functools
 
 from absl import flags
 
@@ -22,6 +25,15 @@ _SKIP_UNREADABLE = flags.DEFINE_bool(
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Default: runs/tune_DATASET in the current directory."
+)
+_MODEL = flags.DEFINE_string(
+    "model", None, "With --weights: the network that has them."
+)
+_WEIGHTS = flags.DEFINE_string(
+    "weights",
+    None,
+    "Weights from which each trial starts, as for apps.train. The network is "
+    "then not searched.",
 )
 _ALGORITHM = flags.DEFINE_enum(
     "algorithm",
@@ -73,17 +85,32 @@ def _search():
             _DATA_DIR.value,
             skip_unreadable=_SKIP_UNREADABLE.value,
         )
-    height = dataset.image_shape[0]
-    space = tuning.default_space(height)
-    with command_line.usage("recipe", _RECIPE.value):
-        recipe = (
-            recipes.get_recipe(_RECIPE.value)
-            if _RECIPE.value
-            else plans.recipe_of(
-                dataset, networks.get_network(f"resnet{max(space.depth)}")
-            )
+    start = _start_weights(dataset)
+    if start is None:
+        space = tuning.default_space(dataset.image_shape[0])
+        plan = functools.partial(
+            plans.recipe_of,
+            dataset,
+            networks.get_network(f"resnet{max(space.depth)}"),
         )
-    if not _RECIPE.value and recipe.name == "folder":
+    else:
+        if start.preprocessing is not None:
+            dataset = dataset.with_preprocessing(
+                preprocessing=start.preprocessing_for(dataset.preprocessing)
+            )
+        with command_line.usage("model", _MODEL.value):
+            space = tuning.fine_tuning_space(
+                _MODEL.value, start.arguments, dataset.has_photos
+            )
+        plan = functools.partial(
+            plans.fine_tuning_recipe,
+            dataset,
+            _MODEL.value,
+            keeps_size=start.preprocessing is not None,
+        )
+    with command_line.usage("recipe", _RECIPE.value):
+        recipe = recipes.get_recipe(_RECIPE.value) if _RECIPE.value else plan()
+    if not _RECIPE.value and recipe.name in ("folder", "fine_tune"):
         command_line.show(dataset.summary, recipe.source)
     if _BATCH_SIZE.value is not None:
         recipe = dataclasses.replace(recipe, batch_size=_BATCH_SIZE.value)
@@ -95,7 +122,16 @@ def _search():
                 f"recipe.{field}={text}",
                 f"it is searched: set space.{field}",
             )
+    fixed = space
     space = command_line.with_fields(space, "space", given["space"])
+    for field in ("depth", "unit", "shortcut", "width"):
+        value = getattr(space, field)
+        if start is not None and value != getattr(fixed, field):
+            raise command_line.UsageError(
+                "set",
+                f"space.{field}={','.join(map(str, value))}",
+                "the weights decide it: leave it out",
+            )
     recipe = command_line.with_fields(recipe, "recipe", given["recipe"])
     with command_line.usage("dtype", _DTYPE.value):
         config = configs.Config(
@@ -106,10 +142,39 @@ def _search():
             seed=_SEED.value,
             data_dir=_DATA_DIR.value,
             skip_unreadable=_SKIP_UNREADABLE.value,
+            model_arguments=start.arguments if start else {},
+            weights=_WEIGHTS.value,
+            weights_sha256=start and start.sha256,
         )
     with command_line.usage("set", " --set=".join(_SET.value)):
         return tuning.Search(
             config, space, _ALGORITHM.value, _TRIALS.value, _STEPS.value
+        )
+
+
+def _start_weights(dataset):
+    """Returns the start weights of --weights and --model, or None."""
+    from keras_resnet import networks
+    from keras_resnet.training import start_weights
+
+    if not _WEIGHTS.value:
+        if _MODEL.value:
+            raise command_line.UsageError(
+                "model",
+                _MODEL.value,
+                "it needs --weights; without weights the network is searched: "
+                "--set=space.depth=20,32",
+            )
+        return None
+    if not _MODEL.value:
+        raise command_line.UsageError(
+            "weights", _WEIGHTS.value, "give --model, the network that has them"
+        )
+    with command_line.usage("model", _MODEL.value):
+        network = networks.get_network(_MODEL.value)
+    with command_line.usage("weights", _WEIGHTS.value):
+        return start_weights.read(
+            _WEIGHTS.value, network, {}, dataset.preprocessing.channels
         )
 
 

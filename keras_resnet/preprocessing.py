@@ -147,11 +147,16 @@ class ImagePreparation(keras.layers.Layer):
     Call arguments:
         images: Pixels of 0 to 255, `[height, width, c]` or `[batch, height,
             width, c]` of any size. c is 1 (grey), 3 (red, green, blue) or 4,
-            whose last channel (alpha) is dropped.
+            whose last channel (alpha) is dropped. Or an image of Pillow, which
+            is turned as its EXIF orientation says.
 
     Returns:
         A float32 tensor `[height, width, channels]` or `[batch, height, width,
         channels]`.
+
+    Raises:
+        ValueError: If the values are known and are not pixels of 0 to 255, but
+            of 0 to 1 or standardized.
     """
 
     def __init__(
@@ -170,6 +175,12 @@ class ImagePreparation(keras.layers.Layer):
             raise ValueError(f"channels must be 1 or 3, received {channels}")
         self.preparation = preparation
         self.height, self.width, self.channels = height, width, channels
+
+    def __call__(self, images, *args, **kwargs):
+        if type(images).__module__.startswith("PIL."):
+            images = _of_pillow(images)
+        _check_pixels(images)
+        return super().__call__(images, *args, **kwargs)
 
     def call(self, images):
         x = ops.cast(images, "float32")
@@ -243,6 +254,42 @@ class ImagePreparation(keras.layers.Layer):
         }
 
 
+def _of_pillow(image):
+    """Returns the pixels of an image of Pillow, turned and in colours."""
+    import PIL.ImageOps
+
+    return np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+
+
+# A resize may leave 0 to 255 by a part of that. Standardized pixels are small.
+_LARGEST_PIXEL = 511
+_STANDARDIZED = 16
+
+
+def _check_pixels(images):
+    """Raises ValueError for known values outside the pixels of 0 to 255."""
+    if isinstance(images, keras.KerasTensor):
+        return
+    try:
+        values = np.asarray(images)
+    except (NotImplementedError, TypeError):  # inside a graph
+        return
+    if values.dtype == np.uint8 or not values.size:
+        return
+    least, most = float(values.min()), float(values.max())
+    is_scaled = least >= 0 and most <= 1 and bool(np.any(values % 1))
+    if is_scaled or (least < 0 and most < _STANDARDIZED):
+        advice = "give the pixels as they were decoded"
+    elif most > _LARGEST_PIXEL:
+        advice = "divide images of 16 bits by 257"
+    else:
+        return
+    raise ValueError(
+        "images must have pixels of 0 to 255, received values of "
+        f"{least:.4g} to {most:.4g}: {advice}"
+    )
+
+
 def _resized(x, sides, interpolation):
     if type(x).__module__.startswith("tensorflow."):
         # In a graph the sides are tensors, which Keras' function compares.
@@ -280,6 +327,14 @@ def _with_channels(x, channels):
     )
 
 
+# Layers in front of a network that change pixels.
+_PREPARING = (
+    ImagePreparation,
+    keras.layers.Rescaling,
+    keras.layers.Normalization,
+)
+
+
 def preprocess(model: keras.Model) -> ImagePreparation:
     """Returns the layer that prepares images for a network's weights.
 
@@ -296,8 +351,8 @@ def preprocess(model: keras.Model) -> ImagePreparation:
         and as the first layer of a model.
 
     Raises:
-        ValueError: If the preparation is not known, or `model` does not take
-            images of 1 or 3 channels.
+        ValueError: If the preparation is not known, `model` does not take
+            images of 1 or 3 channels, or prepares images itself.
 
     >>> import keras_resnet
     >>> model = keras_resnet.ResNet20(weights="cifar10")
@@ -311,6 +366,13 @@ def preprocess(model: keras.Model) -> ImagePreparation:
             f"{model.name!r} with {card.name if card else 'weights of its own'}"
             ": use keras_resnet.preprocess_input(images, mode)"
         )
+    for layer in model._flatten_layers():
+        if isinstance(layer, _PREPARING):
+            raise ValueError(
+                f"model must take prepared images, received {model.name!r}, "
+                f"whose layer {layer.name!r} prepares them: give the network "
+                "inside"
+            )
     shape = model.inputs[0].shape
     is_first = keras.config.image_data_format() == "channels_first"
     if is_first or len(shape) != 4:
@@ -356,7 +418,15 @@ def decode_predictions(
     if top < 1:
         raise ValueError(f"top must be at least 1, received {top}")
     p = keras.ops.convert_to_numpy(p).astype("float32")
-    card = None if model is None else cards.card(model)
+    card = None
+    if model is not None:
+        card = cards.card(model)
+        if card is not None and not cards.has_classifier(model, card):
+            raise ValueError(
+                f"model must have the classifier of its weights ({card.name}), "
+                f"received {model.name!r}, which has another one: its labels "
+                "are not known"
+            )
     if model is None or (card and card.label_set == "imagenet"):
         return keras.applications.imagenet_utils.decode_predictions(p, top=top)
     known = labels.of_card(card) if card else None

@@ -27,7 +27,15 @@ class ErrorAnalysisTest(parameterized.TestCase):
             light = tf.reduce_mean(images, (1, 2, 3))
             return tf.stack([light, -light], 1) * 9
 
-        found = error_analysis.worst(predict, dataset, ["a", "b"], 3, 50)
+        calls = []
+
+        def counted(images):
+            tf.py_function(calls.append, [tf.shape(images)[0]], [])
+            return predict(images)
+
+        result = evaluation.Evaluator(counted)(dataset, 3, counts_classes=True)
+        self.assertEqual(len(calls), -(-dataset.test_size // 3))  # one pass
+        found = error_analysis.worst(result.answers, dataset, ["a", "b"], 50)
         expected = []
         for i, (images, labels) in enumerate(dataset.test_batches(1)):
             p = tf.nn.softmax(predict(images))[0].numpy()
@@ -40,6 +48,11 @@ class ErrorAnalysisTest(parameterized.TestCase):
         )
         self.assertTrue(all(m.name.endswith(".png") for m in found))
         self.assertTrue(all(m.label != m.prediction for m in found))
+        np.testing.assert_allclose(
+            [mistake.probability for mistake in found],
+            [probability for _, probability in expected],
+            rtol=1e-5,
+        )
 
     def test_tables_add_up(self):
         confusion = np.array([[5, 1, 0], [4, 6, 0], [0, 2, 8]])

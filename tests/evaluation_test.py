@@ -188,6 +188,11 @@ class ProtocolTest(parameterized.TestCase):
             )
             self.assertEqual(result.images, dataset.test_size)
             np.testing.assert_array_equal(result.confusion, confusion)
+            answers = result.answers
+            self.assertLen(answers.labels, dataset.test_size)
+            again = np.zeros_like(confusion)
+            np.add.at(again, (answers.labels, answers.predictions), 1)
+            np.testing.assert_array_equal(again, confusion)
             self.assertEqual(result.top1_errors, errors)
             np.testing.assert_allclose(
                 result.loss, loss / dataset.test_size, rtol=1e-4

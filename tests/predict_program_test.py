@@ -57,6 +57,30 @@ class PredictTest(parameterized.TestCase):
             "error: not an image: an image must be", "\n".join(outcome.out)
         )
 
+    def test_heic_photos_of_a_folder_are_named_with_the_remedy(self):
+        folder = pathlib.Path(self.folder, "photos")
+        folder.mkdir()
+        (folder / "1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+        (folder / "2.png").write_bytes(pathlib.Path(CAT).read_bytes())
+        (folder / "notes.txt").write_text("none")
+        outcome = programs.run("predict", "--model=resnet20", str(folder))
+        self.assertEqual(outcome.code, 1)
+        self.assertRegex(
+            "\n".join(outcome.out),
+            r"1\.HEIC +error: format not supported: HEIC .* to JPEG, .*mogrify",
+        )
+        self.assertIn("cat", "\n".join(outcome.out))
+        self.assertNotIn("notes", "\n".join(outcome.out))
+
+    def test_a_keras_file_without_a_card_is_refused_with_the_remedy(self):
+        path = os.path.join(self.folder, "model.keras")
+        keras_resnet.ResNet20().save(path)
+        outcome = programs.run("predict", f"--model={path}", CAT)
+        self.assertEqual(outcome.code, 2)
+        self.assertRegex(
+            outcome.err[-1], "does not contain the preprocessing .*apps.export"
+        )
+
     def test_without_a_network_the_one_of_cifar_is_taken_and_named(self):
         best, err = self.predict(CAT)
         self.assertEqual(best["label"], "cat")

@@ -146,6 +146,55 @@ class NetworksTest(parameterized.TestCase):
             atol=1e-6,
         )
 
+    def test_labels_of_another_classifier_are_not_those_of_the_weights(self):
+        network = keras_resnet.ResNet20(weights="cifar10")
+        x = network.get_layer("pool").output
+        model = keras.Model(network.input, keras.layers.Dense(10)(x))
+        with self.assertRaisesRegex(ValueError, "classifier of its weights"):
+            keras_resnet.decode_predictions(np.ones((1, 10)), model=model)
+
+    @parameterized.parameters("prepare", "rescaling", "normalization")
+    def test_a_model_that_prepares_images_is_not_prepared_twice(self, kind):
+        network = keras_resnet.ResNet20(weights="cifar10")
+        layer = {
+            "prepare": keras_resnet.preprocess(network),
+            "rescaling": keras.layers.Rescaling(1 / 255),
+            "normalization": keras.layers.Normalization(
+                mean=[120.0] * 3, variance=[3600.0] * 3
+            ),
+        }[kind]
+        model = keras.Sequential([keras.Input((32, 32, 3)), layer, network])
+        with self.assertRaisesRegex(ValueError, "give the network inside"):
+            keras_resnet.preprocess(model)
+
+    @parameterized.parameters(
+        (np.linspace(0, 1, 3072), "0 to 1: give the pixels"),
+        (np.linspace(-1, 1, 3072), "-1 to 1: give the pixels"),
+        (np.linspace(-2.1, 2.6, 3072), "-2.1 to 2.6: give the pixels"),
+        (np.linspace(0, 65535, 3072).astype("uint16"), "divide .* by 257"),
+    )
+    def test_values_that_are_no_pixels_are_refused(self, values, message):
+        prepare = keras_resnet.preprocess(
+            keras_resnet.ResNet20(weights="cifar10")
+        )
+        for kind in (np.asarray, tf.constant):
+            with self.assertRaisesRegex(ValueError, message):
+                prepare(kind(values.reshape(32, 32, 3)))
+        for image in (np.zeros((32, 32, 3), "float32"), photo(32, 32) * 1.0):
+            prepare(image)
+
+    def test_an_image_of_pillow_is_turned_as_it_says(self):
+        prepare = keras_resnet.preprocess(
+            keras_resnet.ResNet20(weights="cifar10")
+        )
+        image = PIL.Image.fromarray(photo(40, 60))
+        np.testing.assert_array_equal(prepare(image), prepare(photo(40, 60)))
+        turned = image.transpose(PIL.Image.Transpose.ROTATE_90)
+        turned.getexif()[0x0112] = 6
+        np.testing.assert_array_equal(prepare(turned), prepare(image))
+        grey = np.array(prepare(image.convert("L")))
+        self.assertEqual(grey.shape, (32, 32, 3))
+
     def test_without_known_weights_the_error_says_what_to_use(self):
         with self.assertRaisesRegex(ValueError, "preprocess_input"):
             keras_resnet.preprocess(keras_resnet.ResNet20())

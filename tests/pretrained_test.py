@@ -479,6 +479,19 @@ class HubTest(WeightsTestCase):
             keras_resnet.ResNet18(weights="hf://timm/resnet18.a1_in1k")
 
     @parameterized.parameters(
+        ({"pretrained_cfg": {"interpolation": "lanczos"}}, "'lanczos'"),
+        ({"pretrained_cfg": {"crop_mode": "squash"}}, "crop_mode center"),
+        ({"global_pool": "max"}, "global_pool avg"),
+        ({"model_args": {"output_stride": 8}}, "model_args"),
+    )
+    def test_what_would_be_another_function_is_refused(self, change, message):
+        config = {**self.CONFIG, **change}
+        entry = {**self.CONFIG["pretrained_cfg"]}
+        config["pretrained_cfg"] = entry | change.get("pretrained_cfg", {})
+        with self.hub(config), self.assertRaisesRegex(ValueError, message):
+            keras_resnet.ResNet18(weights="hf://timm/resnet18.a1_in1k")
+
+    @parameterized.parameters(
         ({}, "an architecture of timm"),
         ({"architecture": "resnet18"}, "without 'pretrained_cfg'"),
         (

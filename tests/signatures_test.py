@@ -161,7 +161,11 @@ class SignatureTest(parameterized.TestCase):
     @parameterized.parameters(
         (b"", "not an image: an image must be a JPEG, PNG, GIF, BMP or WebP"),
         (b"no image", "not an image: .*"),
-        (b"\0\0\0\x18ftypheic" + b"\0" * 40, "format not supported: .*"),
+        (
+            b"\0\0\0\x18ftypheic" + b"\0" * 40,
+            "format not supported: HEIC and AVIF must be converted to JPEG.*",
+        ),
+        (b"\0\0\0\x18ftypisom" + b"\0" * 40, "format not supported: an .*"),
         (b"II*\0" + b"\0" * 40, "format not supported: .*"),
         (exports.bmp(exports.SQUARES)[:200], "truncated: .*"),
         (exports.encoded_squares()["png"][:60], "truncated: .*"),

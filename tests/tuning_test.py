@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import pathlib
 import shlex
 import tempfile
 import unittest
@@ -27,7 +28,9 @@ from keras_resnet.training import loop
 from keras_resnet.training import recipes
 from keras_resnet.training import tuning
 from keras_resnet.training import workdirs
+from keras_resnet.weights import shipped
 from tests import programs
+from tests import start_weights_test
 
 SMALL = tuning.Space(depth=(20,), width=(0.5,), optimizer=("momentum", "adam"))
 
@@ -306,6 +309,52 @@ class WidthTest(parameterized.TestCase):
     def test_a_width_without_a_network_is_refused(self, name, message):
         with self.assertRaisesRegex(ValueError, message):
             specs.get_spec(name)
+
+
+class WeightsTest(TuningTestCase):
+    def test_trials_start_from_weights(self):
+        root = pathlib.Path(self.folder())
+        flags = [
+            f"--dataset={start_weights_test.write_folder(root / 'photos')}",
+            "--weights=cifar10",
+            "--trials=2",
+            "--steps=9",
+            f"--workdir={root}/search",
+        ]
+        found = []
+
+        def trained(config, workdir, dataset, **_):
+            found.append((config, dataset))
+            return quality(config, workdir)
+
+        with mock.patch.object(loop, "train_and_evaluate", trained):
+            outcome = programs.run("tune", "--model=resnet20", *flags)
+        self.assertEqual(outcome.code, 0, outcome.err)
+        self.assertLen(found, 2)
+        for config, dataset in found:
+            self.assertEqual(config.model, "resnet20")
+            self.assertEqual(config.weights, "cifar10")
+            self.assertEqual(config.recipe.name, "fine_tune")
+            self.assertBetween(config.recipe.learning_rate, 1e-4, 0.1)
+            self.assertEqual(dataset.image_shape, (32, 32, 3))
+            np.testing.assert_array_equal(
+                dataset.preprocessing.mean, shipped.mean()
+            )
+        self.assertIn("--weights=cifar10", outcome.out[-1])
+        for others, message in (
+            ((), "--weights=cifar10: give --model"),
+            (("--model=resnet32",), "exist for resnet20"),
+            (
+                ("--model=resnet20", "--set=space.depth=20,32"),
+                "space.depth=20,32: the weights decide it",
+            ),
+        ):
+            outcome = programs.run("tune", *others, *flags)
+            self.assertEqual(outcome.code, 2)
+            self.assertIn(message, outcome.err[-1])
+        outcome = programs.run("tune", "--model=resnet20")
+        self.assertEqual(outcome.code, 2)
+        self.assertIn("it needs --weights", outcome.err[-1])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import PIL.Image
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -59,6 +60,7 @@ class PreprocessingTest(parameterized.TestCase):
         ({"mean": [0.5]}, r"shape \(3,\) or \(224, 224, 3\), received \(1,\)"),
         ({"standard_deviation": [1, 0, 1]}, "3 numbers above 0"),
         ({"standard_deviation": [1]}, "3 numbers above 0"),
+        ({"interpolation": "lanczos"}, "one of bilinear, bicubic, received"),
     )
     def test_refuses_what_does_not_fit_together(self, change, message):
         with self.assertRaisesRegex(ValueError, message):
@@ -70,7 +72,8 @@ class PreprocessingTest(parameterized.TestCase):
         preprocessing = views.Preprocessing(16, 3, 20, [0.0] * 3)
         image = images_lib.noise(*sides, 3)
         whole = [20 * side // min(sides) for side in sides]
-        top, left = ((side - 16) // 2 for side in whole)
+        # Half of the rest, rounded to even as by torchvision.
+        top, left = (round((side - 16) / 2) for side in whole)
         expected = tf.image.resize(image, whole, antialias=True)
         expected = expected[top : top + 16, left : left + 16]
         view = tf.cast(preprocessing.view(image), tf.float32)
@@ -85,6 +88,42 @@ class PreprocessingTest(parameterized.TestCase):
         np.testing.assert_array_equal(view, np.full([8, 8, 1], 200))
         whole = views.Preprocessing(8, 1, None, [0.0]).view(image).numpy()
         self.assertEqual(whole.shape, (8, 8, 1))
+
+    @parameterized.product(
+        interpolation=("bilinear", "bicubic"),
+        sides=((37, 50), (61, 40), (200, 120), (15, 11), (16, 300)),
+        shorter_side=(20, None),
+    )
+    def test_views_are_those_of_pillow(
+        self, interpolation, sides, shorter_side
+    ):
+        """To two levels: Pillow rounds after each axis."""
+        preprocessing = views.Preprocessing(
+            16, 3, shorter_side, [0.0] * 3, interpolation=interpolation
+        )
+        # Of middle values: Pillow also clips after each axis.
+        image = images_lib.noise(*sides, 3) // 2 + 64
+        whole = [16, 16]
+        if shorter_side:
+            whole = [20 * side // min(sides) for side in sides]
+        method = PIL.Image.Resampling[interpolation.upper()]
+        resized = PIL.Image.fromarray(image).resize(whole[::-1], method)
+        top, left = (round((side - 16) / 2) for side in whole)
+        expected = np.asarray(resized)[top : top + 16, left : left + 16]
+        view = preprocessing.view(image).numpy().astype(int)
+        difference = np.abs(view - expected)
+        self.assertLess(difference.max(), 3)
+        self.assertLess(np.mean(difference > 1), 0.01)
+
+    @parameterized.parameters("bilinear", "bicubic")
+    def test_ten_crops_are_resized_in_the_same_way(self, interpolation):
+        preprocessing = views.Preprocessing(
+            16, 3, 20, [0.0] * 3, interpolation=interpolation
+        )
+        image = images_lib.noise(50, 40, 3)
+        centre = preprocessing.views(image, "ten_crop")[4].numpy().astype(int)
+        view = preprocessing.view(image).numpy().astype(int)
+        self.assertLess(np.abs(centre - view).max(), 2)
 
     def test_view_of_an_image_of_its_size_is_the_image(self):
         preprocessing = views.Preprocessing(32, 3, None, [0.0] * 3)
@@ -109,8 +148,8 @@ class PreprocessingTest(parameterized.TestCase):
         resized = images_lib.numpy_resize(
             image, 32 * height // shorter, 32 * width // shorter
         )
-        top = (resized.shape[0] - 28) // 2
-        left = (resized.shape[1] - 28) // 2
+        top = round((resized.shape[0] - 28) / 2)
+        left = round((resized.shape[1] - 28) / 2)
         view = preprocessing.view(image)
         self.assertEqual(view.dtype, tf.uint8)
         np.testing.assert_allclose(

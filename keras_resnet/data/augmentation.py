@@ -265,12 +265,18 @@ def random_view(preprocessing, crop, image, key, exif=False):
         exif,
     )
     size = preprocessing.image_size
-    # Down to a half of the size, bilinear resizing reads every pixel without
+
+    def resized(antialias):
+        return views.resize(
+            image, [size, size], antialias, preprocessing.interpolation
+        )
+
+    # Down to a half of the size, resizing reads every pixel without
     # antialiasing, in a quarter of the time.
     image = tf.cond(
         tf.reduce_max(tf.shape(image)) <= 2 * size,
-        lambda: views.resize(image, [size, size], antialias=False),
-        lambda: views.resize(image, [size, size]),
+        lambda: resized(antialias=False),
+        lambda: resized(antialias=True),
     )
     if crop.flips:
         # A slice with a negative stride takes six times as long.

@@ -21,7 +21,6 @@ IMAGE_FILES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 
 # Files with photos that TensorFlow does not decode.
 _FOREIGN_FILES = (".heic", ".heif", ".avif", ".tif", ".tiff", ".dng", ".jxl")
-_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif")
 _CONVERT = (
     "convert them to JPEG, for example by `mogrify -format jpg *.heic` of "
     "ImageMagick or `sips -s format jpeg *.heic --out .` of macOS"
@@ -184,7 +183,7 @@ def _fault(path, decodes):
             content = file.read()
     except OSError as error:
         return UNREADABLE, error.strerror
-    if content[4:8] == b"ftyp" and content[8:12] in _HEIC_BRANDS:
+    if content[4:8] == b"ftyp" and content[8:12] in limits.HEIC:
         return FOREIGN, f"HEIC inside {os.path.splitext(path)[1]}"
     try:
         with tf.device("CPU"):

@@ -37,7 +37,7 @@ TOO_MANY_TEXTS = "too many texts"
 _OTHER_FORMATS = [
     (0, b"II*\0"),  # TIFF, and raw photos
     (0, b"MM\0*"),
-    (4, b"ftyp"),  # HEIC, AVIF
+    (4, b"ftyp"),  # HEIC and AVIF (see `HEIC`), films
     (0, b"\xff\x0a"),  # JPEG XL
     (4, b"JXL "),
     (4, b"jP  "),  # JPEG 2000
@@ -45,6 +45,9 @@ _OTHER_FORMATS = [
     (0, b"<svg"),
     (0, b"\0\0\1\0"),  # icons
 ]
+
+# Kinds of photos in `ftyp`, at the ninth byte.
+HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif")
 
 # The first 16 bytes of a PNG: the signature, then the length and the name of
 # the header.
@@ -152,16 +155,19 @@ def _examine(
         "",
         f"{NOT_AN_IMAGE}: {formats}",
         f"{NOT_SUPPORTED}: {formats}",
+        f"{NOT_SUPPORTED}: HEIC and AVIF must be converted to JPEG, for "
+        "example by `mogrify -format jpg` of ImageMagick",
         # TensorFlow unpacks every frame, and no header has their number.
         f"{NOT_SUPPORTED}: a WebP must have no animation",
         f"{TOO_MANY_SCANS}: a JPEG may have at most {MAX_JPEG_SCANS} scans",
         f"{TOO_MANY_TEXTS}: a PNG may have at most {MAX_PNG_TEXTS} compressed "
         "texts",
     ]
-    which = tf.where(texts > MAX_PNG_TEXTS, 5, 0)
-    which = tf.where(scans > MAX_JPEG_SCANS, 4, which)
-    which = tf.where(_is_animated_webp(image_bytes), 3, which)
+    which = tf.where(texts > MAX_PNG_TEXTS, 6, 0)
+    which = tf.where(scans > MAX_JPEG_SCANS, 5, which)
+    which = tf.where(_is_animated_webp(image_bytes), 4, which)
     unknown = tf.where(_is_of_another_format(image_bytes), 2, 1)
+    unknown = tf.where(_is_heic(image_bytes), 3, unknown)
     which = tf.where(size < 0, unknown, which)
     too_large = tf.strings.join(
         [
@@ -187,6 +193,13 @@ def _is_of_another_format(image_bytes: tf.Tensor) -> tf.Tensor:
             tf.strings.substr(head, place, len(text)) == text
             for place, text in _OTHER_FORMATS
         ]
+    )
+
+
+def _is_heic(image_bytes: tf.Tensor) -> tf.Tensor:
+    head = tf.strings.substr(tf.strings.join([image_bytes, "\0" * 12]), 0, 12)
+    return (tf.strings.substr(head, 4, 4) == b"ftyp") & tf.reduce_any(
+        tf.strings.substr(head, 8, 4) == HEIC
     )
 
 

@@ -20,6 +20,10 @@ _PHOTO_SHORTER_SIDE = 256
 _PHOTO_MEAN = (0.485, 0.456, 0.406)
 _PHOTO_STANDARD_DEVIATION = (0.229, 0.224, 0.225)
 
+# Ways to resize an image, with the kernels of TensorFlow's
+# `scale_and_translate`. Both equal those of Pillow.
+INTERPOLATIONS = {"bilinear": "triangle", "bicubic": "keyscubic"}
+
 # The views of a test image: see `DataSet.test_batches`.
 PROTOCOLS = ("single", "ten_crop", "multi_scale")
 
@@ -48,6 +52,8 @@ class Preprocessing:
             in 0..1.
         standard_deviation: `[channels]`, or None for 1.
         exif: Whether an encoded image is turned as its EXIF orientation says.
+        interpolation: A name in `INTERPOLATIONS`, for every resize. A smaller
+            image is computed from all pixels of the larger one (antialiasing).
 
     Raises:
         ValueError: If an argument is out of range or contradicts another.
@@ -65,8 +71,14 @@ class Preprocessing:
     mean: np.ndarray
     standard_deviation: np.ndarray | None = None
     exif: bool = True
+    interpolation: str = "bilinear"
 
     def __post_init__(self):
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation must be one of {', '.join(INTERPOLATIONS)}, "
+                f"received {self.interpolation!r}"
+            )
         for name in ("mean", "standard_deviation"):
             if getattr(self, name) is not None or name == "mean":
                 value = _numbers(name, getattr(self, name))
@@ -178,9 +190,11 @@ class Preprocessing:
         image = tf.convert_to_tensor(image)
         size = self.image_size
         if self.shorter_side is None:
-            view = _resize_to(image, size)
+            view = _resize_to(image, size, self.interpolation)
         else:
-            view = _resized_centre(image, self.shorter_side, size)
+            view = _resized_centre(
+                image, self.shorter_side, size, self.interpolation
+            )
         view = decoding.with_channels(view, self.channels)
         return tf.ensure_shape(view, self.image_shape)
 
@@ -206,7 +220,7 @@ class Preprocessing:
 
         def resized(shorter_side):
             sides = shorter_side * shape // tf.reduce_min(shape)
-            view = resize(image, sides)
+            view = resize(image, sides, interpolation=self.interpolation)
             return tf.ensure_shape(view, [None, None, self.channels])
 
         if protocol == "multi_scale":
@@ -280,16 +294,29 @@ def photo_preprocessing(
     )
 
 
-def resize(image, sides, antialias=True):
-    """Resizes bilinearly with antialiasing, as Pillow does, to uint8."""
-    return _rounded(tf.image.resize(image, sides, antialias=antialias))
+def resize(image, sides, antialias=True, interpolation="bilinear"):
+    """Resizes with antialiasing, as Pillow does, to uint8.
+
+    Pillow resizes the width first, and rounds after each axis. A bicubic curve
+    leaves 0 to 255 there, so that rounding once would differ.
+    """
+
+    def resized(image, sides):
+        return _rounded(
+            tf.image.resize(image, sides, interpolation, antialias=antialias)
+        )
+
+    if interpolation == "bicubic":
+        image = resized(image, [tf.shape(image)[-3], sides[1]])
+    return resized(image, sides)
 
 
 def _rounded(image):
-    return tf.cast(image + 0.5, tf.uint8)  # rounds, since image >= 0
+    """Rounds to uint8; a bicubic curve may leave 0 to 255."""
+    return tf.cast(tf.clip_by_value(image, 0.0, 255.0) + 0.5, tf.uint8)
 
 
-def _resize_to(image, size):
+def _resize_to(image, size, interpolation):
     """Resizes an image to `[size, size, c]`, also a very wide one.
 
     TensorFlow resizes the height first, into floats of the whole width. A wide
@@ -297,16 +324,28 @@ def _resize_to(image, size):
     """
     height, width = tf.unstack(tf.shape(image, tf.int64)[:2])
 
+    def resized(image):
+        return resize(image, [size, size], interpolation=interpolation)
+
     def of_transposed():
         turned = tf.transpose(image, [1, 0, 2])
-        return tf.transpose(resize(turned, [size, size]), [1, 0, 2])
+        return tf.transpose(resized(turned), [1, 0, 2])
 
-    return tf.cond(
-        width > 16 * height, of_transposed, lambda: resize(image, [size, size])
-    )
+    return tf.cond(width > 16 * height, of_transposed, lambda: resized(image))
 
 
-def _resized_centre(image, shorter_side, size):
+def centre(rest):
+    """Returns the first pixel of a central crop.
+
+    Half of the rest is rounded to an even number, as by torchvision and timm.
+
+    >>> [centre(rest) for rest in (2, 3, 4, 5)]
+    [1, 2, 2, 2]
+    """
+    return rest // 2 + (rest % 2) * (rest // 2 % 2)
+
+
+def _resized_centre(image, shorter_side, size, interpolation):
     """Resizes an image to a shorter side, and crops `[size, size, c]`.
 
     Only the pixels of the crop are resized. The whole of a strip of
@@ -315,25 +354,41 @@ def _resized_centre(image, shorter_side, size):
     sides = tf.shape(image, tf.int64)[:2]
     resized = shorter_side * sides // tf.reduce_min(sides)
     scale = tf.cast(resized, tf.float64) / tf.cast(sides, tf.float64)
-    start = (resized - size) // 2
-    # A resized pixel depends on the pixels within a distance of one pixel, in
-    # the pixels of the larger image.
-    reach = tf.maximum(1.0 / scale, 1.0) + 1.0
+    start = centre(resized - size)
+    # A resized pixel depends on the pixels within a distance of one pixel, or
+    # two for bicubic, in the pixels of the larger image.
+    radius = 1.0 if interpolation == "bilinear" else 2.0
+    reach = radius * tf.maximum(1.0 / scale, 1.0) + 1.0
     first = tf.maximum(
         tf.cast(tf.cast(start, tf.float64) / scale - reach, tf.int64), 0
     )
     last = tf.cast(tf.cast(start + size, tf.float64) / scale + reach, tf.int64)
     window = image[first[0] : last[0], first[1] : last[1]]
     before = tf.cast(first, tf.float64) * scale - tf.cast(start, tf.float64)
-    view = tf.raw_ops.ScaleAndTranslate(
-        images=window[None],
-        size=[size, size],
-        scale=tf.cast(scale, tf.float32),
-        translation=tf.cast(before, tf.float32),
-        kernel_type="triangle",
-        antialias=True,
-    )
-    return _rounded(view[0])
+    scale = tf.cast(scale, tf.float32)
+    before = tf.cast(before, tf.float32)
+
+    def resized(image, size, scale, before):
+        view = tf.raw_ops.ScaleAndTranslate(
+            images=image[None],
+            size=size,
+            scale=scale,
+            translation=before,
+            kernel_type=INTERPOLATIONS[interpolation],
+            antialias=True,
+        )
+        return _rounded(view[0])
+
+    if interpolation == "bicubic":  # one axis at a time, as in `resize`
+        window = resized(
+            window,
+            [tf.shape(window)[0], size],
+            tf.stack([1.0, scale[1]]),
+            tf.stack([0.0, before[1]]),
+        )
+        scale = tf.stack([scale[0], 1.0])
+        before = tf.stack([before[0], 0.0])
+    return resized(window, [size, size], scale, before)
 
 
 def scaled(image_size):
@@ -353,7 +408,7 @@ def _ten_crops(image, size):
         (0, right),
         (bottom, 0),
         (bottom, right),
-        (bottom // 2, right // 2),
+        (centre(bottom), centre(right)),
     ]
     crops = [
         image[..., top : top + size, left : left + size, :]

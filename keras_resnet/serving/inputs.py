@@ -9,6 +9,8 @@ import urllib.parse
 from collections.abc import Sequence
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+# Photos that must be converted. Each gets a line that says so.
+_FOREIGN_ENDINGS = (".avif", ".heic", ".heif")
 MAX_IMAGE_BYTES = 256_000_000
 
 _SHOWN_CHARACTERS = 60  # of a data URL, which holds the whole image
@@ -44,7 +46,7 @@ def expand(names: Sequence[str]) -> list[str]:
             os.path.join(folder, file)
             for folder, _, files in os.walk(name, onerror=_raise)
             for file in files
-            if file.lower().endswith(ENDINGS)
+            if file.lower().endswith(ENDINGS + _FOREIGN_ENDINGS)
         ]
         if not images:
             raise ValueError(

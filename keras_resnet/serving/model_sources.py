@@ -29,6 +29,7 @@ from keras_resnet import specs
 from keras_resnet.data import datasets
 from keras_resnet.data import views
 from keras_resnet.preprocessing import PREPROCESSING_MODES
+from keras_resnet.preprocessing import ImagePreparation
 from keras_resnet.serving import errors
 from keras_resnet.serving import exportable
 from keras_resnet.serving import folding
@@ -75,6 +76,8 @@ class ModelSource:
             these weights, or None.
         is_assumed: Whether nothing states the preprocessing, so that
             `default_preprocessing` of `from_model` was taken.
+        skip_unreadable: Whether the data set is used without the images that
+            do not decode.
     """
 
     model: keras.Model
@@ -87,6 +90,7 @@ class ModelSource:
     record: dict | None = None
     recorded_error: float | None = None
     is_assumed: bool = False
+    skip_unreadable: bool = False
 
     def images(
         self, count: int, with_calibration: bool = False
@@ -103,7 +107,10 @@ class ModelSource:
         if self.dataset is None:
             raise ValueError("no data set is named: give --dataset")
         dataset = datasets.load(
-            self.dataset, self.data_dir, preprocessing=self.preprocessing
+            self.dataset,
+            self.data_dir,
+            preprocessing=self.preprocessing,
+            skip_unreadable=self.skip_unreadable,
         )
         workdirs.check_same_images(self.record, dataset)
         labels: np.ndarray | None
@@ -164,6 +171,7 @@ def from_workdir(
         data_dir or workdirs.recorded_data_dir(config, workdir),
         trained.record,
         _recorded_error(workdir, trained.step),
+        skip_unreadable=config.skip_unreadable,
     )
 
 
@@ -336,7 +344,7 @@ def _labels(network, dataset) -> list[str]:
     classes = network.outputs[0].shape[-1]
     card = cards.card(network)
     known = None
-    if card is not None and card.classes == classes:
+    if card is not None and cards.has_classifier(network, card):
         # Without a network, those of ImageNet may not be on this machine.
         with contextlib.suppress(downloads.DownloadError):
             known = label_sets.of_card(card)
@@ -353,6 +361,12 @@ def _name_of_preprocessing(
     """The preprocessing that was stated or is known; None for neither."""
     card = cards.card(network)
     preparation = card.preparation if card else None
+    if any(isinstance(x, ImagePreparation) for x in network._flatten_layers()):
+        raise errors.ArgumentError(
+            "model",
+            "must be the network without its layer ImagePreparation: its card "
+            "has the preparation of images already",
+        )
     if preparation and published.is_name(weights):
         own = _mode_of(preparation)
         if stated not in (None, own):
@@ -460,10 +474,7 @@ def _prepared(
 def _prepared_by_card(
     network, base, is_built
 ) -> tuple[keras.Model, views.Preprocessing]:
-    """A network that takes red, green, blue, prepared as its card says.
-
-    The interpolation is bilinear (`views.Preprocessing` has no other).
-    """
+    """A network that takes red, green, blue, prepared as its card says."""
     card = cards.card(network)
     if card is None or card.preparation is None:
         raise ValueError("its weights do not state the preprocessing")
@@ -489,6 +500,7 @@ def _prepared_by_card(
         shorter_side=shorter_side,
         mean=mean,
         standard_deviation=deviation,
+        interpolation=preparation.interpolation,
     )
 
 

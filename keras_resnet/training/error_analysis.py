@@ -1,11 +1,9 @@
 """Where a network is wrong: classes, pairs of classes, single images."""
 
 import dataclasses
-from collections.abc import Callable
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from keras_resnet.data import datasets
 from keras_resnet.training import evaluation
@@ -73,39 +71,28 @@ class Mistake:
 
 
 def worst(
-    predict: Callable,
+    answers: evaluation.Answers,
     dataset: datasets.DataSet,
     labels: Sequence[str],
-    batch_size: int,
     count: int,
 ) -> list[Mistake]:
     """Returns the wrong predictions with the highest probabilities.
 
     Args:
-        predict: Function from images to logits, or to log probabilities.
-        dataset: The data set of the images.
+        answers: The answers for the test images of the data set.
+        dataset: The data set, which has the names of the images.
         labels: Names of the classes.
-        batch_size: Images in a batch.
         count: Number of images.
     """
-    probabilities = tf.function(
-        lambda images: tf.nn.softmax(tf.cast(predict(images), "float32")),
-        reduce_retracing=True,
-    )
-    rows, found = [], []
-    for images, label in dataset.test_batches(batch_size):
-        rows.append(probabilities(images).numpy())
-        found.append(label.numpy())
-    scores, truth = np.concatenate(rows), np.concatenate(found)
-    best = scores.argmax(1)
-    highest = np.where(best == truth, -1.0, scores.max(1))
+    is_wrong = answers.predictions != answers.labels
+    highest = np.where(is_wrong, answers.probabilities, -1.0)
     return [
         Mistake(
             dataset.test_name(int(index)),
-            labels[truth[index]],
-            labels[best[index]],
+            labels[answers.labels[index]],
+            labels[answers.predictions[index]],
             float(highest[index]),
         )
         for index in np.argsort(-highest, kind="stable")[:count]
-        if highest[index] >= 0
+        if is_wrong[index]
     ]

@@ -18,6 +18,22 @@ from keras_resnet.training import strategies
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+    """The answers of a network for test images, in their order.
+
+    Attributes:
+        labels: int32 `[images]`: the true classes.
+        predictions: int32 `[images]`: the best classes.
+        probabilities: float32 `[images]`: the probabilities of the best
+            classes.
+    """
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    probabilities: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
     """The errors of a network on a set of images.
 
@@ -28,6 +44,7 @@ class Evaluation:
         loss: Mean cross entropy, in nats.
         confusion: int64 `[classes, classes]`: number of images of a label (row)
             with a predicted class (column); empty unless requested.
+        answers: The answer for each image; None unless requested.
     """
 
     images: int
@@ -37,6 +54,7 @@ class Evaluation:
     confusion: np.ndarray = dataclasses.field(
         default_factory=lambda: np.zeros([0, 0], "int64")
     )
+    answers: Answers | None = None
 
     @property
     def top1_error(self) -> float:
@@ -159,7 +177,8 @@ class Evaluator:
                 scales are evaluated one by one.
             protocol: A name in `PROTOCOLS` of `keras_resnet.data`; the softmax
                 scores of several views are averaged.
-            counts_classes: Whether the result has a confusion matrix.
+            counts_classes: Whether the result has a confusion matrix and, in a
+                single process, the answers.
             stop_requested: Function that returns whether this worker was asked
                 to stop.
             progress: Receives the number of images of each batch.
@@ -190,14 +209,16 @@ class Evaluator:
         for _ in range(-(-dataset.test_size // batch_size)):
             asked = tf.constant(float(stop_requested()))
             try:
-                parts = self._step(batches, asked, classes)
+                parts, rows = self._step(batches, asked, classes)
+                rows = [self._local(row) for row in rows]
             except datasets.UNREADABLE:
                 dataset.check()  # names the image that does not decode
                 raise
             *sums, stops = parts[0].numpy().tolist()
             if stops:
                 return None
-            total.add(sums, *(part.numpy() for part in parts[1:]))
+            confusion = parts[1].numpy() if classes else 0
+            total.add(sums, confusion, rows)
             progress(int(sums[3]))
         return total.evaluation()
 
@@ -206,17 +227,25 @@ class Evaluator:
             logits = average(self.predict, views)
             sums = step.count_errors(logits, labels, counted)
             parts = [tf.concat([sums, [asked]], 0)]
-            if classes:
-                best = tf.argmax(logits, -1)
-                parts.append(
-                    tf.math.confusion_matrix(
-                        labels, best, classes, counted, "float32"
-                    )
+            if not classes:
+                return parts, ()
+            best = tf.argmax(logits, -1, tf.int32)
+            parts.append(
+                tf.math.confusion_matrix(
+                    labels, best, classes, counted, "float32"
                 )
-            return parts
+            )
+            highest = tf.reduce_max(tf.nn.softmax(logits), -1)
+            return parts, (counted, labels, best, highest)
 
-        parts = self.strategy.run(replica, next(batches))
-        return [self.strategy.reduce("SUM", part, axis=None) for part in parts]
+        parts, rows = self.strategy.run(replica, next(batches))
+        sums = [self.strategy.reduce("SUM", part, axis=None) for part in parts]
+        return sums, rows
+
+    def _local(self, row):
+        """Returns a row of each image of a batch, of all local devices."""
+        parts = self.strategy.experimental_local_results(row)
+        return np.concatenate([part.numpy() for part in parts])
 
 
 class _Total:
@@ -225,10 +254,14 @@ class _Total:
     def __init__(self, classes=0):
         self.sums = np.zeros(4)
         self.confusion = np.zeros([classes, classes], "int64")
+        self.rows = []
 
-    def add(self, sums, confusion=0):
+    def add(self, sums, confusion=0, rows=()):
         self.sums += sums
         self.confusion += np.asarray(confusion, "int64")
+        if rows:
+            counted, *rows = rows
+            self.rows.append([row[counted > 0] for row in rows])
 
     def evaluation(self):
         loss, top1_errors, top5_errors, images = self.sums.tolist()
@@ -242,7 +275,14 @@ class _Total:
             int(top5_errors),
             loss / images,
             self.confusion,
+            self._answers(),
         )
+
+    def _answers(self):
+        if not self.rows:
+            return None
+        columns = zip(*self.rows, strict=True)
+        return Answers(*map(np.concatenate, columns))
 
 
 def evaluate(predict: Callable, batches: Iterable) -> Evaluation:

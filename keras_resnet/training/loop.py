@@ -307,9 +307,6 @@ class _Loop:
         self.rows = rows
         self.signals = signals
         self.report = report
-        self.progress = progress.Progress(
-            self.recipe, dataset, report, has_bar=lock is not None
-        )
         self.keep = None  # number of checkpoints; None for all
         self.is_chief = lock is not None
         self.is_saved = True
@@ -317,6 +314,9 @@ class _Loop:
         self.pause = _MIN_PAUSE  # seconds between two saves
         self.speed = None  # in images a second
         self.profiler = profiles.Profiler("", None)
+        self.progress = progress.Progress(
+            self.recipe, dataset.train_size, report, self.is_chief
+        )
 
     def run(self, log_every, eval_every, checkpoint_seconds, keep):
         """Takes the remaining steps; the arguments of `train_and_evaluate`."""
@@ -331,17 +331,21 @@ class _Loop:
         self.first_step = first
         self.report_pause(checkpoint_seconds)
         chunk, busy, seconds = 1, 0.0, 0.0
-        with self.progress.bar(step) as bar:
+
+        def is_tested():
+            return step == recipe.steps or step % eval_every == 0
+
+        def is_due():
+            return is_tested() or step % log_every == 0
+
+        with self.progress.bar(step):
             while True:
                 # Write the row, evaluate and save, if due.
-                is_last = step == recipe.steps
-                is_tested = is_last or step % eval_every == 0
-                is_due = is_tested or step % log_every == 0
-                if trainer.images_since_row and is_due:
-                    row = self.add_row(step, is_tested)
+                if trainer.images_since_row and is_due():
+                    row = self.add_row(step, is_tested())
                     self.progress.show_row(row, self.speed)
                 self.save_if_due(step, checkpoint_seconds)
-                if is_last:
+                if step == recipe.steps:
                     return
 
                 # Take the steps that fit in a second, in one program.
@@ -365,8 +369,11 @@ class _Loop:
                     busy += time.monotonic() - start
                     self.speed = (step - first - 1) * recipe.batch_size / busy
                     seconds = (time.monotonic() - start) / (step - before)
-                bar.update(step - before)
-                self.progress.show_step(bar, trainer, step, self.speed)
+                if trainer.images_since_row:
+                    row = progress.train_row(trainer, step)
+                    self.progress.show_step(
+                        step - before, row, self.speed, is_due()
+                    )
                 if is_stopped and step < recipe.steps:
                     self.stop(step)
 

@@ -160,6 +160,26 @@ def recipe_of(
     return plan(dataset.train_size, size, network, dataset.has_photos).recipe
 
 
+def fine_tuning_recipe(
+    dataset: datasets.DataSet, model: str, keeps_size: bool
+) -> recipes.Recipe:
+    """Returns the recipe of a data set from start weights.
+
+    Args:
+        dataset: The data set, with the preprocessing of the weights.
+        model: Name of the network.
+        keeps_size: Whether the weights decide the size of the images.
+    """
+    return plan(
+        dataset.train_size,
+        dataset.image_shape[0],
+        networks.get_network(model),
+        dataset.has_photos,
+        "fine_tune",
+        keeps_size,
+    ).recipe
+
+
 def mode(is_tuned: bool, freeze: str) -> str:
     """Returns one of `MODES`.
 

@@ -1,12 +1,19 @@
-"""The progress of a run: a line for each row, and a bar on a terminal."""
+"""The visible progress of a run: a bar on a terminal, lines elsewhere."""
 
+import contextlib
 import sys
+import time
 from collections.abc import Callable
+from collections.abc import Iterator
 
 import tqdm
 
-from keras_resnet.data import datasets
 from keras_resnet.training.recipe import Recipe
+
+# Time until the first line, and between two lines, if no row is due. A log
+# then shows early that a run is alive, and how long it will take.
+_FIRST_SECONDS = 5.0
+_SECONDS = 30.0
 
 
 def train_row(trainer, step: int) -> dict:
@@ -27,65 +34,87 @@ def train_row(trainer, step: int) -> dict:
 
 
 class Progress:
-    """Shows the rows of a run, and between them a bar on a terminal.
+    """Shows the rows of a run as they come, and the steps between them.
 
     Args:
         recipe: The recipe of the run.
-        dataset: Its data set.
-        report: Receives the lines.
-        has_bar: Whether the bar is shown if stderr is a terminal.
+        images: Number of training images.
+        report: Receives lines.
+        is_shown: Whether this process shows a bar.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        dataset: datasets.DataSet,
+        images: int,
         report: Callable[[str], None],
-        has_bar: bool,
+        is_shown: bool,
     ):
         self.recipe = recipe
-        self.dataset = dataset
         self.report = report
-        self.has_bar = has_bar and sys.stderr.isatty()
+        self.is_terminal = is_shown and sys.stderr.isatty()
+        self._epochs_of_step = recipe.batch_size / images
+        self._silent_from = time.monotonic()
+        self._silence = _FIRST_SECONDS
+        self._bar: tqdm.tqdm | None = None
 
-    def bar(self, step: int) -> tqdm.tqdm:
-        """Returns the bar of a run that starts at a step."""
-        return tqdm.tqdm(
+    @contextlib.contextmanager
+    def bar(self, step: int) -> Iterator[None]:
+        """Shows a bar on a terminal, which starts at a step."""
+        with tqdm.tqdm(
             total=self.recipe.steps,
             initial=step,
             unit="step",
-            disable=not self.has_bar,
+            disable=not self.is_terminal,
             leave=False,
-        )
+        ) as self._bar:
+            yield
 
     def show_step(
-        self, bar: tqdm.tqdm, trainer, step: int, speed: float | None
+        self, count: int, row: dict, speed: float | None, is_due: bool
     ) -> None:
-        """Shows loss, error and epoch on the bar."""
-        if self.has_bar and trainer.images_since_row:
-            row = train_row(trainer, step)
-            bar.set_postfix_str(
-                f"{self._epochs(step)}, loss {row['train_loss']:.3f}, error "
+        """Shows steps: on the bar, or in a line after a silence.
+
+        Args:
+            count: Number of steps since the last call.
+            row: The metrics so far.
+            speed: Images a second, or None.
+            is_due: Whether the row of this step follows.
+        """
+        if self._bar is not None:
+            self._bar.update(count)
+        if self.is_terminal and self._bar is not None:
+            self._bar.set_postfix_str(
+                f"{self._epochs(row)}, loss {row['train_loss']:.3f}, error "
                 f"{row['train_top1_error']:.1f}%, {speed or 0:,.0f} images/s"
             )
+            return
+        silence = time.monotonic() - self._silent_from
+        if not is_due and silence > self._silence:
+            self._show(row, speed)
 
     def show_row(self, row: dict, speed: float | None) -> None:
-        """Reports a row; a terminal has a bar for rows without a test."""
-        if not self.has_bar or "test_loss" in row:
+        """Reports a row; a terminal has the bar for rows without a test."""
+        if not self.is_terminal or "test_loss" in row:
             with tqdm.tqdm.external_write_mode(file=sys.stderr):
-                self.report(self._line(row, speed))
+                self._show(row, speed)
 
-    def _epochs(self, step):
+    def _show(self, row, speed):
+        self.report(self._line(row, speed))
+        self._silent_from = time.monotonic()
+        self._silence = _SECONDS
+
+    def _epochs(self, row):
         """Returns the number of epochs so far, and of the run."""
-        each = self.recipe.batch_size / self.dataset.train_size
-        return f"epoch {step * each:.1f} of {self.recipe.steps * each:.1f}"
+        each = self._epochs_of_step
+        steps = self.recipe.steps
+        return f"epoch {row['step'] * each:.1f} of {steps * each:.1f}"
 
     def _line(self, row, speed):
-        """Returns the progress line of a row."""
-        step, steps = row["step"], self.recipe.steps
+        """Returns the line of a row."""
         words = [
-            f"step {step:,} of {steps:,}",
-            self._epochs(step),
+            f"step {row['step']:,} of {self.recipe.steps:,}",
+            self._epochs(row),
             f"loss {row['train_loss']:.3f}",
             f"error {row['train_top1_error']:.2f}%",
         ]
@@ -93,7 +122,7 @@ class Progress:
             words.append(f"test error {row['test_top1_error']:.2f}%")
         if speed:
             words.append(f"{speed:,.0f} images/s")
-            left = (steps - step) * self.recipe.batch_size
+            left = (self.recipe.steps - row["step"]) * self.recipe.batch_size
             minutes, seconds = divmod(round(left / speed), 60)
             hours, minutes = divmod(minutes, 60)
             words.append(f"{hours}:{minutes:02d}:{seconds:02d} left")

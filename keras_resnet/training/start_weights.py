@@ -27,8 +27,9 @@ from keras_resnet.training import workdirs
 from keras_resnet.weights import pretrained
 from keras_resnet.weights import shipped
 
-# Photos of several sizes show more than CIFAR's images: the centre is taken.
-_CROPPED = 8 / 7
+# Shorter side of a resized photo over the side of its crop, for weights that
+# were trained on whole images. Photos of several sizes show more than those.
+_ENLARGEMENT = 8 / 7
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,8 +39,8 @@ class StartWeights:
     Attributes:
         arrays: Values by the path of the weight.
         sha256: Hash of the file, or of the arrays of a name or a directory.
-        preprocessing: That of the images on which they were trained; None if
-            that is unknown.
+        preprocessing: That of the images on which they were trained, with
+            their crop; None if that is unknown.
         labels: Names of the classes of `arrays`' classifier; None without one.
         source: One line about the preprocessing.
         arguments: Arguments of the network that the weights decide.
@@ -74,7 +75,9 @@ class StartWeights:
                 "image_size must be that of the weights' mean image "
                 f"({found.image_size}), received {size}"
             )
-        shorter_side = round(size * _CROPPED) if own.is_cropped else None
+        shorter_side = None
+        if own.is_cropped:
+            shorter_side = round(size * _enlargement(found))
         return dataclasses.replace(
             found, image_size=size, shorter_side=shorter_side, exif=own.exif
         )
@@ -157,17 +160,18 @@ def recorded(workdir, weights: str) -> StartWeights | None:
     )
 
 
-def load_dataset(config: configs.Config, workdir) -> datasets.DataSet:
+def load_dataset(config: configs.Config, workdir=None) -> datasets.DataSet:
     """Returns the data set of a run, with the weights' preprocessing.
 
     Args:
         config: The configuration of the run.
-        workdir: Its work directory, whose preprocessing a resumed run has.
+        workdir: Its work directory, whose preprocessing a resumed run has, or
+            None.
     """
     dataset = configs.load_dataset(config)
     if not config.weights:
         return dataset
-    if workdirs.is_described(workdir):
+    if workdir is not None and workdirs.is_described(workdir):
         prepared, *_ = workdirs.read_dataset(workdir)
     else:
         network = networks.get_network(config.model)
@@ -274,6 +278,12 @@ def _of_workdir(workdir, network):
     )
 
 
+def _enlargement(preprocessing):
+    if preprocessing.shorter_side is None:
+        return _ENLARGEMENT
+    return preprocessing.shorter_side / preprocessing.image_size
+
+
 def _preprocessing(card):
     """Returns the preprocessing of weights and its name; None if unknown."""
     preparation = card.preparation
@@ -286,8 +296,17 @@ def _preprocessing(card):
     if preparation.deviation != (1.0,) * 3:
         deviation = np.array(preparation.deviation, "float32")
     size = preparation.image_size
-    view = views.Preprocessing(size, 3, None, mean, deviation)
-    return view, f"that of {card.name}, {size}x{size} pixels"
+    view = views.Preprocessing(
+        size,
+        3,
+        preparation.shorter_side,
+        mean,
+        deviation,
+        interpolation=preparation.interpolation,
+    )
+    return view, (
+        f"that of {card.name}, {size}x{size} pixels, {view.interpolation}"
+    )
 
 
 def _decided(origin, spec, arguments):

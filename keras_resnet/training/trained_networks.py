@@ -5,8 +5,10 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_resnet import training
@@ -18,7 +20,10 @@ from keras_resnet.training import optimizers
 from keras_resnet.training import workdirs
 from keras_resnet.training.workdirs import WorkdirError
 from keras_resnet.weights import bounds
+from keras_resnet.weights import cards
 from keras_resnet.weights import keras_files
+from keras_resnet.weights import published
+from keras_resnet.weights import shipped
 
 
 @dataclasses.dataclass
@@ -57,7 +62,9 @@ def load_workdir(
         report: Receives a line for each damaged checkpoint, which is skipped.
 
     Returns:
-        A `TrainedNetwork`; its model computes in float32.
+        A `TrainedNetwork`. Its model computes in float32, and has a card
+        (`keras_resnet.weights.card`) with the labels and the preparation of
+        images.
 
     Raises:
         WorkdirError: If the directory is not a work directory, lacks a
@@ -102,7 +109,51 @@ def load_workdir(
         weights = model.get_weights()
         model = build("float32")
         model.set_weights(weights)
+    cards.attach(model, _card(workdir, config, preprocessing, labels))
     return TrainedNetwork(model, config, preprocessing, labels, step, record)
+
+
+def _card(workdir, config, preprocessing, labels) -> published.Card:
+    """Returns the card of a trained network, which its `.keras` file keeps."""
+    settings = dict(config.model_arguments)
+    details: dict[str, Any] = {
+        field.name: settings[field.name]
+        for field in dataclasses.fields(published.Details)
+        if settings.get(field.name) is not None
+    }
+    if str(settings.get("shortcut")) == "A(zeros='both')":
+        details["zeros"] = "both"
+    return published.Card(
+        name=os.path.basename(os.path.abspath(workdir)),
+        network=config.model,
+        source="keras_resnet",
+        details=published.Details(**details),
+        preparation=_preparation(preprocessing),
+        classes=len(labels),
+        labels=tuple(labels),
+    )
+
+
+def _preparation(
+    preprocessing: views.Preprocessing,
+) -> published.Preparation | None:
+    """Returns the preparation of a card; None for another mean image."""
+    mean, deviation = preprocessing.mean, preprocessing.standard_deviation
+    mean_image = ""
+    if mean.ndim == 3:
+        if not np.array_equal(mean, shipped.mean()):
+            return None
+        mean_image, mean = "cifar10", np.zeros(3)
+    if deviation is None:
+        deviation = np.ones(3)
+    return published.Preparation(
+        preprocessing.image_size,
+        preprocessing.shorter_side,
+        preprocessing.interpolation,
+        tuple(np.broadcast_to(mean, 3).tolist()),
+        tuple(np.broadcast_to(deviation, 3).tolist()),
+        mean_image=mean_image,
+    )
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import re
 import time
 import typing
 from collections.abc import Callable
+from collections.abc import Mapping
 
 import keras
 import keras_tuner
@@ -33,6 +34,7 @@ from keras_resnet.training import interrupts
 from keras_resnet.training import loop
 from keras_resnet.training import recipe_rules
 from keras_resnet.training import recipes
+from keras_resnet.training import start_weights
 from keras_resnet.training import tuner_processes
 from keras_resnet.training import workdirs
 
@@ -126,6 +128,45 @@ def default_space(image_size: int) -> Space:
         return Space()
     return Space(
         depth=(18, 34, 50), augmentation=("scale_jitter", "scale_aspect")
+    )
+
+
+def fine_tuning_space(
+    model: str, arguments: Mapping[str, typing.Any], has_photos: bool
+) -> Space:
+    """Returns the space of trials that start from the weights of a network.
+
+    The network is not searched. The rates and decays are those of Kornblith
+    et al. 2019, "Do Better ImageNet Models Transfer Better?".
+
+    Args:
+        model: Name of the network.
+        arguments: Arguments of the network that the weights decide.
+        has_photos: Whether the images have several sizes.
+
+    Raises:
+        ValueError: If the network is none that a search can name.
+
+    >>> fine_tuning_space("resnet18", {}, has_photos=True).depth
+    (18,)
+    """
+    spec = specs.get_spec(model)
+    match = re.fullmatch(r"resnet(\d+)", spec.name)
+    if not match:
+        raise ValueError(
+            "a search from weights must have a network resnet18, resnet20, ..."
+            f", received {spec.name}"
+        )
+    return Space(
+        depth=(int(match[1]),),
+        unit=(spec.unit,),
+        shortcut=(str(arguments.get("shortcut", spec.shortcut)),),
+        width=(1.0,),
+        learning_rate=(1e-4, 0.1),
+        weight_decay=(1e-6, 1e-3),
+        augmentation=("scale_jitter", "scale_aspect")
+        if has_photos
+        else ("pad_crop", "pad_crop_flip"),
     )
 
 
@@ -237,7 +278,7 @@ class Search:
 
     def load(self) -> datasets.DataSet:
         """Returns the data set of the trials; its test images validate."""
-        return configs.load_dataset(self.config).with_validation()
+        return start_weights.load_dataset(self.config).with_validation()
 
     def oracle(self) -> keras_tuner.Oracle:
         """Returns keras-tuner's algorithm, which chooses the next trial."""

@@ -65,3 +65,21 @@ def attach(model: keras.Model, card: Card | None) -> None:
     """Gives the networks of a model a card."""
     for stem in _stems(model):
         stem.card = card
+
+
+def has_classifier(model: keras.Model, card: Card) -> bool:
+    """Returns whether a model has the classifier of its weights.
+
+    A new classifier has another name or another number of classes.
+
+    >>> import keras_resnet
+    >>> model = keras_resnet.ResNet20(weights="cifar10")
+    >>> has_classifier(model, card(model))
+    True
+    """
+    return any(
+        isinstance(layer, keras.layers.Dense)
+        and layer.name == "predictions"
+        and layer.units == card.classes
+        for layer in model._flatten_layers()
+    )

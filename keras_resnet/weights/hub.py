@@ -88,13 +88,29 @@ def _card(address: str, spec: Spec, config: dict[str, Any]) -> Card:
     _, height, width = entry["input_size"]
     crop = float(entry.get("crop_pct", 0.875))
     interpolation = entry.get("interpolation", "bilinear")
-    if interpolation not in INTERPOLATIONS:
-        interpolation = "bilinear"
     if height != width or not 0.1 <= crop <= 1.0:
         raise ValueError(
             f"{address} must have square images and a crop of 0.1 to 1, "
             f"received {height} x {width} and {crop}"
         )
+    # The shapes of the arrays show the first two.
+    shown = ("num_classes", "in_chans", "global_pool")
+    found = dict(config.get("model_args") or {})
+    others = {name: found[name] for name in found if name not in shown}
+    pool = found.get("global_pool", config.get("global_pool", "avg"))
+    settings: tuple[tuple[str, Any, tuple], ...] = (
+        ("interpolation", interpolation, INTERPOLATIONS),
+        ("crop_mode", entry.get("crop_mode", "center"), ("center",)),
+        ("global_pool", pool, ("avg",)),
+        ("model_args", others, ({},)),
+    )
+    for name, value, choices in settings:
+        if value not in choices:
+            raise ValueError(
+                f"{address} must have the {name} "
+                f"{' or '.join(map(str, choices))}, received "
+                f"{bounds.short(value)}"
+            )
     classes = int(entry.get("num_classes", config.get("num_classes", 0)))
     labels = entry.get("label_names") or config.get("label_names") or ()
     if len(labels) != classes:

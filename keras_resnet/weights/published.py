@@ -100,6 +100,14 @@ class Preparation:
                 raise ValueError(
                     f"{name} must be 1 to {2**14}, received {size!r}"
                 )
+        if (
+            self.shorter_side is not None
+            and self.shorter_side < self.image_size
+        ):
+            raise ValueError(
+                f"shorter_side must be at least image_size ({self.image_size})"
+                f", received {self.shorter_side}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
