@@ -336,8 +336,8 @@ def decode_predictions(
     Args:
         p: Array, list or tensor `[batch, classes]`.
         top: Number of classes of each row, at least 1.
-        model: The network, whose card has the labels. None means the 1000
-            classes of ImageNet.
+        model: The network, whose card has the labels. Training does not change
+            them. None means the 1000 classes of ImageNet.
 
     Returns:
         A list for each row of tuples `(identifier, label, probability)`. The
@@ -356,10 +356,9 @@ def decode_predictions(
     if top < 1:
         raise ValueError(f"top must be at least 1, received {top}")
     p = keras.ops.convert_to_numpy(p).astype("float32")
-    card = None if model is None else cards.card(model)
-    if model is None or (card and card.label_set == "imagenet"):
+    known = None if model is None else labels.of_model(model)
+    if model is None or (known and cards.card(model).label_set == "imagenet"):
         return keras.applications.imagenet_utils.decode_predictions(p, top=top)
-    known = labels.of_card(card) if card else None
     if known is None or p.ndim != 2 or p.shape[1] != len(known):
         raise ValueError(
             "model must have weights with one label for each column, received "

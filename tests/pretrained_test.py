@@ -10,6 +10,7 @@ import typing
 import warnings
 from unittest import mock
 
+import h5py
 import keras
 import numpy as np
 from absl.testing import absltest
@@ -19,6 +20,7 @@ import keras_resnet
 from keras_resnet import weights
 from keras_resnet.layers import OptionA
 from keras_resnet.weights import downloads
+from keras_resnet.weights import labels
 from keras_resnet.weights import published
 from tests.weight_files import WeightsTestCase
 from tests.weight_files import keras_application
@@ -221,6 +223,51 @@ class FilesTest(WeightsTestCase):
         saved.save(path)
         model = keras_resnet.ResNet20(weights=path)
         self.assertEqual(weights.card(model), weights.card(saved))
+
+    @parameterized.parameters(
+        (SPEC, {"bottleneck_stride": "3x3", "padding": "same"}),
+        (SPEC, {"batch_norm_epsilon": 1e-3}),
+        (CIFAR, {"shortcut": "A(zeros='both')"}),
+        (CIFAR, {"looped": True, "padding": "same"}),
+    )
+    def test_a_file_of_weights_has_its_function(self, spec, kwargs):
+        saved = randomized(built(spec, **kwargs))
+        path = self.path(None, "own.weights.h5")
+        saved.save_weights(path)
+        looped = {"looped": kwargs.get("looped")}
+        model = built(spec, weights=path, **looped)
+        size = spec.image_size if spec is CIFAR else 32
+        x = np.random.default_rng(0).normal(size=(1, size, size, 3))
+        np.testing.assert_allclose(model(x), saved(x), atol=1e-5)
+        other = built(spec, **looped)
+        with self.assertRaisesRegex(ValueError, "of a network with"):
+            other.load_weights(path)
+        with self.assertWarnsRegex(UserWarning, "another function"):
+            weights.load(other, path)
+        again = built(spec, **kwargs)
+        again.load_weights(path)
+        np.testing.assert_array_equal(again(x), saved(x))
+        image = keras.Input((size, size, 3))
+        outer = keras.Sequential([image, saved])
+        outer.save_weights(path)
+        model = built(spec, weights=path, **looped)
+        np.testing.assert_allclose(model(x), saved(x), atol=1e-5)
+
+    @parameterized.parameters(
+        *(b"[1]", b"{", b"\xff", b'{"padding": [1]}', b"[" * 5000),
+        b'{"padding": "' + b"x" * 10_000 + b'"}',
+    )
+    def test_damaged_arguments_of_a_network_are_refused(self, text):
+        path = self.path(None, "own.weights.h5")
+        built(SPEC).save_weights(path)
+        with h5py.File(path, "r+") as file:
+            names = []
+            file.visit(names.append)
+            (name,) = (n for n in names if n.endswith("/network"))
+            del file[name]
+            file[name] = np.frombuffer(text, "uint8")
+        with self.assertRaisesRegex(ValueError, "arguments of the network"):
+            built(SPEC, weights=path)
 
     def test_load_warns_about_a_model_of_another_function(self):
         model = built(SPEC)
@@ -547,9 +594,20 @@ class CardTest(parameterized.TestCase):
         self.model.save(path)
         self.check(keras.models.load_model(path))
 
-    def test_a_model_with_another_classifier_keeps_the_card(self):
+    @parameterized.parameters(3, 10)
+    def test_a_model_with_another_classifier_keeps_the_card(self, classes):
         x = self.model.get_layer("pool").output
-        self.check(keras.Model(self.model.input, keras.layers.Dense(3)(x)))
+        other = keras.layers.Dense(classes, activation="softmax")(x)
+        model = keras.Model(self.model.input, other)
+        self.check(model)
+        with self.assertRaisesRegex(ValueError, "received 0 labels"):
+            keras_resnet.decode_predictions(
+                np.eye(classes)[:1], top=1, model=model
+            )
+        base = keras_resnet.ResNet20(
+            weights="cifar10", include_top=False, pooling="avg"
+        )
+        self.assertIsNone(labels.of_model(base))
         image = keras.Input((32, 32, 3))
         self.check(keras.Model(image, self.model(image)))
 

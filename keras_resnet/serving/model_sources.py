@@ -75,6 +75,8 @@ class ModelSource:
             these weights, or None.
         is_assumed: Whether nothing states the preprocessing, so that
             `default_preprocessing` of `from_model` was taken.
+        skip_unreadable: Whether the training left out images that do not
+            decode.
     """
 
     model: keras.Model
@@ -87,6 +89,7 @@ class ModelSource:
     record: dict | None = None
     recorded_error: float | None = None
     is_assumed: bool = False
+    skip_unreadable: bool = False
 
     def images(
         self, count: int, with_calibration: bool = False
@@ -103,7 +106,10 @@ class ModelSource:
         if self.dataset is None:
             raise ValueError("no data set is named: give --dataset")
         dataset = datasets.load(
-            self.dataset, self.data_dir, preprocessing=self.preprocessing
+            self.dataset,
+            self.data_dir,
+            preprocessing=self.preprocessing,
+            skip_unreadable=self.skip_unreadable,
         )
         workdirs.check_same_images(self.record, dataset)
         labels: np.ndarray | None
@@ -164,6 +170,7 @@ def from_workdir(
         data_dir or workdirs.recorded_data_dir(config, workdir),
         trained.record,
         _recorded_error(workdir, trained.step),
+        skip_unreadable=config.skip_unreadable,
     )
 
 
@@ -252,7 +259,8 @@ def from_model(
                 _photo_views(network, found), mean, standard_deviation
             )
     if labels is None:
-        labels = _labels(network, found)
+        with _blames("weights" if weights else "model"):
+            labels = _labels(network, found, model.endswith(".keras"))
     about = {
         "network": {"name": network.name, **networks.to_json(arguments)},
         "weights": os.path.basename(weights or "random"),
@@ -330,17 +338,21 @@ def _classes(spec, labels) -> int:
     return len(labels) if labels is not None else spec.classes
 
 
-def _labels(network, dataset) -> list[str]:
-    if dataset:
+def _labels(network, dataset, may_be_trained) -> list[str]:
+    """The labels of the weights, else those of the data set, else numbers.
+
+    A `.keras` file may have been trained on other classes since it got its
+    card, so that the labels of its data set come first.
+    """
+    if dataset and may_be_trained:
         return dataset.labels
-    classes = network.outputs[0].shape[-1]
-    card = cards.card(network)
     known = None
-    if card is not None and card.classes == classes:
-        # Without a network, those of ImageNet may not be on this machine.
-        with contextlib.suppress(downloads.DownloadError):
-            known = label_sets.of_card(card)
-    return known or [str(i) for i in range(classes)]
+    # Without a network, those of ImageNet may not be on this machine.
+    with contextlib.suppress(downloads.DownloadError):
+        known = label_sets.of_model(network)
+    if dataset and not (known and label_sets.differ(known, dataset.labels)):
+        return dataset.labels
+    return known or [str(i) for i in range(network.outputs[0].shape[-1])]
 
 
 def _name_of_preprocessing(

@@ -139,12 +139,12 @@ def train_and_evaluate(
         if minutes is not None:
             if dataset is None:
                 dataset = start_weights.load_dataset(config, workdir)
+            is_new = not (workdir / "config.json").exists()
             config = _fitted(
                 config, workdir, strategy, dataset, minutes, eval_every
             )
-            report(
-                f"{config.recipe.steps:,} steps, as many as fit into the time"
-            )
+            why = "many as fit into the time" if is_new else "config.json has"
+            report(f"{config.recipe.steps:,} steps, as {why}")
         loop = _start(
             config, workdir, strategy, dataset, signals, stack, report
         )
