@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import types
 import typing
 import warnings
@@ -20,7 +19,6 @@ import keras_resnet
 from keras_resnet import weights
 from keras_resnet.layers import OptionA
 from keras_resnet.weights import downloads
-from keras_resnet.weights import labels
 from keras_resnet.weights import published
 from tests.weight_files import WeightsTestCase
 from tests.weight_files import keras_application
@@ -576,52 +574,6 @@ class HubTest(WeightsTestCase):
         ):
             model = keras_resnet.ResNet18(weights="hf://timm/resnet18.a1_in1k")
         self.assert_weights_equal(model, saved)
-
-
-class CardTest(parameterized.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.model = keras_resnet.ResNet20(weights="cifar10")
-
-    def check(self, model):
-        self.assertEqual(weights.card(model), weights.card(self.model))
-        self.assertEqual(weights.card(model).name, "cifar10")
-
-    def test_a_clone_and_a_saved_model_keep_the_card(self):
-        folder = self.enter_context(tempfile.TemporaryDirectory())
-        self.check(keras.models.clone_model(self.model))
-        path = os.path.join(folder, "model.keras")
-        self.model.save(path)
-        self.check(keras.models.load_model(path))
-
-    @parameterized.parameters(3, 10)
-    def test_a_model_with_another_classifier_keeps_the_card(self, classes):
-        x = self.model.get_layer("pool").output
-        other = keras.layers.Dense(classes, activation="softmax")(x)
-        model = keras.Model(self.model.input, other)
-        self.check(model)
-        with self.assertRaisesRegex(ValueError, "received 0 labels"):
-            keras_resnet.decode_predictions(
-                np.eye(classes)[:1], top=1, model=model
-            )
-        base = keras_resnet.ResNet20(
-            weights="cifar10", include_top=False, pooling="avg"
-        )
-        self.assertIsNone(labels.of_model(base))
-        image = keras.Input((32, 32, 3))
-        self.check(keras.Model(image, self.model(image)))
-
-    def test_random_weights_have_no_card(self):
-        self.assertIsNone(weights.card(keras_resnet.ResNet20()))
-
-    @parameterized.parameters(
-        *({"details": 1}, {"preparation": {}}, {"x": 1}),
-        *({"name": ["x"]}, {"classes": "10"}, {"top1": True}),
-    )
-    def test_a_damaged_card_is_refused(self, **fields):
-        json_card = weights.card(self.model).to_json()
-        with self.assertRaisesRegex(ValueError, "a card must have the fields"):
-            published.Card.from_json({**json_card, **fields})
 
 
 if __name__ == "__main__":
