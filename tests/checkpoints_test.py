@@ -234,8 +234,9 @@ class CheckpointsTest(parameterized.TestCase):
         self.assertIn(
             f"ckpt-5 is damaged (ckpt-5.{part} must be a regular", line
         )
-        checkpoints.prune(self.directory, keep=1)  # as that of the best ones
-        self.assertEqual(self.restore(), 3)
+        if part == "index":  # no file: it replaces no best network
+            checkpoints.prune(self.directory, keep=1)
+            self.assertEqual(self.restore(), 3)
         checkpoints.set_aside(self.directory, after=3)
         self.save(5)
         self.assertEqual(self.restore(), 5)
