@@ -536,6 +536,11 @@ def main(argv):
         for line in recipe_table.lines(recipes.RECIPES):
             command_line.show(line)
         return
+    for flag in (_WEIGHTS, _WORKDIR, _DATA_DIR, _RECIPE, _EXPERIMENT):
+        if flag.value == "":  # for example from an unset variable
+            raise command_line.UsageError(
+                flag.name, "", "give a value, or leave it out"
+            )
     profile_steps, _ = _profile_steps(), _minutes_left(start)
     is_on_jax = keras.backend.backend() == "jax"
     strategy, devices = None, 1

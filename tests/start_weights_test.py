@@ -179,6 +179,7 @@ class StartWeightsTest(parameterized.TestCase):
             ("shortcut", "A"),
             ("unit", "relu_before_addition"),
             ("batch_norm_epsilon", 1e-3),
+            ("looped", True),  # another layout
         ):
             with self.assertRaisesRegex(
                 ValueError, f"were trained with {name}="

@@ -275,8 +275,8 @@ def _of_workdir(workdir, network, given):
     )
 
 
-# Arguments that do not change what a trained network computes.
-_COSTS = ("looped", "remat", "survival_probability", "batch_norm_momentum")
+# Arguments that change neither the weights nor what a trained network computes.
+_COSTS = ("remat", "survival_probability", "batch_norm_momentum")
 
 
 def _check_function(workdir, network, trained, given):
