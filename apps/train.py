@@ -239,6 +239,9 @@ def _config(row):
         config = dataclasses.replace(
             config, sync_batch_norm=_SYNC_BATCH_NORM.value
         )
+    if config.freeze not in ("none", "all"):
+        with command_line.usage("freeze", config.freeze):
+            configs.build_model(config, dataset.image_shape, dataset.classes)
     if row and row.is_trained_by(config):
         config = dataclasses.replace(config, experiment=row.name)
     return config, dataset

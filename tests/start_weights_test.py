@@ -186,10 +186,23 @@ class StartWeightsTest(parameterized.TestCase):
             ):
                 start_weights.read(path, network, {name: value})
 
-    @parameterized.parameters("stage9", "stage1,", "stem,nothing")
+    @parameterized.parameters("stage9", "stage1,", "stem,nothing", "")
     def test_unknown_layers_are_rejected(self, freeze):
         with self.assertRaisesRegex(ValueError, "freeze must be all, none"):
             configs.freeze(keras_resnet.ResNet20(), freeze)
+
+    def test_a_layer_must_be_trained(self):
+        everything = "stem,stage,predictions"
+        with self.assertRaisesRegex(ValueError, "must leave a layer to train"):
+            configs.freeze(keras_resnet.ResNet20(), everything)
+        for freeze in (everything, "stage9"):
+            outcome = programs.run(
+                *("train", "--model=resnet20", f"--dataset={self.dataset}"),
+                *("--weights=cifar10", f"--freeze={freeze}"),
+                f"--workdir={self.root}/run",
+            )
+            self.assertEqual(outcome.code, 2)
+            self.assertIn(f"--freeze={freeze}: freeze must", outcome.err[0])
 
     @pytest.mark.slow
     def test_features_that_are_kept_train_as_images_do(self):

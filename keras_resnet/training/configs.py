@@ -196,7 +196,7 @@ def freeze(model: keras.Model, layers: str) -> None:
         layers: As `Config.freeze`.
 
     Raises:
-        ValueError: If a prefix matches no layer.
+        ValueError: If a prefix matches no layer, or no weight is left.
 
     >>> import keras_resnet
     >>> model = keras_resnet.ResNet20()
@@ -224,6 +224,10 @@ def freeze(model: keras.Model, layers: str) -> None:
             for part in layer._flatten_layers():
                 part.trainable = False
             normalization.freeze(layer)
+    if not model.trainable_weights:
+        raise ValueError(
+            f"freeze must leave a layer to train, received {layers!r}"
+        )
 
 
 def is_probe(config: Config) -> bool:
