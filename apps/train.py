@@ -80,6 +80,7 @@ _MINUTES = flags.DEFINE_float(
     "first steps, and sets the number of steps. A run that is resumed keeps "
     "its number.",
     lower_bound=0,
+    upper_bound=1e6,
 )
 _LIST_RECIPES = flags.DEFINE_bool(
     "list_recipes", False, "Print the recipes with errors and costs, and end."

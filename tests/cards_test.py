@@ -10,6 +10,7 @@ from absl.testing import parameterized
 
 import keras_resnet
 from keras_resnet import weights
+from keras_resnet.weights import cards
 from keras_resnet.weights import labels
 from keras_resnet.weights import published
 
@@ -58,6 +59,17 @@ class CardTest(parameterized.TestCase):
         json_card = weights.card(self.model).to_json()
         with self.assertRaisesRegex(ValueError, "a card must have the fields"):
             published.Card.from_json({**json_card, **fields})
+
+    @parameterized.parameters(
+        ({"card": [1]}, "a card must have the fields"),
+        ({"card": "x"}, "a card must have the fields"),
+        ({"network": [1]}, "must be texts and numbers"),
+        ({"network": {"padding": [1]}}, "must be texts and numbers"),
+    )
+    def test_a_damaged_configuration_is_refused(self, fields, message):
+        config = self.model.get_layer("stem_conv").get_config()
+        with self.assertRaisesRegex(ValueError, message):
+            cards.Stem(**{**config, **fields})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 import types
 import typing
 import warnings
+import zipfile
 from unittest import mock
 
 import h5py
@@ -269,6 +270,20 @@ class FilesTest(WeightsTestCase):
             del file[name]
             file[name] = np.frombuffer(text, "uint8")
         with self.assertRaisesRegex(ValueError, "arguments of the network"):
+            built(SPEC, weights=path)
+
+    def test_a_damaged_configuration_of_a_keras_file_is_refused(self):
+        """Its arrays are whole, and the checksum of the rest is not."""
+        path = self.path(None, "own.keras")
+        built(SPEC).save(path)
+        with zipfile.ZipFile(path) as archive:
+            start = archive.getinfo("config.json").header_offset + 100
+        with open(path, "r+b") as file:
+            file.seek(start)
+            file.write(b"\xff" * 8)
+        with self.assertRaisesRegex(
+            ValueError, f"{path} cannot be read as weights: Bad CRC-32"
+        ):
             built(SPEC, weights=path)
 
     def test_load_warns_about_a_model_of_another_function(self):

@@ -140,6 +140,8 @@ def train_and_evaluate(
             if dataset is None:
                 dataset = start_weights.load_dataset(config, workdir)
             is_new = not (workdir / "config.json").exists()
+            if is_new:  # the measured steps are dropped
+                signals.note_saved(0)
             config = _fitted(
                 config, workdir, strategy, dataset, minutes, eval_every
             )

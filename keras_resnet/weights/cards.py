@@ -36,8 +36,9 @@ class Stem(Convolution):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.card = Card.from_json(card) if isinstance(card, dict) else card
-        self.network = dict(network or {})
+        is_json = card is not None and not isinstance(card, Card)
+        self.card = Card.from_json(card) if is_json else card
+        self.network = _checked(network or {})
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -87,13 +88,17 @@ def parse_network(text: np.ndarray | None) -> dict[str, Any]:
         found = json.loads(text.tobytes())
     except (ValueError, RecursionError) as error:
         raise ValueError("the arguments of the network must be JSON") from error
+    return _checked(found)
+
+
+def _checked(found: Any) -> dict[str, Any]:
     if not isinstance(found, dict) or not all(
         isinstance(value, str | float) for value in found.values()
     ):
         raise ValueError(
             "the arguments of the network must be texts and numbers"
         )
-    return found
+    return dict(found)
 
 
 def is_same(name: str, value: Any, other: Any) -> bool:

@@ -12,6 +12,7 @@ import re
 import zipfile
 from typing import Any
 
+from keras_resnet import names
 from keras_resnet.specs import Spec
 from keras_resnet.weights import archives
 from keras_resnet.weights import bounds
@@ -28,6 +29,8 @@ from keras_resnet.weights.published import Details
 _CAFFE = (
     "bottleneck_stride='1x1' if they were converted from the authors' Caffe"
 )
+_MOST_REASON = 400  # letters of an error of zipfile
+
 _TORCH = "bottleneck_stride='3x3' as in torchvision and timm"
 _PYTORCHCV = "bottleneck_stride='3x3' for its networks that end in b"
 
@@ -208,7 +211,21 @@ def _of_own_file(
 
     A `.weights.h5` file has the arguments, a `.keras` file has both. Only a
     file with one network decides.
+
+    Raises:
+        ValueError: If they are damaged.
     """
+    try:
+        return _arguments_and_card(path, arrays)
+    except Exception as error:  # zipfile raises nearly everything
+        reason = names.escaped(" ".join(str(error)[:_MOST_REASON].split()))
+        raise ValueError(
+            f"{path} cannot be read as weights: "
+            f"{reason or type(error).__name__}"
+        ) from error
+
+
+def _arguments_and_card(path, arrays):
     if not zipfile.is_zipfile(path):
         found = [
             array
