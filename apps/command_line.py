@@ -316,8 +316,8 @@ def _parse(main, arguments: list[str]) -> list[str]:
         print(f"{usage}\nflags:\n{described}")
         sys.exit(0)
     try:
-        program, *words = arguments
-        rest = flags.FLAGS([program, *flag_files.expand(words)])
+        name, *words = arguments
+        rest = flags.FLAGS([name, *flag_files.expand(words)])
         _check_finite()
         return rest
     except flags.UnrecognizedFlagError as error:

@@ -494,10 +494,13 @@ def _minutes_left(start):
     """Returns the rest of --minutes, or None."""
     if _MINUTES.value is None:
         return None
-    if _STEPS.value is not None:
-        raise command_line.UsageError(
-            "minutes", _MINUTES.value, "cannot be combined with --steps"
-        )
+    for flag in (_STEPS, _EPOCHS):
+        if flag.value is not None:
+            raise command_line.UsageError(
+                "minutes",
+                _MINUTES.value,
+                f"cannot be combined with --{flag.name}",
+            )
     return max(_MINUTES.value - (time.monotonic() - start) / 60, 0.0)
 
 

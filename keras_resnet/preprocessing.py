@@ -356,8 +356,9 @@ def decode_predictions(
     if top < 1:
         raise ValueError(f"top must be at least 1, received {top}")
     p = keras.ops.convert_to_numpy(p).astype("float32")
+    card = None if model is None else cards.card(model)
     known = None if model is None else labels.of_model(model)
-    if model is None or (known and cards.card(model).label_set == "imagenet"):
+    if model is None or (known and card and card.label_set == "imagenet"):
         return keras.applications.imagenet_utils.decode_predictions(p, top=top)
     if known is None or p.ndim != 2 or p.shape[1] != len(known):
         raise ValueError(

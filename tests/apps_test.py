@@ -225,6 +225,7 @@ class UsageTest(parameterized.TestCase):
         (["--seed=-1"], 2, "--seed=-1"),
         (["--linear_scaling"], 2, "--linear_scaling=True: .*--batch_size"),
         (["--minutes=1", "--steps=2"], 2, "--minutes=1.0: cannot be combined"),
+        (["--minutes=1", "--epochs=2"], 2, "combined with --epochs"),
         (["--weights="], 2, "--weights=: give a value, or leave it out"),
         (["--profile_steps=3"], 2, "--profile_steps=3: must be two steps A,B"),
         (["--profile_steps=5,3"], 2, "--profile_steps=5,3: A must be less"),

@@ -36,8 +36,11 @@ class Stem(Convolution):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        is_json = card is not None and not isinstance(card, Card)
-        self.card = Card.from_json(card) if is_json else card
+        self.card: Card | None = (
+            card
+            if card is None or isinstance(card, Card)
+            else Card.from_json(card)
+        )
         self.network = _checked(network or {})
 
     def save_own_variables(self, store):
