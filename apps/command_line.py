@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import functools
 import json
+import math
 import os
 import re
 import resource
@@ -28,6 +29,7 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from . import flag_files
 from . import signals
 
 # The installed programs are called keras-resnet-train and so on.
@@ -225,8 +227,11 @@ def numbers(flag: flags.FlagHolder, kind=float) -> list | None:
     if flag.value is None:
         return None
     try:
-        return [kind(number) for number in flag.value]
-    except ValueError as error:
+        found = [kind(number) for number in flag.value]
+        if not all(map(math.isfinite, found)):
+            raise ValueError("a number is not finite")
+        return found
+    except (ValueError, OverflowError) as error:
         examples = "1,8" if kind is int else "0.5,0.4,0.4"
         raise UsageError(
             flag.name,
@@ -321,16 +326,27 @@ def _parse(main, arguments: list[str]) -> list[str]:
         print(f"{usage}\nflags:\n{described}")
         sys.exit(0)
     try:
-        return flags.FLAGS(arguments)
+        name, *words = arguments
+        rest = flags.FLAGS([name, *flag_files.expand(words)])
+        _check_finite()
+        return rest
     except flags.UnrecognizedFlagError as error:
         # The import of keras_resnet.names would take seconds.
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), 1)
         hint = f" (did you mean --{near[0]}?)" if near else ""
         _fail(f"unknown flag --{error.flagname}{hint}; --help lists all flags")
         sys.exit(2)
-    except flags.Error as error:
+    except (flags.Error, flag_files.FlagFileError, UsageError) as error:
         _fail(error)
         sys.exit(2)
+
+
+def _check_finite() -> None:
+    """Raises UsageError for NaN and infinity, which pass absl's bounds."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(name, value, "must be a finite number")
 
 
 def _outcome(main, argv, backends) -> int:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import sys
 import time
@@ -99,7 +100,8 @@ def main(argv):
         from keras_resnet import atomic
 
         with command_line.usage("confusion_matrix", _CONFUSION_MATRIX.value):
-            atomic.local(_CONFUSION_MATRIX.value, "a file of a matrix")
+            path = atomic.local(_CONFUSION_MATRIX.value, "a file of a matrix")
+        _check_place(path)
     sources = {
         "workdir": _of_workdir,
         "saved_model": _of_saved_model,
@@ -113,7 +115,7 @@ def main(argv):
         )
     with strategy.scope():
         predict, labels, dataset = sources[given[0].name]()
-        _check_labels(labels, dataset)
+        order = _order(labels, dataset)
         with command_line.usage("batch_size", _BATCH_SIZE.value):
             memory.check_evaluation(
                 dataset.image_shape,
@@ -122,6 +124,8 @@ def main(argv):
             )
         if _PROTOCOL.value == "multi_scale":
             predict = evaluation.any_size(predict)
+        if order is not None:
+            predict = _reordered(predict, order)
     counts_classes = _PER_CLASS.value or _CONFUSION_MATRIX.value is not None
     command_line.show(
         f"evaluating on {dataset.test_size:,} test images of {dataset.name}"
@@ -211,6 +215,18 @@ def _check_confusion_file():
         )
 
 
+def _check_place(path):
+    """Rejects a place that cannot be written before anything is computed."""
+    if path.exists() and not path.is_file():
+        raise command_line.UsageError(
+            "confusion_matrix", path, "must not be a folder or a special file"
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise command_line.UsageError(
+            "confusion_matrix", path, "must be in a folder that can be written"
+        )
+
+
 def _write_confusion(result, labels):
     """Writes the confusion matrix as text or as a picture."""
     from keras_resnet import atomic
@@ -242,8 +258,16 @@ def _no_dataset():
     return command_line.UsageError("dataset", "", "name the test images")
 
 
-def _check_labels(labels, dataset):
-    """Raises UsageError unless network and images have the same classes."""
+def _order(labels, dataset):
+    """Returns the place of each class of the images in the network.
+
+    None is the same place for all.
+
+    Raises:
+        UsageError: If network and images have other classes.
+    """
+    from keras_resnet.weights import labels as label_sets
+
     if len(labels) != dataset.classes:
         raise command_line.UsageError(
             "dataset",
@@ -251,12 +275,27 @@ def _check_labels(labels, dataset):
             f"the network has {len(labels)} classes, the images have "
             f"{dataset.classes}",
         )
-    if list(labels) != list(dataset.labels):
-        command_line.show(
-            f"the network calls its classes {', '.join(labels[:5])}, ..., the "
-            f"images theirs {', '.join(dataset.labels[:5])}, ...; they are "
-            "compared by their place"
-        )
+    labels, others = list(labels), list(dataset.labels)
+    if labels == others:
+        return None
+    names = (
+        f"the network calls its classes {', '.join(labels[:5])}, ..., the "
+        f"images theirs {', '.join(others[:5])}, ..."
+    )
+    if sorted(labels) == sorted(set(others)):
+        command_line.show(f"{names}; they are compared by their names")
+        return [labels.index(label) for label in others]
+    if label_sets.differ(labels, others):
+        raise command_line.UsageError("dataset", dataset.name, names)
+    command_line.show(f"{names}; they are compared by their place")
+    return None
+
+
+def _reordered(predict, order):
+    """Returns `predict` with its classes in the order of the images."""
+    import tensorflow as tf
+
+    return lambda images: tf.gather(predict(images), order, axis=-1)
 
 
 def _of_workdir():

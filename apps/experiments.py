@@ -54,15 +54,22 @@ _DRY_RUN = flags.DEFINE_bool(
 def main(argv):
     """Trains the runs that the flags name and that are not complete."""
     from keras_resnet.papers import queues
+    from keras_resnet.training import workdirs
 
     if not _EXPERIMENTS.value:
         raise command_line.UsageError(
             "experiments", "", "name one or more rows of the papers' tables"
         )
-    seeds = command_line.numbers(_SEEDS, int)
+    seeds = _seeds()
+    with command_line.usage("workdirs", _WORKDIRS.value):
+        directory = workdirs.local(_WORKDIRS.value)
     with command_line.usage("experiments", command_line.text(_EXPERIMENTS)):
         planned = queues.queue(
-            _EXPERIMENTS.value, seeds, _WORKDIRS.value, _STEPS.value
+            _EXPERIMENTS.value,
+            seeds,
+            directory,
+            _STEPS.value,
+            _DTYPE.value,
         )
     _show_plan(planned)
     left = [run for run in planned if not run.is_complete]
@@ -70,11 +77,25 @@ def main(argv):
         return
     failed = _train(left)
     if failed:
-        raise RuntimeError(
+        raise ChildProcessError(
             f"{len(failed)} of {len(left)} runs ended with an error: "
             f"{', '.join(failed)}; run the same command again to resume"
         )
     command_line.show(f"{len(left)} runs are complete")
+
+
+def _seeds():
+    """Returns the seeds of --seeds, each once, or None."""
+    seeds = command_line.numbers(_SEEDS, int)
+    if seeds is not None and (
+        not seeds or not all(0 <= seed < 2**32 for seed in seeds)
+    ):
+        raise command_line.UsageError(
+            "seeds",
+            command_line.text(_SEEDS),
+            "must be numbers of at least 0 and below 2**32",
+        )
+    return seeds
 
 
 def _show_plan(planned):

@@ -259,7 +259,9 @@ def _labels():
         return None
     try:
         content = inputs.read_file(_LABELS.value, _MAX_LABELS_BYTES)
-        return content.decode().splitlines()
+        # Other separators than line feeds may stand inside a label.
+        text = content.decode("utf-8-sig").removesuffix("\n")
+        return [line.removesuffix("\r") for line in text.split("\n")]
     except (OSError, ValueError) as error:  # ValueError: not text
         reason = getattr(error, "strerror", None) or error
         raise command_line.UsageError(

@@ -80,6 +80,7 @@ _MINUTES = flags.DEFINE_float(
     "first steps, and sets the number of steps. A run that is resumed keeps "
     "its number.",
     lower_bound=0,
+    upper_bound=1e6,
 )
 _LIST_RECIPES = flags.DEFINE_bool(
     "list_recipes", False, "Print the recipes with errors and costs, and end."
@@ -243,6 +244,9 @@ def _config(row):
         config = dataclasses.replace(
             config, sync_batch_norm=_SYNC_BATCH_NORM.value
         )
+    if config.freeze not in ("none", "all"):
+        with command_line.usage("freeze", config.freeze):
+            configs.build_model(config, dataset.image_shape, dataset.classes)
     if row and row.is_trained_by(config):
         config = dataclasses.replace(config, experiment=row.name)
     return config, dataset
@@ -461,10 +465,13 @@ def _minutes_left(start):
     """Returns the rest of --minutes, or None."""
     if _MINUTES.value is None:
         return None
-    if _STEPS.value is not None:
-        raise command_line.UsageError(
-            "minutes", _MINUTES.value, "cannot be combined with --steps"
-        )
+    for flag in (_STEPS, _EPOCHS):
+        if flag.value is not None:
+            raise command_line.UsageError(
+                "minutes",
+                _MINUTES.value,
+                f"cannot be combined with --{flag.name}",
+            )
     return max(_MINUTES.value - (time.monotonic() - start) / 60, 0.0)
 
 
@@ -579,6 +586,11 @@ def main(argv):
     if _LIST_RECIPES.value:
         _list_recipes()
         return
+    for flag in (_WEIGHTS, _WORKDIR, _DATA_DIR, _RECIPE, _EXPERIMENT):
+        if flag.value == "":  # for example from an unset variable
+            raise command_line.UsageError(
+                flag.name, "", "give a value, or leave it out"
+            )
     profile_steps, _ = _profile_steps(), _minutes_left(start)
     # The devices come first: TensorFlow divides them only once.
     strategy, devices = _devices()

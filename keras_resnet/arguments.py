@@ -23,6 +23,7 @@ from keras_resnet.layers import identifiers
 from keras_resnet.layers import units
 from keras_resnet.layers.normalization import EPSILON
 from keras_resnet.layers.shortcuts import OptionA
+from keras_resnet.weights import cards
 from keras_resnet.weights import hub
 from keras_resnet.weights import origins
 from keras_resnet.weights import published
@@ -252,12 +253,34 @@ def as_trained(
         settled[name] = value
         if trained is None or doubts.pop(name, ""):
             continue
-        if not origins.is_same(name, trained, value):
+        if not cards.is_same(name, trained, value):
             raise _contradiction(weights, name, trained, repr(value))
     settled["shortcut"] = _with_zeros(weights, shortcut, decided, doubts)
     if origin is not None:
         _warn(weights, origin, settled, doubts)
     return settled
+
+
+def untraced(
+    spec: specs.Spec, settings: dict[str, Any], first_norm: str
+) -> dict[str, Any]:
+    """Returns the arguments of a network that its arrays do not show.
+
+    Args:
+        spec: The network.
+        settings: From `as_trained`, without `first_norm`.
+        first_norm: As in `keras_resnet.resnet`.
+
+    Returns:
+        Values by the names of `weights.published.Details`.
+    """
+    found = {name: settings[name] for name in OF_PAPERS if name in settings}
+    if not spec.bottleneck:
+        del found["bottleneck_stride"]
+    shortcut = identifiers.get(settings["shortcut"])
+    if isinstance(shortcut, OptionA):
+        found["zeros"] = shortcut.zeros
+    return {**found, "first_norm": first_norm}
 
 
 def _check_row(spec, weights, unit, shortcut, decided) -> None:

@@ -197,7 +197,11 @@ def resnet(
         "epsilon": settings["batch_norm_epsilon"],
     }
     x = _stem(
-        x, spec, settings["padding"], norm if first_norm != "unit" else None
+        x,
+        spec,
+        settings["padding"],
+        norm if first_norm != "unit" else None,
+        arguments.untraced(spec, settings, first_norm),
     )
     x = _stages(
         x,
@@ -241,7 +245,7 @@ def _image(input_tensor, input_shape):
     return keras.Input(tensor=input_tensor, name="image")
 
 
-def _stem(x, spec, padding, norm):
+def _stem(x, spec, padding, norm, network):
     """A convolution, normalization and ReLU; pooling for large images.
 
     7x7 with stride 2 and 3x3 max pooling with stride 2 [1, Table 1], or 3x3
@@ -249,7 +253,15 @@ def _stem(x, spec, padding, norm):
     """
     is_imagenet = spec.stem == "imagenet"
     kernel_size, stride = (7, 2) if is_imagenet else (3, 1)
-    x = Stem(spec.filters[0], kernel_size, stride, padding, name="stem_conv")(x)
+    stem = Stem(
+        spec.filters[0],
+        kernel_size,
+        stride,
+        padding,
+        network=network,
+        name="stem_conv",
+    )
+    x = stem(x)
     if norm is not None:
         x = BatchNormalization(**norm, name="stem_norm")(x)
         x = keras.layers.ReLU(name="stem_relu")(x)

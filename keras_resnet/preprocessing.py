@@ -398,8 +398,8 @@ def decode_predictions(
     Args:
         p: Array, list or tensor `[batch, classes]`.
         top: Number of classes of each row, at least 1.
-        model: The network, whose card has the labels. None means the 1000
-            classes of ImageNet.
+        model: The network, whose card has the labels. Training does not change
+            them. None means the 1000 classes of ImageNet.
 
     Returns:
         A list for each row of tuples `(identifier, label, probability)`. The
@@ -418,18 +418,16 @@ def decode_predictions(
     if top < 1:
         raise ValueError(f"top must be at least 1, received {top}")
     p = keras.ops.convert_to_numpy(p).astype("float32")
-    card = None
-    if model is not None:
-        card = cards.card(model)
-        if card is not None and not cards.has_classifier(model, card):
-            raise ValueError(
-                f"model must have the classifier of its weights ({card.name}), "
-                f"received {model.name!r}, which has another one: its labels "
-                "are not known"
-            )
+    card = None if model is None else cards.card(model)
+    if model and card and not cards.has_classifier(model, card):
+        raise ValueError(
+            f"model must have the classifier of its weights ({card.name}), "
+            f"received {model.name!r}, which has another one: its labels "
+            "are not known"
+        )
     if model is None or (card and card.label_set == "imagenet"):
         return keras.applications.imagenet_utils.decode_predictions(p, top=top)
-    known = labels.of_card(card) if card else None
+    known = labels.of_model(model)
     if known is None or p.ndim != 2 or p.shape[1] != len(known):
         raise ValueError(
             "model must have weights with one label for each column, received "

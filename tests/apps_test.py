@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -73,6 +74,37 @@ class ChainTest(parameterized.TestCase):
             np.testing.assert_allclose(
                 evaluated["loss"], result["test_loss"], rtol=1e-3
             )
+
+    @parameterized.parameters(
+        ("by their names", [9, *range(9)]),
+        ("by their place", [f"digit {i}" for i in range(10)]),
+        (None, [*range(1, 11)]),
+    )
+    def test_labels_in_another_order_are_compared_by_their_names(
+        self, how, labels
+    ):
+        """The same network, whose outputs are in another order."""
+        labels = [str(label) for label in labels]
+        workdir = self.root / f"labelled_{labels[0]}".replace(" ", "")
+        shutil.copytree(self.workdir, workdir)
+        path = workdir / "dataset.json"
+        about = json.loads(path.read_text())
+        about["labels"] = labels
+        path.write_text(json.dumps(about))
+        outcome = programs.run(
+            "evaluate", f"--workdir={workdir}", "--dataset=digits"
+        )
+        if how is None:
+            self.assertEqual(outcome.code, 2)
+            self.assertIn("the network calls its classes 1, 2", outcome.err[0])
+            return
+        self.assertIn(f"they are compared {how}", outcome.out[0])
+        found = json.loads(outcome.out[-1])["top1_error"]
+        trained = json.loads(self.trained.out[-1])["test_top1_error"]
+        if how == "by their place":
+            self.assertAlmostEqual(found, trained, 4)
+        else:  # the network predicts the next digit
+            self.assertGreater(found, 85.0)
 
     def test_weights_of_a_file_are_evaluated(self):
         model = keras_resnet.resnet("tiny", input_shape=(8, 8, 1), classes=10)
@@ -193,6 +225,8 @@ class UsageTest(parameterized.TestCase):
         (["--seed=-1"], 2, "--seed=-1"),
         (["--linear_scaling"], 2, "--linear_scaling=True: .*--batch_size"),
         (["--minutes=1", "--steps=2"], 2, "--minutes=1.0: cannot be combined"),
+        (["--minutes=1", "--epochs=2"], 2, "combined with --epochs"),
+        (["--weights="], 2, "--weights=: give a value, or leave it out"),
         (["--profile_steps=3"], 2, "--profile_steps=3: must be two steps A,B"),
         (
             ["--profile_steps=5,3"],

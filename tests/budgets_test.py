@@ -1,6 +1,9 @@
 """The length of a run from the speed of its first steps, with a false clock."""
 
 import dataclasses
+import os
+import signal
+import time
 from unittest import mock
 
 import numpy as np
@@ -92,6 +95,19 @@ class BudgetTest(tiny_runs.TestCase):
         recipe = dataclasses.replace(tiny_runs.RECIPE, learning_rate=0.5)
         with self.assertRaisesRegex(workdirs.WorkdirError, "learning_rate"):
             self.train(tiny_runs.config(recipe), minutes=1.0)
+
+    def test_a_signal_ends_the_measurement(self):
+        """The measurement of a long run takes a minute."""
+
+        def measure(*_):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5.0)
+
+        with (
+            mock.patch.object(budgets, "with_length", measure),
+            self.assertRaises(loop.Interrupted),
+        ):
+            self.train(tiny_runs.config(), minutes=1e4)
 
     def test_several_workers_are_rejected(self):
         with (

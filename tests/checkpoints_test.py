@@ -215,21 +215,28 @@ class CheckpointsTest(parameterized.TestCase):
         self.assertContainsSubset(users, left)
         self.assertIn("damaged-ckpt-5.index", left)
 
-    @parameterized.parameters("pipe", "device", "nothing")
-    def test_part_that_is_not_a_file_is_damage(self, kind):
+    @parameterized.product(
+        kind=("pipe", "device", "nothing", "folder"),
+        part=("index", "data-00000-of-00001"),
+    )
+    def test_part_that_is_not_a_file_is_damage(self, kind, part):
         self.save(3, 5)
-        path = self.directory / "ckpt-5.data-00000-of-00001"
+        path = self.directory / f"ckpt-5.{part}"
         path.unlink()
         if kind == "pipe":
             os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
         else:
             path.symlink_to("/dev/zero" if kind == "device" else "none")
         self.assertEqual(self.restore(), 3)
         (line,) = self.lines
         self.assertIn(
-            "ckpt-5 is damaged (ckpt-5.data-00000-of-00001 must be a regular",
-            line,
+            f"ckpt-5 is damaged (ckpt-5.{part} must be a regular", line
         )
+        if part == "index":  # no file: it replaces no best network
+            checkpoints.prune(self.directory, keep=1)
+            self.assertEqual(self.restore(), 3)
         checkpoints.set_aside(self.directory, after=3)
         self.save(5)
         self.assertEqual(self.restore(), 5)

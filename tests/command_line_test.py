@@ -3,18 +3,21 @@
 import contextlib
 import io
 import json
+import os
 import pathlib
 import resource
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from apps import command_line
+from apps import flag_files
 from tests import programs
 
 
@@ -72,6 +75,72 @@ class PrintableTest(parameterized.TestCase):
         (line,) = outcome.err
         self.assertTrue(line.isprintable(), line)
         self.assertLess(len(line), 2100)
+
+
+class FlagsTest(parameterized.TestCase):
+    """Files of flags are bounded, and numbers are finite."""
+
+    def setUp(self):
+        super().setUp()
+        root = self.enter_context(tempfile.TemporaryDirectory())
+        self.root = pathlib.Path(root)
+
+    def test_lines_of_a_file_are_flags_in_its_place(self):
+        inner = self.root / "inner"
+        inner.write_text("--c=été\n")
+        file = self.root / "flags"
+        file.write_text(f"# a comment\n\n//\n --a=1 \n--flagfile={inner}\n")
+        for words in ([f"--flagfile={file}"], ["-flagfile", str(file)]):
+            self.assertEqual(
+                flag_files.expand(["x", *words, "--b", "--", *words]),
+                ["x", "--a=1", "--c=été", "--b", "--", *words],
+            )
+
+    @parameterized.parameters(
+        "pipe", "device", "folder", "nothing", "itself", "large", "bytes",
+        "many", "",
+    )  # fmt: skip
+    def test_file_that_cannot_be_read_is_one_line(self, kind):
+        path = self.root / "flags"
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "itself":
+            path.write_text(f"--flagfile={path}")
+        elif kind == "large":
+            path.write_text("#" * (2**20 + 1))
+        elif kind == "bytes":
+            path.write_bytes(b"\xff\xfe-\0")
+        elif kind == "many":
+            (self.root / "other").write_text("")
+            path.write_text(f"--flagfile={self.root}/other\n" * 200)
+        words = [f"--flagfile={path}"] if kind else ["--flagfile"]
+        outcome = programs.run("evaluate", *words)
+        self.assertEqual(outcome.code, 2)
+        (line,) = outcome.err
+        self.assertRegex(line, "evaluate: --flagfile.*: ")
+
+    @parameterized.product(
+        flag=("minutes", "epochs", "checkpoint_seconds", "meeting_seconds"),
+        value=("nan", "inf", "1e999"),
+    )
+    def test_numbers_are_finite(self, flag, value):
+        """No comparison with NaN is true: the run would never save."""
+        outcome = programs.run("train", f"--{flag}={value}")
+        self.assertEqual(outcome.code, 2)
+        (line,) = outcome.err
+        self.assertRegex(line, f"--{flag}=(nan|inf): must be a finite number")
+
+    def test_numbers_of_a_list_are_finite(self):
+        outcome = programs.run(
+            *("export", "--model=resnet20", "--export_dir=none"),
+            *("--mean=0,nan,0",),
+        )
+        self.assertEqual(outcome.code, 2)
+        self.assertIn("--mean=0,nan,0: must be numbers", outcome.err[0])
 
 
 class StandardFilesTest(parameterized.TestCase):

@@ -17,6 +17,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from keras_resnet.weights import bounds
 from keras_resnet.weights import downloads
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -46,6 +47,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", "/whole/file.bin")
             self.end_headers()
             return
+        if fault in ("endless", "huge"):
+            self.send_response(200)
+            if fault == "huge":
+                self.send_header("Content-Length", str(2**40))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(CONTENT)
         content = CONTENT
         if fault == "wrong":
             content = CONTENT[::-1]
@@ -57,7 +66,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
+        length = "many" if fault == "words" else str(len(content) - start)
+        self.send_header("Content-Length", length)
         self.end_headers()
         rest = content[start:]
         if (fault == "interrupted" and count < 3) or fault == "broken":
@@ -96,7 +106,8 @@ class DownloadsTest(parameterized.TestCase):
         return sorted(path.name for path in folder.iterdir())
 
     @parameterized.parameters(
-        ("whole", 1), ("interrupted", 3), ("busy", 3), ("moved", 2), ("slow", 1)
+        *(("whole", 1), ("interrupted", 3), ("busy", 3), ("moved", 2)),
+        *(("slow", 1), ("words", 1)),
     )
     def test_a_file_arrives_whole_and_once(self, fault, requests):
         for _ in range(2):
@@ -104,6 +115,19 @@ class DownloadsTest(parameterized.TestCase):
             self.assertEqual(path.read_bytes(), CONTENT)
         self.assertLen(self.server.requests, requests)
         self.assertEqual(path, pathlib.Path(self.home, "models", "file.bin"))
+
+    @parameterized.parameters("endless", "huge")
+    def test_a_file_without_end_is_left(self, fault):
+        with (
+            mock.patch.object(bounds, "MOST_BYTES", 2**22),
+            self.assertRaisesRegex(
+                downloads.DownloadError, "at most 4,194,304 bytes"
+            ),
+        ):
+            downloads.get(self.url(fault), DIGEST)
+        self.assertLen(self.server.requests, 1)
+        part = pathlib.Path(self.home, "models", "file.bin.part")
+        self.assertEqual(part.stat().st_size, 0)
 
     def test_an_interrupted_download_resumes_where_it_ended(self):
         downloads.get(self.url("interrupted"), DIGEST)

@@ -1,5 +1,7 @@
 """Classes, pairs and images with errors, against a loop over all images."""
 
+import os
+
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
@@ -58,6 +60,10 @@ class ErrorAnalysisTest(parameterized.TestCase):
         confusion = np.array([[5, 1, 0], [4, 6, 0], [0, 2, 8]])
         result = evaluation.Evaluation(26, 7, 0, 1.0, confusion)
         labels = ["cat", "dog", "fox"]
+        nothing = evaluation.Evaluation(1, 0, 0, 1.0, np.diag([0, 1]))
+        self.assertIn(
+            ["a", "0", "-"], error_analysis.class_rows(nothing, ["a", "b"])
+        )
         rows = error_analysis.class_rows(result, labels)
         self.assertEqual(rows[1], ["dog", "10", "40.00%"])
         self.assertEqual([row[0] for row in rows[1:]], ["dog", "fox", "cat"])
@@ -88,6 +94,22 @@ class ErrorAnalysisTest(parameterized.TestCase):
         )
         self.assertEqual(outcome.code, 2)
         self.assertIn("must end in .csv or .png", outcome.err[0])
+
+    @parameterized.parameters("folder", "pipe", "nowhere")
+    def test_place_of_a_matrix_is_checked_before_the_evaluation(self, kind):
+        path = os.path.join(records.scratch(self), "errors.csv")
+        if kind == "folder":
+            os.mkdir(path)
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path = os.path.join(path, "errors.csv")
+        outcome = programs.run(
+            "evaluate", "--workdir=none", f"--confusion_matrix={path}"
+        )
+        self.assertEqual(outcome.code, 2)
+        (line,) = outcome.err
+        self.assertRegex(line, "--confusion_matrix=.*: must (be in|not be) a")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from absl.testing import parameterized
 import keras_resnet
 from keras_resnet.data import datasets
 from keras_resnet.serving import client
+from keras_resnet.serving import export
 from keras_resnet.serving import model_card
 from keras_resnet.serving import warmup
 from tests import exports
@@ -305,6 +306,25 @@ class ProgramTest(parameterized.TestCase):
         self.assertLen(err, 1)
         self.assertIn(message, err[0])
         self.assertFalse(os.path.exists("x"))
+
+    @parameterized.parameters(
+        (b"\xef\xbb\xbfa\nb\r\nc", ["a", "b", "c"]),
+        ("a\u2028b\nc\x0cd\n".encode(), ["a\u2028b", "c\x0cd"]),
+        (b"a\n\nb\n\n", ["a", "", "b", ""]),
+    )
+    def test_labels_are_the_lines_of_a_file(self, content, expected):
+        """A byte order mark is no letter, and no line is lost or divided."""
+        path = os.path.join(exports.scratch(self), "labels")
+        with open(path, "wb") as file:
+            file.write(content)
+        stop = mock.patch.object(export, "export", side_effect=ValueError("-"))
+        with stop as called:
+            programs.run(
+                *("export", "--model=resnet20", "--export_dir=none"),
+                *(f"--labels={path}", "--preprocessing=torch"),
+            )
+        _, _, labels, *_ = called.call_args.args
+        self.assertEqual(labels, expected)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,36 @@ class FolderTest(parameterized.TestCase):
             self.write(f"{word}/2.png", images_lib.noise(8, 8, 3))
         self.assertEqual(self.load().labels, ["plane", "train"])
 
+    @parameterized.parameters(("train", "test"), ("Train", "test1", "val"))
+    def test_whose_splits_have_no_classes(self, *names):
+        """The classes are in the names of the files, as on some sites."""
+        for name in names:
+            for i in range(2):
+                self.write(f"{name}/cat.{i}.png", images_lib.noise(9, 9, 1))
+        with self.assertRaisesRegex(
+            ValueError, "one folder for each class inside .*, received none"
+        ):
+            self.load()
+
+    @parameterized.parameters(
+        ("Cat", "cat"), ("caf\u00e9", "cafe\u0301"), ("a b", "a b ")
+    )
+    def test_classes_with_nearly_the_same_name_are_noted(self, *names):
+        for name in names:
+            for i in range(2):
+                self.write(f"{name}/{i}.png", images_lib.noise(9, 9, 1))
+        dataset = self.load()
+        self.assertEqual(dataset.classes, 2)
+        self.assertIn("nearly the name of another: '", dataset.summary)
+
+    def test_whose_test_has_no_images(self):
+        for name in ("a", "b"):
+            for i in range(2):
+                self.write(f"train/{name}/{i}.png", images_lib.noise(9, 9, 1))
+            (self.root / "test" / name).mkdir(parents=True)
+        with self.assertRaisesRegex(ValueError, "test must have images, rec"):
+            self.load(skip_unreadable=True)
+
     def test_keeps_its_test_images_when_images_come_in(self):
         names = [f"a/{i}.png" for i in range(100)]
         for name in names + ["b/1.png", "b/2.png"]:

@@ -1,5 +1,6 @@
 """Networks to export: weights that others made keep their preprocessing."""
 
+import dataclasses
 import os
 
 import keras
@@ -16,6 +17,8 @@ from keras_resnet.weights import cards
 from keras_resnet.weights import published
 from keras_resnet.weights import shipped
 from tests import exports
+from tests import images as images_lib
+from tests import records
 
 
 class SourceTest(parameterized.TestCase):
@@ -36,6 +39,38 @@ class SourceTest(parameterized.TestCase):
         names = [f"class {i}" for i in range(10)]
         source = model_sources.from_model("resnet20", "cifar10", labels=names)
         self.assertEqual(source.labels, names)
+
+    def test_images_of_other_classes_do_not_name_those_of_the_weights(self):
+        """A folder sorts its classes, and may have as many as CIFAR-10."""
+        root = records.scratch(self)
+        names = shipped.card("resnet20")["labels"]
+        names = [*names[1:], "zeppelin"]
+        for name in names:
+            for i in range(2):
+                content = tf.io.encode_png(images_lib.noise(32, 32, 3, seed=i))
+                images_lib.write_bytes(root, f"{name}/{i}.png", content.numpy())
+        flags = {"dataset": f"folder:{root}"}
+        source = model_sources.from_model("resnet20", "cifar10", **flags)
+        self.assertEqual(source.labels[0], "airplane")
+        self.assertIsNone(source.images(3).labels)
+        path = os.path.join(exports.scratch(self), "trained.keras")
+        source.model.save(path)  # its training may have been on the folder
+        source = model_sources.from_model(path, **flags)
+        self.assertEqual(source.labels, names)
+
+    def test_a_card_with_other_labels_than_classes_is_an_error(self):
+        model = keras_resnet.ResNet20(weights="cifar10")
+        card = cards.card(model)
+        cards.attach(
+            model,
+            dataclasses.replace(card, label_set="", labels=("cat", "dog")),
+        )
+        path = os.path.join(exports.scratch(self), "model.keras")
+        model.save(path)
+        with self.assertRaisesRegex(
+            errors.ArgumentError, "a label for each of 10 classes, received 2"
+        ):
+            model_sources.from_model(path)
 
     @parameterized.parameters(".weights.h5", ".keras")
     @pytest.mark.slow

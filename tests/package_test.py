@@ -57,7 +57,7 @@ PROGRAMS = {
     path.stem
     for path in SOURCES
     if path.parts[0] == "apps"
-    and path.stem not in ("__init__", "command_line", "signals")
+    and path.stem not in ("__init__", "command_line", "flag_files", "signals")
 }
 
 

@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import types
 import typing
 import warnings
+import zipfile
 from unittest import mock
 
+import h5py
 import keras
 import numpy as np
 from absl.testing import absltest
@@ -221,6 +222,69 @@ class FilesTest(WeightsTestCase):
         saved.save(path)
         model = keras_resnet.ResNet20(weights=path)
         self.assertEqual(weights.card(model), weights.card(saved))
+
+    @parameterized.parameters(
+        (SPEC, {"bottleneck_stride": "3x3", "padding": "same"}),
+        (SPEC, {"batch_norm_epsilon": 1e-3}),
+        (CIFAR, {"shortcut": "A(zeros='both')"}),
+        (CIFAR, {"looped": True, "padding": "same"}),
+    )
+    def test_a_file_of_weights_has_its_function(self, spec, kwargs):
+        saved = randomized(built(spec, **kwargs))
+        path = self.path(None, "own.weights.h5")
+        saved.save_weights(path)
+        looped = {"looped": kwargs.get("looped")}
+        model = built(spec, weights=path, **looped)
+        size = spec.image_size if spec is CIFAR else 32
+        x = np.random.default_rng(0).normal(size=(1, size, size, 3))
+        np.testing.assert_allclose(model(x), saved(x), atol=1e-5)
+        other = built(spec, **looped)
+        with (
+            warnings.catch_warnings(),
+            self.assertRaisesRegex(ValueError, "of a network with"),
+        ):
+            warnings.simplefilter("ignore")  # Keras' own words about it
+            other.load_weights(path)
+        with self.assertWarnsRegex(UserWarning, "another function"):
+            weights.load(other, path)
+        again = built(spec, **kwargs)
+        again.load_weights(path)
+        np.testing.assert_array_equal(again(x), saved(x))
+        image = keras.Input((size, size, 3))
+        outer = keras.Sequential([image, saved])
+        outer.save_weights(path)
+        model = built(spec, weights=path, **looped)
+        np.testing.assert_allclose(model(x), saved(x), atol=1e-5)
+
+    @parameterized.parameters(
+        *(b"[1]", b"{", b"\xff", b'{"padding": [1]}', b"[" * 5000),
+        b'{"padding": "' + b"x" * 10_000 + b'"}',
+    )
+    def test_damaged_arguments_of_a_network_are_refused(self, text):
+        path = self.path(None, "own.weights.h5")
+        built(SPEC).save_weights(path)
+        with h5py.File(path, "r+") as file:
+            names = []
+            file.visit(names.append)
+            (name,) = (n for n in names if n.endswith("/network"))
+            del file[name]
+            file[name] = np.frombuffer(text, "uint8")
+        with self.assertRaisesRegex(ValueError, "arguments of the network"):
+            built(SPEC, weights=path)
+
+    def test_a_damaged_configuration_of_a_keras_file_is_refused(self):
+        """Its arrays are whole, and the checksum of the rest is not."""
+        path = self.path(None, "own.keras")
+        built(SPEC).save(path)
+        with zipfile.ZipFile(path) as archive:
+            start = archive.getinfo("config.json").header_offset + 100
+        with open(path, "r+b") as file:
+            file.seek(start)
+            file.write(b"\xff" * 8)
+        with self.assertRaisesRegex(
+            ValueError, f"{path} cannot be read as weights: Bad CRC-32"
+        ):
+            built(SPEC, weights=path)
 
     def test_load_warns_about_a_model_of_another_function(self):
         model = built(SPEC)
@@ -542,41 +606,6 @@ class HubTest(WeightsTestCase):
         ):
             model = keras_resnet.ResNet18(weights="hf://timm/resnet18.a1_in1k")
         self.assert_weights_equal(model, saved)
-
-
-class CardTest(parameterized.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.model = keras_resnet.ResNet20(weights="cifar10")
-
-    def check(self, model):
-        self.assertEqual(weights.card(model), weights.card(self.model))
-        self.assertEqual(weights.card(model).name, "cifar10")
-
-    def test_a_clone_and_a_saved_model_keep_the_card(self):
-        folder = self.enter_context(tempfile.TemporaryDirectory())
-        self.check(keras.models.clone_model(self.model))
-        path = os.path.join(folder, "model.keras")
-        self.model.save(path)
-        self.check(keras.models.load_model(path))
-
-    def test_a_model_with_another_classifier_keeps_the_card(self):
-        x = self.model.get_layer("pool").output
-        self.check(keras.Model(self.model.input, keras.layers.Dense(3)(x)))
-        image = keras.Input((32, 32, 3))
-        self.check(keras.Model(image, self.model(image)))
-
-    def test_random_weights_have_no_card(self):
-        self.assertIsNone(weights.card(keras_resnet.ResNet20()))
-
-    @parameterized.parameters(
-        *({"details": 1}, {"preparation": {}}, {"x": 1}),
-        *({"name": ["x"]}, {"classes": "10"}, {"top1": True}),
-    )
-    def test_a_damaged_card_is_refused(self, **fields):
-        json_card = weights.card(self.model).to_json()
-        with self.assertRaisesRegex(ValueError, "a card must have the fields"):
-            published.Card.from_json({**json_card, **fields})
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ class QueueTest(parameterized.TestCase):
                 lines = (source / "metrics.csv").read_text().splitlines(True)
                 (copy / "metrics.csv").write_text("".join(lines[:rows]))
             complete, begun, new = queues.queue(
-                ["resnet20"], [0, 1, 2], root, 64_000
+                *(["resnet20", "resnet20"], [0, 1, 2, 1], root, 64_000),
+                "mixed_bfloat16",
             )
         self.assertTrue(complete.is_complete)
         self.assertEqual(complete.remaining_multiply_adds, 0)
@@ -68,8 +69,11 @@ class QueueTest(parameterized.TestCase):
             source = KEPT / "resnet20_300_float32_0"
             for name in ("config.json", "metrics.csv"):
                 (copy / name).write_text((source / name).read_text())
-            with self.assertRaisesRegex(ValueError, "must contain the run"):
-                queues.queue(["resnet20"], [5], folder, 300)
+            for seed, dtype in ((5, "float32"), (0, "mixed_bfloat16")):
+                copy.rename(copy.with_name(f"resnet20_300_{seed}"))
+                copy = copy.with_name(f"resnet20_300_{seed}")
+                with self.assertRaisesRegex(ValueError, "must contain the run"):
+                    queues.queue(["resnet20"], [seed], folder, 300, dtype)
 
     @parameterized.parameters(
         {row.dataset for row in experiments.EXPERIMENTS.values()}
@@ -98,10 +102,27 @@ class ProgramTest(parameterized.TestCase):
         self.assertIn("4 of 4 runs are left", outcome.out[-1])
         started.assert_not_called()
 
+    def test_runs_that_fail_are_named_in_one_line(self):
+        process = mock.Mock(stdout=["a line"], wait=lambda: 2)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.object(subprocess, "Popen", return_value=process),
+        ):
+            outcome = programs.run(
+                *("experiments", "--experiments=resnet20", "--seeds=0,1"),
+                *("--steps=10", f"--workdirs={folder}"),
+            )
+        self.assertEqual(outcome.code, 1)
+        (line,) = outcome.err
+        self.assertIn("2 of 2 runs ended with an error: resnet20_10_0", line)
+
     @parameterized.parameters(
         ([], "name one or more rows"),
         (["--experiments=resnet21"], "unknown experiment"),
         (["--experiments=resnet20", "--seeds=a"], "must be numbers"),
+        (["--experiments=resnet20", "--seeds="], "--seeds=: must be numbers"),
+        (["--experiments=resnet20", "--seeds=0,-1"], "at least 0 and below"),
+        (["--experiments=resnet20", "--workdirs=gs://b/c"], "a local path"),
     )
     def test_mistakes_are_one_line(self, arguments, message):
         outcome = programs.run("experiments", *arguments)

@@ -162,10 +162,48 @@ class StartWeightsTest(parameterized.TestCase):
                 str(self.root / "first"), networks.get_network("resnet32")
             )
 
-    @parameterized.parameters("stage9", "stage1,", "stem,nothing")
+    def test_weights_of_a_run_keep_its_function(self):
+        config = self.config("all", augmentation="none")
+        given = {"padding": "same", "shortcut": "A(zeros='both')"}
+        self.train(
+            dataclasses.replace(config, weights=None, freeze="none",
+                                model_arguments=given),
+            "first",
+        )  # fmt: skip
+        network = networks.get_network("resnet20")
+        path = str(self.root / "first")
+        for same in ({}, given, {"padding": "same", "remat": True}):
+            found = start_weights.read(path, network, same)
+            self.assertEqual(found.arguments["padding"], "same")
+        for name, value in (
+            ("padding", "symmetric"),
+            ("shortcut", "A"),
+            ("unit", "relu_before_addition"),
+            ("batch_norm_epsilon", 1e-3),
+            ("looped", True),  # another layout
+        ):
+            with self.assertRaisesRegex(
+                ValueError, f"were trained with {name}="
+            ):
+                start_weights.read(path, network, {name: value})
+
+    @parameterized.parameters("stage9", "stage1,", "stem,nothing", "")
     def test_unknown_layers_are_rejected(self, freeze):
         with self.assertRaisesRegex(ValueError, "freeze must be all, none"):
             configs.freeze(keras_resnet.ResNet20(), freeze)
+
+    def test_a_layer_must_be_trained(self):
+        everything = "stem,stage,predictions"
+        with self.assertRaisesRegex(ValueError, "must leave a layer to train"):
+            configs.freeze(keras_resnet.ResNet20(), everything)
+        for freeze in (everything, "stage9"):
+            outcome = programs.run(
+                *("train", "--model=resnet20", f"--dataset={self.dataset}"),
+                *("--weights=cifar10", f"--freeze={freeze}"),
+                f"--workdir={self.root}/run",
+            )
+            self.assertEqual(outcome.code, 2)
+            self.assertIn(f"--freeze={freeze}: freeze must", outcome.err[0])
 
     @pytest.mark.slow
     def test_features_that_are_kept_train_as_images_do(self):

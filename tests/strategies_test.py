@@ -46,6 +46,20 @@ def threads_of_a_kernel(cores, before, variables):
 
 
 class RefusalTest(parameterized.TestCase):
+    def test_link_that_is_cut_after_the_rendezvous_is_a_lost_worker(self):
+        lost = tf.errors.InternalError(None, None, "Barrier failed because")
+        with (
+            mock.patch.dict(os.environ, TF_CONFIG=tf_config()),
+            mock.patch.object(strategies.rendezvous, "wait_for_workers"),
+            mock.patch.object(
+                tf.distribute, "MultiWorkerMirroredStrategy", side_effect=lost
+            ),
+            self.assertRaisesRegex(
+                strategies.WorkerLostError, "another worker stopped responding"
+            ),
+        ):
+            strategies.get_strategy("multi_worker")
+
     @parameterized.parameters(
         ("best", None, None, "must be one of auto, one_device.*received best"),
         ("mirrored", 0, None, "at least 1, received 0"),

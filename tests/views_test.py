@@ -56,7 +56,7 @@ class PreprocessingTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"channels": 2}, "channels must be 1 or 3, received 2"),
         ({"image_size": 0}, "image_size must be 1 to 16384, received 0"),
-        ({"shorter_side": 200}, r"at least image_size \(224\), received 200"),
+        ({"shorter_side": 200}, r"times image_size \(224\), received 200"),
         ({"mean": [0.5]}, r"shape \(3,\) or \(224, 224, 3\), received \(1,\)"),
         ({"standard_deviation": [1, 0, 1]}, "3 numbers above 0"),
         ({"standard_deviation": [1]}, "3 numbers above 0"),

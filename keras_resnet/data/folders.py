@@ -4,6 +4,7 @@ import functools
 import hashlib
 import itertools
 import os
+import unicodedata
 
 import numpy as np
 
@@ -55,10 +56,12 @@ def folder(
     labels, train, test = _classes(root, train_root, test_root, findings)
     if not skip_unreadable:
         findings.check(root)
-    labels, train, test = _whole_classes(train_root, labels, train, test)
+    labels, train, test = _whole_classes(
+        train_root, test_root, labels, train, test
+    )
     found = {"train": _files(train), "test": _files(test)}
     record = functools.partial(_record, labels, {"train": train, "test": test})
-    notes = "; ".join(filter(None, [findings.words(), notes]))
+    notes = "; ".join(filter(None, [findings.words(), notes, _alike(labels)]))
     small = _small_images(**found, exif=exif)
     shape = (None, None, 3)
     if small is not None:
@@ -78,6 +81,11 @@ def _roots(root):
         if name.lower() in _TRAIN and _folders(os.path.join(root, name))
     ]
     if not has_splits:
+        if folders and all(map(_is_split, folders)):
+            raise ValueError(
+                f"{root} must have one folder for each class inside "
+                f"{', '.join(folders)}, received none there"
+            )
         return root, None, ""
     known = [n for n in folders if n.lower() in (*_TRAIN, *_TEST)]
     unknown = [name for name in folders if name not in known]
@@ -94,6 +102,26 @@ def _roots(root):
     if tests[1:]:
         notes = f"{', '.join(tests[1:])} not used beside {tests[0]}"
     return train, os.path.join(root, tests[0]), notes
+
+
+def _is_split(name):
+    """Returns whether a folder has the name of a split, as "test1" too."""
+    return name.lower().rstrip("0123456789") in (*_TRAIN, *_TEST)
+
+
+def _alike(labels):
+    """Returns a note about classes whose names may be one name.
+
+    Letters are classes too, so that "A" and "a" are not an error.
+    """
+    forms = {}
+    for label in labels:
+        form = unicodedata.normalize("NFKC", label).casefold()
+        forms.setdefault(" ".join(form.split()), []).append(label)
+    alike = [repr(label) for found in forms.values() for label in found[1:]]
+    return f"classes with nearly the name of another: {', '.join(alike)}" * (
+        bool(alike)
+    )
 
 
 def _classes(root, train_root, test_root, findings):
@@ -147,7 +175,7 @@ def _classes(root, train_root, test_root, findings):
     return labels, train, images(test_root)
 
 
-def _whole_classes(train_root, labels, train, test):
+def _whole_classes(train_root, test_root, labels, train, test):
     """Returns the classes with training images; raises if too few are left."""
     rows = zip(labels, train, test, strict=True)
     rows = [row for row in rows if row[1]]
@@ -157,6 +185,8 @@ def _whole_classes(train_root, labels, train, test):
             f"images of {', '.join(row[0] for row in rows) or 'none'}"
         )
     labels, train, test = map(list, zip(*rows, strict=True))
+    if not any(test) and test_root:
+        raise ValueError(f"{test_root} must have images, received none")
     if not any(test):
         raise ValueError(
             f"a class in {train_root} must have 2 images or more, one of them "

@@ -30,6 +30,10 @@ PROTOCOLS = ("single", "ten_crop", "multi_scale")
 # TensorFlow's kernels count the values of an image in 32 bits.
 _LARGEST_SIZE = 2**14
 
+# Largest ratio of the shorter side to the crop. The resized image of a larger
+# one would take gigabytes of memory.
+_LARGEST_RATIO = 16
+
 # Shorter sides of the multi-scale test, in pixels, of a network for 224 x 224
 # [1, Sec. 3.4].
 _SCALES = (224, 256, 384, 480, 640)
@@ -96,10 +100,14 @@ class Preprocessing:
                 f"image_size must be 1 to {_LARGEST_SIZE}, received "
                 f"{self.image_size}"
             )
-        if self.shorter_side and self.shorter_side < self.image_size:
+        if self.shorter_side is not None and not (
+            self.image_size
+            <= self.shorter_side
+            <= _LARGEST_RATIO * self.image_size
+        ):
             raise ValueError(
-                f"shorter_side must be at least image_size ({self.image_size})"
-                f", received {self.shorter_side}"
+                f"shorter_side must be 1 to {_LARGEST_RATIO} times image_size "
+                f"({self.image_size}), received {self.shorter_side}"
             )
         if self.mean.shape not in ((self.channels,), self.image_shape):
             raise ValueError(

@@ -99,14 +99,18 @@ def queue(
     seeds: Sequence[int] | None,
     directory: str | os.PathLike,
     steps: int | None = None,
+    dtype: str = "float32",
 ) -> list[QueuedRun]:
     """Returns the runs of some rows and seeds, and how far each one is.
+
+    A row or a seed that is named twice is one run.
 
     Args:
         names: Names of rows, keys of `experiments.EXPERIMENTS`.
         seeds: Seeds of each row; None for as many as the row has.
         directory: Parent of the work directories.
         steps: Number of steps of each run; None for the whole recipe.
+        dtype: Dtype of each run, as in `training.configs.Config`.
 
     Raises:
         ValueError: If a row is unknown, or a work directory contains another
@@ -117,10 +121,10 @@ def queue(
     ('resnet20_16000_0', 0)
     """
     found = []
-    for name in names:
+    for name in dict.fromkeys(names):
         row = experiments.get_experiment(name)
         whole = recipes.get_recipe(row.recipe).steps
-        for seed in range(row.seeds) if seeds is None else seeds:
+        for seed in range(row.seeds) if seeds is None else dict.fromkeys(seeds):
             folder = (
                 f"{name}_{seed}" if steps is None else f"{name}_{steps}_{seed}"
             )
@@ -128,24 +132,30 @@ def queue(
                 _with_progress(
                     QueuedRun(
                         row, seed, steps or whole, Path(directory) / folder
-                    )
+                    ),
+                    dtype,
                 )
             )
     return found
 
 
-def _with_progress(run: QueuedRun) -> QueuedRun:
+def _with_progress(run: QueuedRun, dtype: str) -> QueuedRun:
     """Adds the progress that the work directory of a run records."""
     if not (run.workdir / "config.json").exists():
         return run
     read = runs.load(run.workdir)
-    wanted = (run.experiment.name, run.seed, run.steps)
+    wanted = (run.experiment.name, run.seed, run.steps, dtype)
     config = read.config
-    received = (config.experiment, config.seed, config.recipe.steps)
+    received = (
+        config.experiment,
+        config.seed,
+        config.recipe.steps,
+        config.dtype,
+    )
     if received != wanted:
         raise ValueError(
-            f"{run.workdir} must contain the run of experiment, seed and steps "
-            f"{wanted}, received {received}"
+            f"{run.workdir} must contain the run of experiment, seed, steps "
+            f"and dtype {wanted}, received {received}"
         )
     return dataclasses.replace(
         run, completed_steps=read.step, is_complete=read.is_finished

@@ -260,7 +260,8 @@ def from_model(
                 _photo_views(network, found), mean, standard_deviation
             )
     if labels is None:
-        labels = _labels(network, found)
+        with _blames("weights" if weights else "model"):
+            labels = _labels(network, found, model.endswith(".keras"))
     about = {
         "network": {"name": network.name, **networks.to_json(arguments)},
         "weights": os.path.basename(weights or "random"),
@@ -338,17 +339,21 @@ def _classes(spec, labels) -> int:
     return len(labels) if labels is not None else spec.classes
 
 
-def _labels(network, dataset) -> list[str]:
-    if dataset:
+def _labels(network, dataset, may_be_trained) -> list[str]:
+    """The labels of the weights, else those of the data set, else numbers.
+
+    A `.keras` file may have been trained on other classes since it got its
+    card, so that the labels of its data set come first.
+    """
+    if dataset and may_be_trained:
         return dataset.labels
-    classes = network.outputs[0].shape[-1]
-    card = cards.card(network)
     known = None
-    if card is not None and cards.has_classifier(network, card):
-        # Without a network, those of ImageNet may not be on this machine.
-        with contextlib.suppress(downloads.DownloadError):
-            known = label_sets.of_card(card)
-    return known or [str(i) for i in range(classes)]
+    # Without a network, those of ImageNet may not be on this machine.
+    with contextlib.suppress(downloads.DownloadError):
+        known = label_sets.of_model(network)
+    if dataset and not (known and label_sets.differ(known, dataset.labels)):
+        return dataset.labels
+    return known or [str(i) for i in range(network.outputs[0].shape[-1])]
 
 
 def _name_of_preprocessing(

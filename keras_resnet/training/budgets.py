@@ -10,6 +10,7 @@ from keras_resnet.training import workdirs
 
 _SHARE = 0.92  # of the time; the rest is for saving and for slower moments
 _MEASURED = 0.03  # of the time, for measuring the speed
+_MOST_MEASURED = 60.0  # seconds
 _EVALUATIONS = 20  # of a run without `eval_every`
 
 # A test image costs a forward pass, a training image a backward pass also.
@@ -54,7 +55,8 @@ def with_length(
     trainer.take(1, False, 0.0)  # with tracing and compilation
     starting = time.monotonic() - start
     count, taken, seconds = 1, 0, 0.0
-    while seconds < _MEASURED * 60 * minutes or taken < 3:
+    least = min(_MEASURED * 60 * minutes, _MOST_MEASURED)
+    while seconds < least or taken < 3:
         before = time.monotonic()
         trainer.take(count, False, 0.0)
         seconds += time.monotonic() - before

@@ -56,9 +56,14 @@ class StateError(ValueError):
 
 def steps(directory: str | os.PathLike) -> list[int]:
     """Returns the steps of the checkpoints in a directory, in order."""
+    return _steps(directory, stat.S_ISREG)
+
+
+def _steps(directory, is_kind=bool):
+    """Returns the steps whose index is a file of a kind; bool means any."""
     return sorted(
         int(match[1])
-        for match, _ in _matches(directory, _PART)
+        for match, _ in _matches(directory, _PART, is_kind)
         if match[2] == "index"
     )
 
@@ -158,7 +163,7 @@ def restore(
     place = str(directory)
     tried = set()
     # A run that trains may remove checkpoints while another program reads.
-    while left := [step for step in steps(directory) if step not in tried]:
+    while left := [step for step in _steps(directory) if step not in tried]:
         step = left[-1]
         path = directory / f"ckpt-{step}"
         tried.add(step)
@@ -169,7 +174,7 @@ def restore(
         except (_NotRegularError, *_DAMAGE) as error:
             if isinstance(error, _NO_DAMAGE):
                 raise
-            if step in steps(directory):
+            if step in _steps(directory):
                 why = reason(error).replace(str(place), str(directory))
                 damaged.append(f"{path} is damaged ({why})")
                 report(f"{damaged[-1]}; resuming from the previous one")
@@ -270,7 +275,7 @@ def set_aside(directory: str | os.PathLike, after: int) -> None:
     They keep their bytes for an inspection, and the next checkpoints can have
     their names. No file that was set aside earlier is overwritten.
     """
-    for step in steps(directory):
+    for step in _steps(directory):
         if step > after:
             for path in _parts(directory, step):
                 atomic.set_aside(path, "damaged")
@@ -359,14 +364,10 @@ def _mode(path):
     return 0  # removed meanwhile
 
 
-def _is_no_folder(mode):
-    return bool(mode) and not stat.S_ISDIR(mode)
-
-
 def _parts(directory, step):
     return [
         path
-        for match, path in _matches(directory, _PART, _is_no_folder)
+        for match, path in _matches(directory, _PART, bool)
         if int(match[1]) == step
     ]
 
@@ -379,7 +380,8 @@ def _check_parts(directory, step):
     """Raises if a part of a checkpoint is not a regular file.
 
     Raises:
-        _NotRegularError: If it is a pipe, a device or a link to nothing.
+        _NotRegularError: If it is a pipe, a device, a folder or a link to
+            nothing.
         OSError: If a file is not damaged but cannot be opened.
     """
     for path in _parts(directory, step):
@@ -407,7 +409,10 @@ def _remove(directory, step):
     for path in sorted(
         _parts(directory, step), key=lambda path: path.suffix != ".index"
     ):
-        path.unlink(missing_ok=True)
+        if stat.S_ISDIR(_mode(path)):
+            atomic.set_aside(path, "damaged")
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _flush(path):

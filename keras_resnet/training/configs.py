@@ -197,7 +197,7 @@ def freeze(model: keras.Model, layers: str) -> None:
         layers: As `Config.freeze`.
 
     Raises:
-        ValueError: If a prefix matches no layer.
+        ValueError: If a prefix matches no layer, or no weight is left.
 
     >>> import keras_resnet
     >>> model = keras_resnet.ResNet20()
@@ -225,6 +225,10 @@ def freeze(model: keras.Model, layers: str) -> None:
             for part in layer._flatten_layers():
                 part.trainable = False
             normalization.freeze(layer)
+    if not model.trainable_weights:
+        raise ValueError(
+            f"freeze must leave a layer to train, received {layers!r}"
+        )
 
 
 def is_probe(config: Config) -> bool:

@@ -14,6 +14,8 @@ def class_rows(
 ) -> list[list[str]]:
     """Returns a table of class, images and error, the worst class first.
 
+    A class without images has no error.
+
     >>> confusion = np.array([[3, 1], [0, 4]])
     >>> result = evaluation.Evaluation(8, 1, 0, 0.5, confusion)
     >>> class_rows(result, ["cat", "dog"])
@@ -25,8 +27,11 @@ def class_rows(
     def error(label):
         return found[label]["top1_errors"] / max(found[label]["images"], 1)
 
+    def shown(label):
+        return f"{100 * error(label):.2f}%" if found[label]["images"] else "-"
+
     rows = [
-        [label, f"{found[label]['images']:,}", f"{100 * error(label):.2f}%"]
+        [label, f"{found[label]['images']:,}", shown(label)]
         for label in sorted(found, key=lambda label: (-error(label), label))
     ]
     return [["class", "images", "error"], *rows]

@@ -139,12 +139,14 @@ def _run(
             if dataset is None:
                 dataset = start_weights.load_dataset(config, workdir)
             _, eval_every, *_ = options
+            is_new = not (workdir / "config.json").exists()
+            if is_new:  # the measured steps are dropped
+                signals.note_saved(0)
             config = _fitted(
                 config, workdir, strategy, dataset, minutes, eval_every
             )
-            report(
-                f"{config.recipe.steps:,} steps, as many as fit into the time"
-            )
+            why = "many as fit into the time" if is_new else "config.json has"
+            report(f"{config.recipe.steps:,} steps, as {why}")
         loop = _start(
             config, workdir, strategy, dataset, signals, stack, report
         )

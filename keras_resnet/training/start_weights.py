@@ -99,7 +99,7 @@ def read(
         ValueError: If the weights are not those of the network.
     """
     if os.path.isdir(weights):
-        return _of_workdir(weights, network)
+        return _of_workdir(weights, network, arguments or {})
     if channels != 3:
         raise ValueError(
             "weights of colour images need images of 3 channels, received "
@@ -258,7 +258,7 @@ def _arrays(model):
     return {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}
 
 
-def _of_workdir(workdir, network):
+def _of_workdir(workdir, network, given):
     trained = trained_networks.load_workdir(
         workdir, classifier_activation=None, report=lambda line: None
     )
@@ -267,6 +267,7 @@ def _of_workdir(workdir, network):
             f"the weights must be of {network.name}, {workdir} has "
             f"{trained.config.model}"
         )
+    _check_function(workdir, network, trained.config.model_arguments, given)
     arrays = _arrays(trained.model)
     return StartWeights(
         arrays,
@@ -282,6 +283,33 @@ def _enlargement(preprocessing):
     if preprocessing.shorter_side is None:
         return _ENLARGEMENT
     return preprocessing.shorter_side / preprocessing.image_size
+
+
+# Arguments that change neither the weights nor what a trained network computes.
+_COSTS = ("remat", "survival_probability", "batch_norm_momentum")
+
+
+def _check_function(workdir, network, trained, given):
+    """Raises ValueError if given arguments contradict those of a training."""
+    for name in given.keys() - set(_COSTS):
+        values = [
+            _function(network, name, arguments.get(name))
+            for arguments in (trained, given)
+        ]
+        if values[0] != values[1]:
+            raise ValueError(
+                f"the weights of {workdir} were trained with {name}="
+                f"{values[0]}, received {name}={values[1]}"
+            )
+
+
+def _function(network, name, value):
+    """Returns the value of an argument; of None, the one that it stands for."""
+    if value is None:
+        value = rules.OF_PAPERS.get(name)
+    if value is None:
+        value = getattr(specs.get_spec(network.name), name, None)
+    return network.takes[name].value(value)
 
 
 def _preprocessing(card):

@@ -30,6 +30,21 @@ _EXAMPLE = (
 )
 
 
+# Errors that TensorFlow raises after the loss of a worker.
+_OF_LOST_WORKERS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+    tf.errors.FailedPreconditionError,
+)
+_LOST = (
+    "another worker stopped responding; start all workers again with the same "
+    "command to resume from the last checkpoint"
+)
+
+
 class WorkerLostError(RuntimeError):
     """Another worker stopped responding."""
 
@@ -136,20 +151,10 @@ def lost_workers(strategy: tf.distribute.Strategy):
     """Turns TensorFlow's errors after the loss of a worker into one line."""
     try:
         yield
-    except (
-        tf.errors.UnavailableError,
-        tf.errors.AbortedError,
-        tf.errors.CancelledError,
-        tf.errors.DeadlineExceededError,
-        tf.errors.InternalError,
-        tf.errors.FailedPreconditionError,
-    ) as error:
+    except _OF_LOST_WORKERS as error:
         if not has_workers(strategy):
             raise
-        raise WorkerLostError(
-            "another worker stopped responding; start all workers again with "
-            "the same command to resume from the last checkpoint"
-        ) from error
+        raise WorkerLostError(_LOST) from error
 
 
 def distributed(
@@ -268,6 +273,8 @@ def _multi_worker(num_devices, connect_timeout):
     rendezvous.wait_for_workers(workers, index, connect_timeout)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except _OF_LOST_WORKERS as error:  # after the rendezvous
+        raise WorkerLostError(_LOST) from error
     except RuntimeError as error:
         raise _too_late(error) from error
     # TensorFlow's servers install a handler of SIGTERM that ignores it.

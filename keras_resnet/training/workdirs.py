@@ -156,8 +156,8 @@ def _check_no_link_out(directory):
             if os.path.commonpath([root, found]) != root:
                 raise WorkdirError(
                     f"{folder} must be inside the work directory, received a "
-                    f"link to {found}: name the directory itself by --workdir, "
-                    "or replace the link by a directory"
+                    f"link to {found}: replace the link by a directory; to use "
+                    "another disk, link the whole work directory"
                 )
     # keras-tuner writes its files in place.
     for folder, folders, files in os.walk(directory / "tuner"):

@@ -1,6 +1,11 @@
 """Cards of weights that stay with a model: saved, cloned and loaded with it."""
 
+import json
+import math
+from typing import Any
+
 import keras
+import numpy as np
 
 from keras_resnet.layers import Convolution
 from keras_resnet.weights.published import Card
@@ -17,17 +22,99 @@ class Stem(Convolution):
     Args:
         filters, ...: As in `Convolution`.
         card: The card of the weights, its JSON, or None.
+        network: The arguments of the network that leave no trace in its
+            arrays, by name. A file of weights has them too.
     """
 
     computes_as = Convolution
 
-    def __init__(self, *args, card: Card | dict | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        card: Card | dict | None = None,
+        network: dict[str, Any] | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.card = Card.from_json(card) if isinstance(card, dict) else card
+        self.card: Card | None = (
+            card
+            if card is None or isinstance(card, Card)
+            else Card.from_json(card)
+        )
+        self.network = _checked(network or {})
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.network:
+            text = json.dumps(self.network, sort_keys=True)
+            store[NETWORK] = np.frombuffer(text.encode(), "uint8")
+
+    def load_own_variables(self, store):
+        names = list(store.keys())  # the store of Keras is not iterable
+        arrays = {name: store[name] for name in names}
+        stored = parse_network(arrays.pop(NETWORK, None))
+        for name in stored.keys() & self.network.keys():
+            if not is_same(name, stored[name], self.network[name]):
+                raise ValueError(
+                    f"the weights are those of a network with {name}="
+                    f"{stored[name]!r}, received one with "
+                    f"{self.network[name]!r}"
+                )
+        super().load_own_variables(arrays)
 
     def get_config(self):
         card = self.card and self.card.to_json()
-        return {**super().get_config(), "card": card}
+        return {**super().get_config(), "card": card, "network": self.network}
+
+
+#: Name of the arguments of a network beside the arrays of its first layer.
+NETWORK = "network"
+
+_MOST_BYTES = 10_000  # of these arguments
+
+
+def parse_network(text: np.ndarray | None) -> dict[str, Any]:
+    """Returns the arguments of a network that are stored beside its weights.
+
+    Args:
+        text: The bytes of a JSON object of texts and numbers, or None.
+
+    Raises:
+        ValueError: If they are of another form.
+    """
+    if text is None:
+        return {}
+    text = np.asarray(text)
+    if text.ndim != 1 or text.size > _MOST_BYTES or text.dtype != "uint8":
+        raise ValueError("the arguments of the network must be a short text")
+    try:
+        found = json.loads(text.tobytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError("the arguments of the network must be JSON") from error
+    return _checked(found)
+
+
+def _checked(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict) or not all(
+        isinstance(value, str | float) for value in found.values()
+    ):
+        raise ValueError(
+            "the arguments of the network must be texts and numbers"
+        )
+    return dict(found)
+
+
+def is_same(name: str, value: Any, other: Any) -> bool:
+    """Whether two values of an argument are one function.
+
+    The epsilon of keras.applications is 1.001e-5, which is as good as 1e-5.
+
+    >>> is_same("batch_norm_epsilon", 1e-5, 1.001e-5)
+    True
+    """
+    if name == "batch_norm_epsilon":
+        return math.isclose(value, other, rel_tol=2e-3)
+    return bool(value == other)
 
 
 def _stems(model: keras.Model) -> list[Stem]:

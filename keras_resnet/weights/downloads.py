@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from typing import BinaryIO
 
+from keras_resnet.weights import bounds
+
 #: Environment variable with a folder of weights, for machines without network.
 FOLDER_VARIABLE = "KERAS_RESNET_WEIGHTS_DIR"
 
@@ -188,6 +190,9 @@ def _fetch(url: str, part: BinaryIO) -> None:
                         f"{error.code} {error.reason}"
                     ) from error
             last: Exception = error
+        except DownloadError:  # of its size
+            part.truncate(0)
+            raise
         except (OSError, http.client.HTTPException) as error:
             if isinstance(getattr(error, "reason", None), socket.gaierror):
                 raise  # no network, or no such server
@@ -210,10 +215,12 @@ def _append(url: str, part: BinaryIO) -> None:
         if start and response.status != 206:  # the server starts again
             part.truncate(0)
             start = 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
+        length = response.headers.get("Content-Length") or ""
+        total = start + int(length) if length.isdecimal() else None
+        _check_size(url, total or start)
         with _bar(url, total, start) as bar:
             while chunk := response.read(_CHUNK):
+                _check_size(url, part.tell() + len(chunk))
                 part.write(chunk)
                 bar.update(len(chunk))
     part.flush()
@@ -221,6 +228,15 @@ def _append(url: str, part: BinaryIO) -> None:
     if total is not None and size != total:
         raise ConnectionError(
             f"the connection ended after {size:,} of {total:,} bytes"
+        )
+
+
+def _check_size(url: str, size: int) -> None:
+    """Raises DownloadError for more bytes than weights have."""
+    if size > bounds.MOST_BYTES:
+        raise DownloadError(
+            f"{url} must have at most {bounds.MOST_BYTES:,} bytes, the server "
+            f"has {size:,} or more"
         )
 
 

@@ -49,7 +49,13 @@ def read_card(address: str, spec: Spec) -> Card:
     config = bounds.parse_json(Path(path).read_bytes())
     try:
         return _card(address, spec, config)
-    except (KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
+        if address in str(error):
+            raise
+        raise ValueError(
+            f"{address} must have a valid config.json of timm: {error}"
+        ) from error
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{address} must have a config.json of timm, received one without "
             f"{error}"

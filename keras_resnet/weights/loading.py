@@ -111,6 +111,11 @@ def load_arrays(
     """
     homes = model_paths.homes_of(model)
     shapes = model_paths.shapes_of(homes)
+    arrays = {
+        name: array
+        for name, array in arrays.items()
+        if not name.endswith(f"/{cards.NETWORK}")
+    }
     with _misfit(path, model):
         matching.check_stacked(arrays)
         arrays = matching.canonical(arrays, shapes)
@@ -179,7 +184,7 @@ def _describe(
     others = [
         f"{name}={origin.decided[name]!r} and not {value!r}"
         for name, value in has.items()
-        if not origins.is_same(name, origin.decided.get(name, value), value)
+        if not cards.is_same(name, origin.decided.get(name, value), value)
     ]
     if others:
         warnings.warn(

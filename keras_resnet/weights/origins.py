@@ -7,15 +7,16 @@ for each argument that they leave open.
 """
 
 import dataclasses
-import math
 import os
 import re
 import zipfile
 from typing import Any
 
+from keras_resnet import names
 from keras_resnet.specs import Spec
 from keras_resnet.weights import archives
 from keras_resnet.weights import bounds
+from keras_resnet.weights import cards
 from keras_resnet.weights import downloads
 from keras_resnet.weights import published
 from keras_resnet.weights import source_names
@@ -28,6 +29,8 @@ from keras_resnet.weights.published import Details
 _CAFFE = (
     "bottleneck_stride='1x1' if they were converted from the authors' Caffe"
 )
+_MOST_REASON = 400  # letters of an error of zipfile
+
 _TORCH = "bottleneck_stride='3x3' as in torchvision and timm"
 _PYTORCHCV = "bottleneck_stride='3x3' for its networks that end in b"
 
@@ -50,19 +53,6 @@ class Origin:
     doubts: dict[str, str] = dataclasses.field(default_factory=dict)
     note: str = ""
     is_published: bool = False
-
-
-def is_same(name: str, value: Any, other: Any) -> bool:
-    """Whether two values of an argument are one function.
-
-    The epsilon of keras.applications is 1.001e-5, which is as good as 1e-5.
-
-    >>> is_same("batch_norm_epsilon", 1e-5, 1.001e-5)
-    True
-    """
-    if name == "batch_norm_epsilon":
-        return math.isclose(value, other, rel_tol=2e-3)
-    return value == other
 
 
 def of_row(row: Card, spec: Spec) -> Origin:
@@ -141,7 +131,7 @@ def _by_names(path: str, arrays: Arrays, spec: Spec) -> Origin:
         card = Card(name, spec.name, "keras.applications")
         card = dataclasses.replace(card, preparation=published.CAFFE)
     elif any(OWN_LAYER.search(f"{layer}/") for layer in layers):
-        stored, kept = _of_keras_file(path)
+        stored, kept = _of_own_file(path, arrays)
         if not spec.bottleneck:
             stored.pop("bottleneck_stride", None)
         if kept is not None:
@@ -214,13 +204,37 @@ def _first_norm(arrays: Arrays) -> str:
     return "stem" if projects and is_small else "unit"
 
 
-def _of_keras_file(path: str) -> tuple[dict[str, Any], Card | None]:
-    """Returns the arguments and the card in the configuration of a network.
+def _of_own_file(
+    path: str, arrays: Arrays
+) -> tuple[dict[str, Any], Card | None]:
+    """Returns the arguments and the card of a network in a file of Keras.
 
-    Only a `.keras` file has one, and only a file with one network decides.
+    A `.weights.h5` file has the arguments, a `.keras` file has both. Only a
+    file with one network decides.
+
+    Raises:
+        ValueError: If they are damaged.
     """
+    try:
+        return _arguments_and_card(path, arrays)
+    except Exception as error:  # zipfile raises nearly everything
+        reason = names.escaped(" ".join(str(error)[:_MOST_REASON].split()))
+        raise ValueError(
+            f"{path} cannot be read as weights: "
+            f"{reason or type(error).__name__}"
+        ) from error
+
+
+def _arguments_and_card(path, arrays):
     if not zipfile.is_zipfile(path):
-        return {}, None
+        found = [
+            array
+            for name, array in arrays.items()
+            if name.endswith(f"/{cards.NETWORK}")
+        ]
+        stored = cards.parse_network(found[0]) if len(found) == 1 else {}
+        known = {field.name for field in dataclasses.fields(Details)}
+        return {n: v for n, v in stored.items() if n in known}, None
     with (
         open(path, "rb") as file,
         archives.opened(file, os.path.getsize(path)) as archive,
@@ -229,7 +243,7 @@ def _of_keras_file(path: str) -> tuple[dict[str, Any], Card | None]:
             return {}, None
         text = archives.read(archive, "config.json", bounds.MOST_CONFIG_BYTES)
     found: dict[str, set[Any]] = {}
-    cards: list[Card] = []
+    kept: list[Card] = []
     pending: list[Any] = [bounds.parse_json(text)]
     while pending:
         value = pending.pop()
@@ -250,10 +264,10 @@ def _of_keras_file(path: str) -> tuple[dict[str, Any], Card | None]:
             if isinstance(config.get(name), str | float):
                 found.setdefault(name, set()).add(config[name])
         if isinstance(config.get("card"), dict):
-            cards.append(Card.from_json(config["card"]))
+            kept.append(Card.from_json(config["card"]))
     decided = {
         name: next(iter(values))
         for name, values in found.items()
         if len(values) == 1
     }
-    return decided, cards[0] if len(cards) == 1 else None
+    return decided, kept[0] if len(kept) == 1 else None

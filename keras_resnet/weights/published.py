@@ -21,6 +21,10 @@ DEFAULT = "imagenet"
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 
+# Largest ratio of the shorter side to the crop. The resized image of a larger
+# one would take gigabytes of memory.
+_LARGEST_RATIO = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Details:
@@ -100,13 +104,14 @@ class Preparation:
                 raise ValueError(
                     f"{name} must be 1 to {2**14}, received {size!r}"
                 )
-        if (
-            self.shorter_side is not None
-            and self.shorter_side < self.image_size
+        if self.shorter_side is not None and not (
+            self.image_size
+            <= self.shorter_side
+            <= _LARGEST_RATIO * self.image_size
         ):
             raise ValueError(
-                f"shorter_side must be at least image_size ({self.image_size})"
-                f", received {self.shorter_side}"
+                f"shorter_side must be 1 to {_LARGEST_RATIO} times image_size "
+                f"({self.image_size}), received {self.shorter_side}"
             )
 
 
