@@ -19,8 +19,8 @@ from apps import command_line
 _GROUPS = flags.DEFINE_list(
     "groups",
     None,
-    "Groups to measure: training, inference, files, int8, depth, memory, batches, "
-    "and with --data_dir program and input. Default: all groups.",
+    "Groups to measure: training, inference, files, int8, depth, memory, "
+    "batches, and with --data_dir program and input. Default: all groups.",
 )
 _ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "Number of turns of each contender.", lower_bound=1

@@ -76,9 +76,7 @@ def examples(page: str, language: str) -> list[str]:
 def is_runnable(example: str) -> bool:
     """Returns whether the optional packages of an example are installed."""
     imported = set(re.findall(r"(?m)^(?:from|import) (\w+)", example))
-    return all(
-        map(importlib.util.find_spec, imported.intersection(OPTIONAL))
-    )
+    return all(map(importlib.util.find_spec, imported.intersection(OPTIONAL)))
 
 
 def command_lines() -> Iterator[str]:

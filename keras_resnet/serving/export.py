@@ -21,7 +21,8 @@ EXPORT_DIR/<version>/ has four signatures, which include the preprocessing:
 The version also has `assets/labels.txt`, with one label a line in the order of
 `probabilities`; `assets.extra/tf_serving_warmup_requests` (`serving.warmup`);
 files for other runtimes on request (`serving.formats`); and `model_card.json`
-(`serving.model_card`). The network is folded (`serving.folding`) into constants.
+(`serving.model_card`). The network is folded into constants
+(`serving.folding`).
 """
 
 import os

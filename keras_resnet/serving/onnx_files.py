@@ -3,7 +3,7 @@
 The graph is folded: a convolution carries its bias, and no batch normalization
 remains after a convolution. Inside the network, images have channels first, as
 the runtimes want them; one transpose at the input makes them so. Batches may
-have any size. The metadata of the file has `labels` and `preprocessing`, as JSON.
+have any size. The file has `labels` and `preprocessing` in its metadata, as JSON.
 
 In int8, pairs of QuantizeLinear and DequantizeLinear (QDQ) surround the
 operations. Kernels have one scale for each output channel, and activations the
@@ -96,6 +96,7 @@ def convert(
         opset=_OPSET,
     )
     _stride_convolutions(model.graph)
+    _pad_pools(model.graph)
     return model
 
 
@@ -111,9 +112,12 @@ def quantized(model: Any, calibration: np.ndarray) -> Any:
     from onnxruntime.quantization import shape_inference
 
     with tempfile.TemporaryDirectory() as scratch:
-        prepared, path = (os.path.join(scratch, n) for n in ("32", "8"))
+        source, prepared, path = (
+            os.path.join(scratch, name) for name in ("source", "32", "8")
+        )
+        onnx.save(model, source)
         shape_inference.quant_pre_process(
-            model, prepared, skip_symbolic_shape=True
+            source, prepared, skip_symbolic_shape=True
         )
         quantization.quantize_static(
             prepared,
@@ -148,11 +152,7 @@ def _stride_convolutions(graph: Any) -> None:
 
     `layers.subsampled` is such a pool, which is fast in TensorFlow.
     """
-    readers: dict[str, list] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    outputs = {output.name for output in graph.output}
+    readers = _readers(graph)
     for pool in list(graph.node):
         if pool.op_type != "AveragePool":
             continue
@@ -161,17 +161,19 @@ def _stride_convolutions(graph: Any) -> None:
         if (
             settings.get("kernel_shape") == [1, 1]
             and not any(settings.get("pads", []))
-            and pool.output[0] not in outputs
+            and after
             and all(_is_single(node, pool.output[0]) for node in after)
         ):
             for node in after:
                 node.input[0] = pool.input[0]
-                _set_strides(node, settings["strides"])
+                _set(node, "strides", settings["strides"])
             graph.node.remove(pool)
 
 
 def _is_single(node, image: str) -> bool:
     """Whether a node is a 1x1 convolution of the image, of stride 1."""
+    if node is None:
+        return False
     settings = _attributes(node)
     return (
         node.op_type == "Conv"
@@ -183,19 +185,72 @@ def _is_single(node, image: str) -> bool:
 
 
 def _attributes(node) -> dict[str, Any]:
-    import onnx
-
-    found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    return {
-        name: list(value) if not isinstance(value, int | float | bytes) else value
-        for name, value in found.items()
-    }
+    """Lists of integers and strings of a node, by name."""
+    return {a.name: list(a.ints) or a.s for a in node.attribute}
 
 
-def _set_strides(node, strides: list[int]) -> None:
+def _set(node, name: str, values: list[int]) -> None:
     import onnx
 
     for attribute in list(node.attribute):
-        if attribute.name == "strides":
+        if attribute.name in (name, "auto_pad"):
             node.attribute.remove(attribute)
-    node.attribute.append(onnx.helper.make_attribute("strides", strides))
+    node.attribute.append(onnx.helper.make_attribute(name, values))
+
+
+def _pad_pools(graph: Any) -> None:
+    """Lets a max pool pad, where zeros are added to a ReLU's output before it.
+
+    The values are not negative, so the zeros never decide the maximum.
+    """
+    import onnx
+
+    readers = _readers(graph)
+    made_by = {name: node for node in graph.node for name in node.output}
+    constants = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+    }
+    for pad in list(graph.node):
+        if pad.op_type != "Pad" or len(pad.input) < 2:
+            continue
+        after = readers.get(pad.output[0], [])
+        before = made_by.get(pad.input[0])
+        sides = constants.get(pad.input[1])
+        values = [constants.get(name) for name in pad.input[2:] if name]
+        if (
+            before is not None
+            and before.op_type == "Relu"
+            and _attributes(pad).get("mode", b"constant") == b"constant"
+            and sides is not None
+            and not any(value is None or value.any() for value in values)
+            and not sides.reshape(2, -1)[:, :2].any()  # batch and channels
+            and after
+            and all(_is_unpadded_pool(node, sides.max()) for node in after)
+        ):
+            for node in after:
+                node.input[0] = pad.input[0]
+                _set(node, "pads", sides.reshape(2, -1)[:, 2:].ravel().tolist())
+            graph.node.remove(pad)
+
+
+def _is_unpadded_pool(node, padding: int) -> bool:
+    """Whether a node is a max pool that can pad so much, and does not yet."""
+    if node is None:
+        return False
+    settings = _attributes(node)
+    return (
+        node.op_type == "MaxPool"
+        and padding < min(settings["kernel_shape"])
+        and not any(settings.get("pads", []))
+        and settings.get("auto_pad", b"VALID") in (b"VALID", b"NOTSET")
+    )
+
+
+def _readers(graph) -> dict[str, list]:
+    """Nodes that read a value, by its name; an output of the graph has None."""
+    readers: dict[str, list] = {value.name: [None] for value in graph.output}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers

@@ -6,7 +6,9 @@ information. On processors with bfloat16 units, OpenVINO computes in bfloat16
 unless INFERENCE_PRECISION_HINT says f32.
 """
 
+import contextlib
 import importlib.util
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -62,12 +64,13 @@ def quantized(model, calibration: np.ndarray):
     import nncf
 
     views = nncf.Dataset([view[None] for view in calibration])
-    return nncf.quantize(
-        model,
-        views,
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(calibration),
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # progress bars
+        return nncf.quantize(
+            model,
+            views,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+        )
 
 
 def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
