@@ -348,19 +348,13 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
         "keras_resnet, openvino": _row(
             "keras_resnet",
             runtimes.infer_openvino,
-            *("openvino", "tf2onnx"),
+            *("openvino", "tf2onnx", "onnxruntime"),
             is_ours=True,
         ),
         "onnxruntime": _row(
             "onnxruntime", runtimes.infer_onnxruntime, "torch", "onnx"
         ),
         "openvino": _row("openvino", runtimes.infer_openvino, "torch", "onnx"),
-        "keras_resnet, openvino, nncf": _row(
-            "keras_resnet",
-            runtimes.infer_openvino,
-            *("openvino", "tf2onnx", "nncf"),
-            is_ours=True,
-        ),
         "openvino, nncf": _row(
             "openvino", runtimes.infer_openvino, "torch", "onnx", "nncf"
         ),

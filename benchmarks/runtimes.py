@@ -11,6 +11,8 @@ float32. The weights are random, and the classifier is centred, so that the
 pictures have different classes.
 """
 
+import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -53,10 +55,10 @@ def infer_onnxruntime(work, is_ours: bool = False):
 
 
 def infer_openvino(work, is_ours: bool = False):
-    """Predicts in OpenVINO; int8 is NNCF's post-training quantization."""
+    """Predicts in OpenVINO; int8 is QDQ in our file, and NNCF in torch's."""
     import openvino
 
-    from keras_resnet.serving import openvino_files
+    from keras_resnet.serving import onnx_files
 
     precision = "bf16" if work.dtype == "bfloat16" else "f32"
 
@@ -69,17 +71,33 @@ def infer_openvino(work, is_ours: bool = False):
         )
         return lambda images: network(images)[0]
 
+    def convert(model):
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, "network.onnx")
+            with open(path, "wb") as content:
+                content.write(model.SerializeToString())
+            return openvino.convert_model(path)
+
+    def quantized(model, images):
+        if is_ours:
+            return convert(onnx_files.quantized(file.model, images))
+        return _by_nncf(model, images)
+
     file = _file(work, is_ours)
-    with tempfile.TemporaryDirectory() as directory:
-        path = os.path.join(directory, "network.onnx")
-        with open(path, "wb") as content:
-            content.write(file.model.SerializeToString())
-        model = openvino.convert_model(path)
-        return _step(
-            work,
-            file._replace(model=model),
-            predict,
-            openvino_files.quantized,
+    converted = file._replace(model=convert(file.model))
+    return _step(work, converted, predict, quantized)
+
+
+def _by_nncf(model, images: np.ndarray):
+    """Returns an OpenVINO model in int8, by post-training quantization."""
+    import nncf
+
+    with contextlib.redirect_stdout(io.StringIO()):  # progress bars
+        return nncf.quantize(
+            model,
+            nncf.Dataset([image[None] for image in images]),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(images),
         )
 
 
@@ -174,10 +192,13 @@ def _folded(work):
     model = prepared.as_trained(keras_resnet.resnet(work.spec()))
     preprocessing = views.photo_preprocessing(work.spec().image_size)
     if work.dtype == "int8":
+        layer = model.get_layer("predictions")
+        features = keras.Model(model.input, layer.input)
         pictures = preprocessing(prepared.pictures(work, _CALIBRATION))
-        logits = np.log(folding.fold(model)(pictures))
-        bias = model.get_layer("predictions").bias
-        bias.assign_sub(keras.ops.convert_to_tensor(logits.mean(0)))
+        logits = folding.fold(features)(pictures) @ layer.kernel.value
+        scale = np.std(logits - np.mean(logits, 0))
+        layer.kernel.assign(layer.kernel / scale)
+        layer.bias.assign(-np.mean(logits, 0) / scale)
     folded = folding.fold(model)
     shape = [None, *preprocessing.image_shape]
     return (
@@ -187,7 +208,6 @@ def _folded(work):
 
 
 def _torch_file(work) -> _File:
-    import io
     import warnings
 
     import onnx
@@ -208,7 +228,10 @@ def _torch_file(work) -> _File:
         with torch.inference_mode():
             logits = model(torch.from_numpy(pictures))
         with torch.no_grad():
-            model[-1].bias -= logits.mean(0)
+            centre = logits.mean(0) - model[-1].bias
+            scale = (logits - logits.mean(0)).std()
+            model[-1].weight /= scale
+            model[-1].bias.copy_(-centre / scale)
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -155,7 +155,7 @@ def _int8():
             (
                 f"{_US}, folded",
                 f"{_US}, onnx",
-                f"{_US}, openvino, nncf",
+                f"{_US}, openvino",
                 "onnxruntime",
                 "openvino, nncf",
                 "litert",

@@ -81,7 +81,7 @@ PACKAGES = {
     ("onnx", "float32"): ("tf2onnx", "onnxruntime"),
     ("onnx", "int8"): ("tf2onnx", "onnxruntime"),
     ("openvino", "float32"): ("tf2onnx", "openvino"),
-    ("openvino", "int8"): ("tf2onnx", "openvino", "nncf"),
+    ("openvino", "int8"): ("tf2onnx", "onnxruntime", "openvino"),
 }
 
 
@@ -160,8 +160,9 @@ class FormatsTest(parameterized.TestCase):
     @parameterized.parameters(
         ("onnx", "float32", "tf2onnx", "pip install onnxruntime tf2onnx"),
         ("onnx", "int8", "onnxruntime", "pip install onnxruntime tf2onnx"),
-        ("openvino", "float32", "openvino", "pip install openvino tf2onnx$"),
-        ("openvino", "int8", "nncf", "pip install openvino tf2onnx nncf"),
+        ("openvino", "float32", "openvino", "pip install openvino$"),
+        ("openvino", "float32", "tf2onnx", "onnxruntime tf2onnx$"),
+        ("openvino", "int8", "onnxruntime", "onnxruntime tf2onnx$"),
     )
     def test_a_missing_package_is_named_with_its_command(
         self, name, precision, missing, message

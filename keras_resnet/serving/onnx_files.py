@@ -3,7 +3,8 @@
 The graph is folded: a convolution carries its bias, and no batch normalization
 remains after a convolution. Inside the network, images have channels first, as
 the runtimes want them; one transpose at the input makes them so. Batches may
-have any size. The file has `labels` and `preprocessing` in its metadata, as JSON.
+have any size. The metadata of the file has `labels` and `preprocessing`, as
+JSON.
 
 In int8, pairs of QuantizeLinear and DequantizeLinear (QDQ) surround the
 operations. Kernels have one scale for each output channel, and activations the
@@ -44,7 +45,8 @@ def check_packages(precision: str) -> None:
     for name in needed:
         if importlib.util.find_spec(name) is None:
             raise ValueError(
-                f"onnx needs the package {name}: pip install {RUNTIME} tf2onnx"
+                f"the converter to ONNX needs the package {name}: "
+                f"pip install {RUNTIME} tf2onnx"
             )
 
 
@@ -232,6 +234,10 @@ def _pad_pools(graph: Any) -> None:
                 node.input[0] = pad.input[0]
                 _set(node, "pads", sides.reshape(2, -1)[:, 2:].ravel().tolist())
             graph.node.remove(pad)
+    read = _readers(graph)
+    for tensor in list(graph.initializer):  # the sides and the zero
+        if tensor.name not in read:
+            graph.initializer.remove(tensor)
 
 
 def _is_unpadded_pool(node, padding: int) -> bool:
