@@ -80,7 +80,7 @@ def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def described(content: bytes, metadata: Metadata) -> bytes:
-    """Returns a file of LiteRT with metadata, in place of earlier ones."""
+    """Returns a file of LiteRT with the metadata; it replaces earlier ones."""
     from tensorflow.lite.python import schema_py_generated as schema
     from tensorflow.lite.tools import flatbuffer_utils
 

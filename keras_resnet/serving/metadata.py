@@ -1,4 +1,4 @@
-"""What a file for another runtime says of itself: labels and preprocessing."""
+"""Labels and preprocessing inside the files for other runtimes."""
 
 import json
 from collections.abc import Sequence
