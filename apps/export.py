@@ -71,13 +71,13 @@ _PRECISION = flags.DEFINE_enum(
     "float32",
     ["float32", "bfloat16", "int8"],
     "bfloat16: kernels and activations in half the size; faster on processors "
-    "with bfloat16 units. int8: kernels in a quarter of the size; LiteRT "
-    "computes in int8.",
+    "with bfloat16 units. int8: kernels in a quarter of the size; the other "
+    "formats compute in int8.",
 )
 _FORMATS = flags.DEFINE_list(
     "formats",
     ["saved_model"],
-    "litert and onnx, in addition to saved_model.",
+    "litert, onnx and openvino, in addition to saved_model.",
 )
 _WARMUP = flags.DEFINE_list(
     "warmup_batch_sizes",
@@ -172,6 +172,9 @@ def main(argv):
         raise command_line.UsageError(flag.name, flag.value, error) from error
     card = model_card.read(path)
     for name, check in card["checks"].items():
+        if "not_checked" in check:
+            _warn(f"{name} was not checked: it {check['not_checked']}")
+            continue
         command_line.show(
             f"{name}: predicts the network's class for "
             f"{check['same_class']:,} of {card['checked_on']}"
@@ -271,7 +274,9 @@ def _labels():
 
 def _images(source):
     """Test images, or None after a note if the data set is missing."""
-    is_calibrated = _PRECISION.value == "int8" and "litert" in _FORMATS.value
+    from keras_resnet.serving import formats
+
+    is_calibrated = formats.are_calibrated(_FORMATS.value, _PRECISION.value)
     try:
         return source.images(_CHECK_IMAGES.value, is_calibrated)
     except (ValueError, OSError) as error:

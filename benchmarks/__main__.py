@@ -3,9 +3,9 @@
     python -m benchmarks --groups=training
     python -m benchmarks --data_dir=DIR --output=DIR
 
-Possible peers are keras, tf_keras, torch, onnxruntime, openvino and pillow.
-Each is optional. onnxruntime and openvino also need torch and onnx. Run nothing
-else at the same time.
+Possible peers are keras, tf_keras, torch, onnxruntime, openvino, ai-edge-litert
+and pillow. Each is optional. onnxruntime and openvino also need torch and onnx,
+and openvino needs nncf in int8. Run nothing else at the same time.
 """
 
 import importlib
@@ -19,8 +19,8 @@ from apps import command_line
 _GROUPS = flags.DEFINE_list(
     "groups",
     None,
-    "Groups to measure: training, inference, depth, memory, batches, and with "
-    "--data_dir program and input. Default: all groups.",
+    "Groups to measure: training, inference, files, int8, depth, memory, "
+    "batches, and with --data_dir program and input. Default: all groups.",
 )
 _ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "Number of turns of each contender.", lower_bound=1
@@ -71,8 +71,14 @@ def main(argv):
             atomic.local(_OUTPUT.value, "a directory of results")
         with command_line.needs("matplotlib"):
             importlib.import_module("keras_resnet.papers.figures")
+    todo = [(g, w) for g in groups for w in works.GROUPS[g]]
+    skipped = {n: p for _, w in todo for n, p in measure.missing(w).items()}
+    for name, packages in skipped.items():
+        command_line.show(f"skipped: {name} needs {', '.join(packages)}")
+    # The first contender is ours, to which all are compared.
+    todo = [(g, w) for g, w in todo if w.contenders[0] not in skipped]
     measured, rows, tables = [], [], []
-    for group, work in ((g, w) for g in groups for w in works.GROUPS[g]):
+    for group, work in todo:
         results = measure.measure(work, _ROUNDS.value, _DATA_DIR.value)
         measured.append((group, work, results))
         rows.append(report.row(group, work, results))

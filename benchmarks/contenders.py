@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks import prepared
+from benchmarks import runtimes
+
 Step = Callable[[], Any]
 
 
@@ -32,46 +35,16 @@ class Contender(NamedTuple):
     make: Callable[..., tuple[Step, dict]]
     arguments: dict[str, Any]
 
-    def is_installed(self) -> bool:
-        """Returns whether all packages are installed."""
-        return all(map(importlib.util.find_spec, self.packages))
-
-
-def batch(work) -> tuple[np.ndarray, np.ndarray]:
-    """Returns normal noise as images, `[batch, size, size, 3]`, and labels."""
-    random = np.random.default_rng(0)
-    spec = work.spec()
-    shape = (work.batch_size, spec.image_size, spec.image_size, 3)
-    labels = random.integers(0, spec.classes, work.batch_size)
-    return random.normal(size=shape).astype("float32"), labels.astype("int32")
-
-
-def _normalization(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns values for a weight of a normalization, as after training.
-
-    A new network adds zeros and multiplies by ones, and TensorFlow skips some
-    of these operations.
-    """
-    random = np.random.default_rng(0)
-    if name in ("beta", "moving_mean"):
-        return random.normal(0.0, 0.1, shape).astype("float32")
-    return random.uniform(0.5, 1.5, shape).astype("float32")
-
-
-def _as_trained(model):
-    """Returns a Keras model in which TensorFlow skips no operation."""
-    for variable in model.variables:
-        name = variable.name
-        if name in ("gamma", "beta", "moving_mean", "moving_variance"):
-            variable.assign(_normalization(name, variable.shape))
-    return model
+    def missing(self) -> list[str]:
+        """Returns the packages that are not installed."""
+        return [p for p in self.packages if not importlib.util.find_spec(p)]
 
 
 def _tensorflow_step(work, model, apply) -> tuple[Step, dict]:
     """Returns a training step in one graph, for models of any Keras version."""
     import tensorflow as tf
 
-    images, labels = map(tf.constant, batch(work))
+    images, labels = map(tf.constant, prepared.batch(work))
     variables = model.trainable_variables
 
     @tf.function(autograph=False)
@@ -141,36 +114,10 @@ def _train_tf_keras(work):
     return _tensorflow_step(work, model, apply)
 
 
-def _torch_network(work):
-    import torch
-
-    from benchmarks import peers
-
-    images, labels = map(torch.from_numpy, batch(work))
-    images = images.permute(0, 3, 1, 2)
-    images = images.contiguous(memory_format=torch.channels_last)
-    model = peers.torch_network(work.spec())
-    names = {
-        "weight": "gamma",
-        "bias": "beta",
-        "running_mean": "moving_mean",
-        "running_var": "moving_variance",
-    }
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                for theirs, ours in names.items():
-                    values = getattr(module, theirs)
-                    values.copy_(
-                        torch.from_numpy(_normalization(ours, values.shape))
-                    )
-    return model.to(memory_format=torch.channels_last), images, labels.long()
-
-
 def _train_torch(work):
     import torch
 
-    model, images, labels = _torch_network(work)
+    model, images, labels = prepared.torch_network(work)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
     def step():
@@ -191,7 +138,7 @@ def _saved(function, work, directory) -> Step:
     """Returns a call of a saved signature, as a server makes it."""
     import tensorflow as tf
 
-    images = tf.constant(batch(work)[0])
+    images = tf.constant(prepared.batch(work)[0])
     loaded = tf.saved_model.load(directory)
     signature = loaded.signatures[function]
     (name,) = signature.structured_input_signature[1]
@@ -209,7 +156,7 @@ def _infer_folded(work):
     import keras_resnet
     from keras_resnet.serving import folding
 
-    model = _as_trained(keras_resnet.resnet(work.spec()))
+    model = prepared.as_trained(keras_resnet.resnet(work.spec()))
     network = folding.fold(model, work.dtype)
     image = tf.TensorSpec([None, *model.input_shape[1:]], name="images")
     with tempfile.TemporaryDirectory() as directory:
@@ -234,14 +181,14 @@ def _infer_exported(work, builder="keras_resnet", policy=None):
         name = work.network.replace("resnet", "ResNet")
         model = getattr(keras.applications, name)(weights=None)
     with tempfile.TemporaryDirectory() as directory:
-        _as_trained(model).export(directory, verbose=False)
+        prepared.as_trained(model).export(directory, verbose=False)
         return _saved("serving_default", work, directory), {}
 
 
 def _infer_torch(work):
     import torch
 
-    model, images, _ = _torch_network(work)
+    model, images, _ = prepared.torch_network(work)
     model.eval()
 
     @torch.inference_mode()
@@ -252,50 +199,6 @@ def _infer_torch(work):
             return model(images).float().numpy()
 
     return step, {}
-
-
-def _onnx_file(work, path):
-    import warnings
-
-    import torch
-
-    model, images, _ = _torch_network(work)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model.eval(),
-            images.contiguous(),
-            path,
-            input_names=["images"],
-            dynamo=False,
-        )
-    return images.contiguous().numpy()
-
-
-def _infer_onnxruntime(work):
-    import onnxruntime
-
-    with tempfile.TemporaryDirectory() as directory:
-        path = os.path.join(directory, "network.onnx")
-        images = _onnx_file(work, path)
-        session = onnxruntime.InferenceSession(
-            path, providers=["CPUExecutionProvider"]
-        )
-    return lambda: session.run(None, {"images": images})[0], {}
-
-
-def _infer_openvino(work):
-    import openvino
-
-    core = openvino.Core()
-    with tempfile.TemporaryDirectory() as directory:
-        path = os.path.join(directory, "network.onnx")
-        images = _onnx_file(work, path)
-        precision = {"float32": "f32", "bfloat16": "bf16"}[work.dtype]
-        network = core.compile_model(
-            path, "CPU", {"INFERENCE_PRECISION_HINT": precision}
-        )
-    return lambda: network(images)[0], {}
 
 
 def _train_program(work, data_dir):
@@ -436,8 +339,26 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
         ),
         "keras, model.export": _row("keras", _infer_exported, builder="keras"),
         "torch": _row("torch", _infer_torch),
-        "onnxruntime": _row("onnxruntime", _infer_onnxruntime, "torch", "onnx"),
-        "openvino": _row("openvino", _infer_openvino, "torch", "onnx"),
+        "keras_resnet, onnx": _row(
+            "keras_resnet",
+            runtimes.infer_onnxruntime,
+            *("onnxruntime", "tf2onnx"),
+            is_ours=True,
+        ),
+        "keras_resnet, openvino": _row(
+            "keras_resnet",
+            runtimes.infer_openvino,
+            *("openvino", "tf2onnx", "onnxruntime"),
+            is_ours=True,
+        ),
+        "onnxruntime": _row(
+            "onnxruntime", runtimes.infer_onnxruntime, "torch", "onnx"
+        ),
+        "openvino": _row("openvino", runtimes.infer_openvino, "torch", "onnx"),
+        "openvino, nncf": _row(
+            "openvino", runtimes.infer_openvino, "torch", "onnx", "nncf"
+        ),
+        "litert": _row("ai_edge_litert", runtimes.infer_litert),
     },
     "program": {
         "apps.train": _row("keras_resnet", _train_program),

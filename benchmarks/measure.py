@@ -35,6 +35,8 @@ class Result:
             the first step: build, trace, compile and run.
         peak_bytes: Peak memory of the process above that after the imports.
         graph_nodes: Nodes of the graph of a training step, or None.
+        agreement: In int8, share of the pictures that get the class of the same
+            network in float32; or None.
     """
 
     contender: str
@@ -46,6 +48,18 @@ class Result:
     first_step_seconds: float
     peak_bytes: int
     graph_nodes: int | None = None
+    agreement: float | None = None
+
+
+def missing(work: Work) -> dict[str, list[str]]:
+    """Returns the contenders of a work that are skipped.
+
+    Returns:
+        The packages that are not installed, by the name of the contender.
+    """
+    rows = contenders.CONTENDERS[work.kind]
+    found = {name: rows[name].missing() for name in work.contenders}
+    return {name: packages for name, packages in found.items() if packages}
 
 
 class ContenderError(ChildProcessError):
@@ -123,7 +137,7 @@ def measure(
         ContenderError: If a contender fails.
     """
     rows = contenders.CONTENDERS[work.kind]
-    names = [name for name in work.contenders if rows[name].is_installed()]
+    names = [name for name in work.contenders if not rows[name].missing()]
     needs_data = work.kind in ("program", "input")
     with contextlib.ExitStack() as stack:
         processes = []
@@ -154,6 +168,7 @@ def measure(
             process.ready["first_step_seconds"],
             process.peak_bytes,
             process.ready.get("graph_nodes"),
+            process.ready.get("agreement"),
         )
         for process, seconds in zip(processes, turns, strict=True)
     ]

@@ -62,8 +62,8 @@ def table(work: Work, results: Sequence[Result]) -> str:
         f"### {work.name}",
         "",
         "| contender | images/s | ms a step | spread | ours is | goal "
-        "| first step | peak memory | graph nodes |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| first step | peak memory | graph nodes | class of float32 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         cells = (
@@ -76,6 +76,7 @@ def table(work: Work, results: Sequence[Result]) -> str:
             f"{r.first_step_seconds:.2f} s",
             f"{r.peak_bytes / 2**30:.2f} GiB",
             f"{r.graph_nodes:,}" if r.graph_nodes else "",
+            "" if r.agreement is None else f"{r.agreement:.1%}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -23,7 +23,7 @@ class Work:
             randomly cropped to 224 pixels on one core.
         network: A name in `MODELS`, or `"resnetN"` with N = 6n + 2.
         batch_size: Images in a step.
-        dtype: `"float32"` or `"bfloat16"`.
+        dtype: `"float32"`, `"bfloat16"`, or `"int8"` (predictions only).
         contenders: Names in `contenders.CONTENDERS[kind]`. The ratios are
             relative to the first one, which is ours.
         steps: Number of steps in a turn.
@@ -51,7 +51,7 @@ class Work:
     @property
     def policy(self) -> str:
         """Keras' name of the dtype."""
-        return "float32" if self.dtype == "float32" else f"mixed_{self.dtype}"
+        return f"mixed_{self.dtype}" if self.dtype == "bfloat16" else "float32"
 
     def spec(self) -> specs.Spec:
         """Returns the network, which may have any depth of 6n + 2."""
@@ -126,6 +126,42 @@ def _inference():
             tuple(name for name in names if name not in without[dtype]),
             steps=max(4, 24 // batch_size),
             goals=goal,
+        )
+
+
+def _files():
+    """Our files for other runtimes, each beside the file that torch makes."""
+    for batch_size in (1, 16):
+        for runtime in ("onnxruntime", "openvino"):
+            name = runtime.removesuffix("runtime")
+            yield Work(
+                "infer",
+                "resnet50",
+                batch_size,
+                "float32",
+                (f"{_US}, {name}", runtime),
+                steps=max(4, 24 // batch_size),
+                goals={runtime: 0.95},
+            )
+
+
+def _int8():
+    for batch_size in (1, 16, 64):
+        yield Work(
+            "infer",
+            "resnet50",
+            batch_size,
+            "int8",
+            (
+                f"{_US}, folded",
+                f"{_US}, onnx",
+                f"{_US}, openvino",
+                "onnxruntime",
+                "openvino, nncf",
+                "litert",
+            ),
+            steps=max(2, 48 // batch_size),
+            goals={"onnxruntime": 1.0, "openvino, nncf": 0.9},
         )
 
 
@@ -213,6 +249,8 @@ def _input():
 GROUPS: dict[str, tuple[Work, ...]] = {
     "training": tuple(_training()),
     "inference": tuple(_inference()),
+    "files": tuple(_files()),
+    "int8": tuple(_int8()),
     "depth": tuple(_depth()),
     "memory": tuple(_memory()),
     "batches": tuple(_batches()),

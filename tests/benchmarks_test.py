@@ -139,13 +139,14 @@ class ReportTest(absltest.TestCase):
             SMALL,
             [
                 result("keras_resnet", graph_nodes=1234),
-                result("keras", ratio=1.43, goal=1.35),
+                result("keras", ratio=1.43, goal=1.35, agreement=0.975),
             ],
         )
         *_, ours, theirs = text.strip().splitlines()
         self.assertIn("| keras_resnet | 16 | 500 | 2% | 1.00 x |", ours)
-        self.assertTrue(ours.endswith("| 1.00 GiB | 1,234 |"))
+        self.assertTrue(ours.endswith("| 1.00 GiB | 1,234 |  |"))
         self.assertIn("| 1.43 x | 1.35 x |", theirs)
+        self.assertTrue(theirs.endswith("| 97.5% |"))
 
     def test_plots_are_there_for_what_was_measured(self):
         pytest.importorskip("matplotlib")
@@ -168,12 +169,26 @@ class ReportTest(absltest.TestCase):
 class ContendersTest(absltest.TestCase):
     def test_a_contender_needs_all_of_its_packages(self):
         there = contenders.Contender(("keras", "numpy"), print, {})
-        self.assertTrue(there.is_installed())
+        self.assertEqual(there.missing(), [])
         lacks_one = there._replace(packages=("keras", "no_such_package"))
-        self.assertFalse(lacks_one.is_installed())
+        self.assertEqual(lacks_one.missing(), ["no_such_package"])
 
 
 class ProgramTest(parameterized.TestCase):
+    def test_skipped_contenders_are_named_once_with_their_packages(self):
+        row = contenders.Contender(("no_such_package",), print, {})
+        rows = {"keras_resnet, folded": row, "litert": row}
+        with (
+            mock.patch.dict(contenders.CONTENDERS["infer"], rows),
+            mock.patch.object(measure, "measure", return_value=[]) as measured,
+        ):
+            outcome = programs.run("benchmarks", "--groups=int8")
+        self.assertEqual(outcome.code, 0)
+        for name in rows:
+            line = f"skipped: {name} needs no_such_package"
+            self.assertEqual(outcome.out.count(line), 1)
+        measured.assert_not_called()  # ours is missing
+
     def test_what_draws_is_missed_before_anything_is_measured(self):
         with (
             mock.patch.dict("sys.modules", {"matplotlib": None}),

@@ -9,6 +9,7 @@ import ast
 import configparser
 import contextlib
 import dataclasses
+import importlib.util
 import inspect
 import os
 import pathlib
@@ -60,6 +61,10 @@ OTHER_COMMANDS = (
     *("saved_model_cli", "tensorboard"),
 )
 
+# Runtimes that only some examples need. Without its runtime, an example is left
+# out.
+OPTIONAL = ("ai_edge_litert", "onnxruntime", "openvino")
+
 SYNTHETIC = datasets.load("synthetic")
 
 
@@ -67,6 +72,12 @@ def examples(page: str, language: str) -> list[str]:
     """Returns the fenced examples of a page in a language ("python no-run")."""
     pattern = rf"(?ms)^```{re.escape(language)}\n(.*?)^```$"
     return re.findall(pattern, PAGES[page])
+
+
+def is_runnable(example: str) -> bool:
+    """Returns whether the optional packages of an example are installed."""
+    imported = set(re.findall(r"(?m)^(?:from|import) (\w+)", example))
+    return all(map(importlib.util.find_spec, imported.intersection(OPTIONAL)))
 
 
 def command_lines() -> Iterator[str]:
@@ -106,7 +117,7 @@ class ExamplesTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_examples_of_a_page_run_one_after_the_other(self, page):
         names: dict = {}
-        for example in examples(page, "python"):
+        for example in filter(is_runnable, examples(page, "python")):
             exec(compile(example, page, "exec"), names)
 
     @parameterized.parameters(

@@ -20,9 +20,9 @@ EXPORT_DIR/<version>/ has four signatures, which include the preprocessing:
 
 The version also has `assets/labels.txt`, with one label a line in the order of
 `probabilities`; `assets.extra/tf_serving_warmup_requests` (`serving.warmup`);
-`model.tflite` and `model.onnx` on request (`serving.formats`); and
-`model_card.json` (`serving.model_card`). The network is folded
-(`serving.folding`) into constants.
+files for other runtimes on request (`serving.formats`); and `model_card.json`
+(`serving.model_card`). The network is folded into constants
+(`serving.folding`).
 """
 
 import os
@@ -32,7 +32,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_resnet import training
 from keras_resnet.data import limits
@@ -40,6 +39,7 @@ from keras_resnet.data import views
 from keras_resnet.serving import exportable
 from keras_resnet.serving import folding
 from keras_resnet.serving import formats as formats_lib
+from keras_resnet.serving import metadata
 from keras_resnet.serving import model_card
 from keras_resnet.serving import saved_model_paths
 from keras_resnet.serving import signatures
@@ -89,9 +89,10 @@ def export(
             the pool: half the size, faster on processors with bfloat16 units
             (AMX; AVX512_BF16 of AMD), slower on others; or `"int8"` for
             kernels: a quarter of the size, which TensorFlow converts to
-            float32 when it loads them. LiteRT computes in int8.
-        formats: `"litert"` and `"onnx"` in addition to the SavedModel; see
-            `formats.PRECISIONS`.
+            float32 when it loads them. The other formats compute in int8.
+        formats: `"litert"`, `"onnx"` and `"openvino"` in addition to the
+            SavedModel; see `formats.FORMATS`. Without onnxruntime, the check
+            of an ONNX file is left out, and the card states this.
         max_pixels: Encoded images with more pixels are rejected before they
             are decoded.
         top: Number of the best labels in the outputs `labels` and `scores`;
@@ -100,7 +101,7 @@ def export(
         scaled_jpeg: Whether large JPEG files are decoded at a smaller size,
             which is faster and changes the views slightly.
         images: Images of the verification; None for the bundled digits. For
-            int8 in LiteRT they must have a `calibration`.
+            int8 in another format they must have a `calibration`.
         warmup_batch_sizes: Batch sizes of the server's warm-up requests.
         about: Further entries of the model card, such as the recipe.
 
@@ -128,7 +129,7 @@ def export(
         model, preprocessing.image_shape, verification.BATCH_SIZE
     )
     images = images or verification.bundled_images(preprocessing)
-    if precision == "int8" and "litert" in formats:
+    if formats_lib.are_calibrated(formats, precision):
         _check_calibration(images)
     network = exportable.with_features(model)
     prepare = exportable.input_function(model, preprocessing)
@@ -157,13 +158,13 @@ def export(
                 directory, requests, labels, reference
             )
         }
-        for name in [n for n in formats if n in formats_lib.FILES]:
+        for name in [n for n in formats if n in formats_lib.FORMATS]:
             checks[name] = _write_format(
                 name,
-                formats_lib.path(directory, name),
+                directory,
                 model,
                 prepare,
-                signatures.images_spec(preprocessing),
+                metadata.Metadata(labels, preprocessing),
                 images.calibration if precision == "int8" else None,
                 reference,
             )
@@ -199,22 +200,22 @@ def _without_wildcards(write: Callable[[str], None]) -> Callable[[str], None]:
 def _check_calibration(images: verification.Images) -> None:
     if images.calibration is None or not len(images.calibration):
         raise ValueError(
-            "int8 in LiteRT is calibrated on real images: images must have a "
-            "calibration of the kind that the network was trained on"
+            "int8 in another format is calibrated on real images: images must "
+            "have a calibration of the kind that the network was trained on"
         )
 
 
 def _write_format(
     name: str,
-    path: str,
+    directory: str,
     model: keras.Model,
     prepare: signatures.Function,
-    spec: tf.TensorSpec,
+    about: metadata.Metadata,
     calibration: np.ndarray | None,
     reference: verification.Reference,
 ) -> dict[str, Any]:
     """Writes a file of another format; returns its entry on the card."""
-    # LiteRT makes its own int8 of float32.
+    # The converters make their own int8 of float32.
     folded = folding.fold(model)
 
     def probabilities(images):
@@ -222,17 +223,22 @@ def _write_format(
         return output
 
     try:
-        if name == "onnx":
-            formats_lib.write_onnx(path, probabilities, spec)
-            predict = formats_lib.onnx(path)
-        else:
-            formats_lib.write_litert(path, probabilities, spec, calibration)
-            predict = formats_lib.litert(path)
+        formats_lib.write(
+            name,
+            directory,
+            probabilities,
+            signatures.images_spec(about.preprocessing),
+            about,
+            calibration,
+        )
+        predict = formats_lib.load(name, directory)
     except Exception as error:  # the converters raise a dozen kinds
         (line, *_) = str(error).splitlines() or [type(error).__name__]
         raise folding.ModelError(
             f"{name} must support every operation of the model, received "
             f"{line}: leave {name} out of the formats"
         ) from error
+    if predict is None:
+        return {"not_checked": f"needs {formats_lib.FORMATS[name].runtime}"}
     found = verification.in_batches(predict, reference.views)
     return verification.check_classes(name, found, reference)

@@ -1,35 +1,69 @@
 """Files of a network for runtimes other than TensorFlow.
 
-    model.tflite  LiteRT, for phones and small computers; float32, or int8 with
-                  ranges of activations that calibration images determine
-    model.onnx    ONNX Runtime and others; float32
+    model.tflite          LiteRT, for phones and small computers
+                          (`serving.litert_files`)
+    model.onnx            ONNX Runtime and others (`serving.onnx_files`)
+    model.xml, model.bin  OpenVINO (`serving.openvino_files`)
 
-Both take `images`, uint8 [batch, height, width, channels], and return
-`probabilities`, float32 [batch, classes]. The preprocessing is included.
+All take `images`, uint8 [batch, height, width, channels], and return
+`probabilities`, float32 [batch, classes]. The normalization is included, and
+the labels and the preprocessing are in the file's metadata. In int8, the
+kernels and activations are int8, with ranges of the activations that
+calibration images determine.
 
 `keras.Model.export(format=...)` calls the same converters, but on the model
-alone. Clients would have to preprocess images, and the normalizations would not
+alone. Clients would have to normalize images, and the normalizations would not
 be folded. The names would be Keras' own, and int8 would not be available.
 """
 
 import contextlib
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-FILES = {"litert": "model.tflite", "onnx": "model.onnx"}
-PRECISIONS = {"litert": ("float32", "int8"), "onnx": ("float32",)}
-
-_ONNX_OPSET = 17  # of 2022; current runtimes read it
+from keras_resnet.serving import litert_files
+from keras_resnet.serving import onnx_files
+from keras_resnet.serving import openvino_files
+from keras_resnet.serving.metadata import Metadata
 
 Function = Callable[[np.ndarray], np.ndarray]
+
+
+class Format(NamedTuple):
+    """A format beside the SavedModel.
+
+    Attributes:
+        file: Name of the file in a version's directory.
+        precisions: Precisions of an export that the format has.
+        runtime: Package that runs the file.
+        module: Module with `check_packages`, `write` and `load`.
+    """
+
+    file: str
+    precisions: tuple[str, ...]
+    runtime: str
+    module: ModuleType
+
+
+FORMATS = {
+    "litert": Format(
+        "model.tflite", ("float32", "int8"), "tensorflow", litert_files
+    ),
+    "onnx": Format(
+        "model.onnx", ("float32", "int8"), "onnxruntime", onnx_files
+    ),
+    "openvino": Format(
+        "model.xml", ("float32", "int8"), "openvino", openvino_files
+    ),
+}
 
 
 def check_formats(formats: Sequence[str], precision: str) -> None:
@@ -42,106 +76,70 @@ def check_formats(formats: Sequence[str], precision: str) -> None:
     >>> check_formats(["saved_model", "litert"], "int8")
     """
     for name in formats:
-        if name not in ("saved_model", *FILES):
+        if name == "saved_model":
+            continue
+        if name not in FORMATS:
             raise ValueError(
                 "a format must be one of saved_model, "
-                f"{', '.join(FILES)}, received {name!r}"
+                f"{', '.join(FORMATS)}, received {name!r}"
             )
-        if name in FILES and precision not in PRECISIONS[name]:
+        precisions = FORMATS[name].precisions
+        if precision not in precisions:
             raise ValueError(
-                f"{name} must be written in {' or '.join(PRECISIONS[name])}, "
+                f"{name} must be written in {' or '.join(precisions)}, "
                 f"received the precision {precision}"
             )
-    if "onnx" in formats:
-        _onnx_packages()
+        FORMATS[name].module.check_packages(precision)
 
 
-def write_litert(
-    path: str,
+def are_calibrated(formats: Sequence[str], precision: str) -> bool:
+    """Whether a format needs calibration images in this precision.
+
+    >>> are_calibrated(["saved_model"], "int8")
+    False
+    """
+    return precision == "int8" and any(name in FORMATS for name in formats)
+
+
+def write(
+    name: str,
+    directory: str,
     probabilities: Callable[[tf.Tensor], tf.Tensor],
     images: tf.TensorSpec,
+    metadata: Metadata,
     calibration: np.ndarray | None = None,
 ) -> None:
-    """Writes a network for LiteRT, with the signature `images`.
+    """Writes the file of a format.
 
     Args:
-        path: The file.
+        name: A key of `FORMATS`.
+        directory: The directory of the version.
         probabilities: Function from images to probabilities, over constants.
         images: uint8 `[None, height, width, channels]`, named "images".
+        metadata: Labels and preprocessing.
         calibration: None for float32. For int8, views as uint8 `[count,
             height, width, channels]`.
     """
-
-    def of_images(images):
-        return {"probabilities": probabilities(images)}
-
-    with tempfile.TemporaryDirectory() as scratch, without_notes():
-        function = tf.function(of_images, [images], autograph=False)
-        tf.saved_model.save(tf.Module(), scratch, {"images": function})
-        converter = tf.lite.TFLiteConverter.from_saved_model(
-            scratch, signature_keys=["images"]
-        )
-        if calibration is not None:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.representative_dataset = lambda: (
-                {"images": view[None]} for view in calibration
-            )
-        content = converter.convert()
-    with open(path, "wb") as file:
-        file.write(content)
-
-
-def litert(path: str) -> Function:
-    """Returns the function of a file of `write_litert`, in this process."""
     with without_notes():
-        runner = tf.lite.Interpreter(path).get_signature_runner("images")
-    return lambda images: runner(images=images)["probabilities"]
-
-
-def write_onnx(
-    path: str,
-    probabilities: Callable[[tf.Tensor], tf.Tensor],
-    images: tf.TensorSpec,
-) -> None:
-    """Writes a network for ONNX Runtime; see `write_litert` for arguments."""
-
-    def of_images(images):
-        return {"probabilities": probabilities(images)}
-
-    tf2onnx, _ = _onnx_packages()
-    with without_notes():
-        tf2onnx.convert.from_function(
-            tf.function(of_images, [images], autograph=False),
-            [images],
-            opset=_ONNX_OPSET,
-            output_path=path,
+        FORMATS[name].module.write(
+            path(directory, name), probabilities, images, metadata, calibration
         )
 
 
-def onnx(path: str) -> Function:
-    """Returns the function of a file of `write_onnx`, in this process."""
-    _, onnxruntime = _onnx_packages()
-    session = onnxruntime.InferenceSession(
-        path, providers=["CPUExecutionProvider"]
-    )
-    return lambda images: session.run(["probabilities"], {"images": images})[0]
+def load(name: str, directory: str) -> Function | None:
+    """Returns the function of a format's file, or None without its runtime.
 
-
-def _onnx_packages():
-    try:
-        import onnxruntime
-        import tf2onnx
-    except ImportError as error:
-        raise ValueError(
-            f"onnx needs the package {error.name}: "
-            "pip install onnxruntime tf2onnx"
-        ) from error
-    return tf2onnx, onnxruntime
+    Args:
+        name: A key of `FORMATS`.
+        directory: The directory of the version.
+    """
+    with without_notes():
+        return FORMATS[name].module.load(path(directory, name))
 
 
 @contextlib.contextmanager
 def without_notes() -> Iterator[None]:
-    """Silences TensorFlow's notes about its own converters and sessions.
+    """Silences notes of TensorFlow and of the converters about themselves.
 
     They say that tf.lite.Interpreter moves to another package, that the loader
     of sessions is deprecated, and that a uint8 input lacks statistics.
@@ -159,4 +157,4 @@ def without_notes() -> Iterator[None]:
 
 def path(directory: str, name: str) -> str:
     """Returns the path of a format in a version's directory."""
-    return os.path.join(directory, FILES[name])
+    return os.path.join(directory, FORMATS[name].file)
