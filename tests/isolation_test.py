@@ -17,7 +17,9 @@ from tests import limits_test
 SMALL = views.Preprocessing(8, 3, None, [0.0] * 3)
 
 
-@tf.function(autograph=False)
+@tf.function(
+    input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
+)
 def decode(images):
     return isolation.decode(images, SMALL)
 
