@@ -387,26 +387,24 @@ def each(
             for x, spec in zip(found, specs, strict=True)
         )
 
-    # In front, so that there is always an element.
-    first = (count, *(tf.zeros(spec.shape, spec.dtype) for spec in specs))
+    # At the end, so that there is always an element.
+    last = (count, *(tf.zeros(spec.shape, spec.dtype) for spec in specs))
     elements = tf.data.Dataset.from_tensor_slices((tf.range(count), values))
     if at_a_time is not None:
         at_a_time = tf.cast(at_a_time, tf.int64)
-    elements = elements.map(numbered, at_a_time)
-    elements = elements.ignore_errors()
-    elements = tf.data.Dataset.from_tensors(first).concatenate(elements)
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.experimental_optimization.apply_default_optimizations = False
-    options.experimental_optimization.inject_prefetch = False
-    elements = elements.batch(count + 1).with_options(options)
-    places, *found = elements.get_single_element()
+    elements = elements.map(numbered, at_a_time).ignore_errors()
+    elements = elements.concatenate(tf.data.Dataset.from_tensors(last))
+    places, *found = elements.batch(count + 1).get_single_element()
 
     def in_order(part):
-        rows = tf.concat([[count + 1], tf.shape(part, tf.int64)[1:]], 0)
-        return tf.scatter_nd(places[:, None], part, rows)[:count]
+        shape = tf.concat([[count + 1], tf.shape(part, tf.int64)[1:]], 0)
+        return tf.cond(
+            tf.size(places, tf.int64) > count,
+            lambda: part,  # nothing is left out
+            lambda: tf.scatter_nd(places[:, None], part, shape),
+        )[:count]
 
-    is_there = in_order(tf.ones_like(places, tf.int32)) > 0
+    is_there = tf.reduce_any(tf.range(count)[:, None] == places, 1)
     return is_there, [in_order(part) for part in found]
 
 
