@@ -33,6 +33,7 @@ DAMAGED = "damaged"
 
 _RATIOS = (1, 2, 4, 8)  # by which a JPEG can be decoded smaller
 _SIDE_BY_SIDE = 16  # small images that are decoded at a time
+_JPEG_HEAD = b"\xff\xd8\xff"
 _PNG_BYTES = 24  # to the end of width and height
 _NO_IMAGE = ""  # whose decoding fails
 _TAIL_BYTES = 1024  # in which the end of an image is looked for
@@ -205,9 +206,13 @@ def _views_of_ordinary(
             sides = tf.io.extract_jpeg_shape(image)[:2]
             return (tf.reduce_prod(tf.cast(sides, tf.int64)),)
 
+        # The JPEG library logs other formats.
+        heads = tf.strings.substr(image_bytes, 0, len(_JPEG_HEAD))
+        places = tf.where(heads == _JPEG_HEAD)
+        jpegs = tf.gather_nd(image_bytes, places)
         scalar = tf.TensorSpec([], tf.int64)
-        _, (jpeg_sizes,) = each(size, image_bytes, [scalar], None)
-        return tf.maximum(png_sizes, jpeg_sizes)
+        _, (jpeg_sizes,) = each(size, jpegs, [scalar], None)
+        return tf.tensor_scatter_nd_update(png_sizes, places, jpeg_sizes)
 
     sizes = tf.cond(
         tf.reduce_all(png_sizes > 0), lambda: png_sizes, with_jpeg_sizes
