@@ -3,11 +3,13 @@
     python -m apps.load --server=HOST:8500 --model_name=NAME --rate=20 PHOTOS
     python -m apps.load --saved_model=EXPORT_DIR --rate=20 --seconds=30 PHOTOS
 
-PHOTOS are files or folders, whose images are sent in turn. The latency of a
-request includes its wait for slower requests. The last line of stdout is a JSON
-object.
+PHOTOS are files or folders, whose images are sent in turn. Before the load, a
+few requests measure how much of the time of a request is decoding, network and
+protocol. The latency of a request includes its wait for slower requests. The
+last line of stdout is a JSON object.
 """
 
+import contextlib
 import json
 import threading
 
@@ -43,6 +45,12 @@ _TIMEOUT = flags.DEFINE_float(
     lower_bound=0.001,
     upper_bound=86_400.0,
 )
+_SHARES = flags.DEFINE_bool(
+    "shares",
+    True,
+    "Measure the shares of decoding, network and protocol before the load. A "
+    "third of these requests count as failed in the metrics of the server.",
+)
 
 
 def main(argv):
@@ -69,6 +77,7 @@ def main(argv):
     try:  # before the test: a server that responds, and an accepted image
         with command_line.quiet():
             predict(images[:1])
+            shares = _shares(network, images, stopped)
     except errors.RejectedError as error:
         raise ValueError(
             f"the network rejects {inputs.shown(names[0])}: {error}"
@@ -86,6 +95,13 @@ def main(argv):
     finally:
         stopped.set()
     found = report.to_json()
+    if shares:
+        found["idle_server"] = shares.to_json()
+        command_line.show(
+            f"one request on the idle server took {shares.milliseconds:.1f} ms:"
+            f" decoding {shares.decoding:.0%}, network {shares.network:.0%}, "
+            f"protocol {shares.protocol:.0%}"
+        )
     failed = sum(report.errors.values())
     command_line.show(
         f"{report.requests:,} requests in {report.seconds:.1f} seconds: "
@@ -95,9 +111,33 @@ def main(argv):
     if "p50_ms" in found:
         command_line.show(
             f"half of the responses took {found['p50_ms']:.0f} ms or less, "
+            f"95% took {found['p95_ms']:.0f} ms or less, "
             f"99% took {found['p99_ms']:.0f} ms or less"
         )
     command_line.show(json.dumps(found))
+
+
+def _shares(network, images, stopped):
+    """Shares of a request, or None without --shares."""
+    from keras_resnet.serving import errors
+    from keras_resnet.serving import load_testing
+
+    if not _SHARES.value:
+        return None
+
+    def predict(batch):
+        with contextlib.suppress(errors.RejectedError):
+            network.predict(batch, stopped)
+
+    def reject(batch):
+        network.reject(batch, stopped)
+
+    return load_testing.measure_shares(
+        predict,
+        reject if _SERVER.value else None,
+        images,
+        _BATCH_SIZE.value,
+    )
 
 
 def _read(names):

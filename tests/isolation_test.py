@@ -11,13 +11,17 @@ from absl.testing import parameterized
 
 from keras_resnet.data import views
 from keras_resnet.serving import isolation
+from tests import exports
 from tests import images as images_lib
 from tests import limits_test
+from tests import orientation_test
 
 SMALL = views.Preprocessing(8, 3, None, [0.0] * 3)
 
 
-@tf.function(autograph=False)
+@tf.function(
+    input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
+)
 def decode(images):
     return isolation.decode(images, SMALL)
 
@@ -100,6 +104,44 @@ class IsolationTest(parameterized.TestCase):
                 tf.cast(whole.views, tf.int32),
                 atol=4,
             )
+
+    def test_image_alone_has_the_view_and_status_of_a_batch(self):
+        """One image, ordinary files and rare ones take different ways."""
+        turned = [
+            orientation_test.encoded(
+                kind, orientation_test.exif(number), exports.SQUARES
+            )
+            for number in orientation_test.TURNS
+            for kind in ("JPEG", "PNG")
+        ]
+        good = [*exports.encoded_squares().values(), *turned]
+        jpeg, png = (exports.encoded_squares()[k] for k in ("jpeg", "png"))
+        bad = [
+            b"",
+            b"text",
+            png[:60],
+            jpeg[:-40],
+            png[:16] + b"\x7f\xff\xff\xff" * 2 + png[24:],
+            png + b"TXt" * 17,
+            jpeg[:-2] + b"\xff\xda\0\2" * 65 + jpeg[-2:],
+        ]
+        images = [*good, *bad]
+        together = decode(tf.constant(images))
+        for i, image in enumerate(images):
+            alone = decode(tf.constant([image]))
+            np.testing.assert_array_equal(alone.views[0], together.views[i])
+            self.assertEqual(alone.status[0], together.status[i])
+        np.testing.assert_array_equal(
+            together.views[: len(good)],
+            [SMALL.decode(tf.constant(image)) for image in good],
+        )
+        self.assertEqual(
+            [s.decode().partition(":")[0] for s in together.status.numpy()],
+            [""] * len(good)
+            + ["not an image"] * 2
+            + ["truncated"] * 2
+            + ["too many pixels", "too many texts", "too many scans"],
+        )
 
     def test_batch_without_images_has_no_views(self):
         found = decode(tf.zeros([0], tf.string))

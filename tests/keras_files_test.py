@@ -207,7 +207,11 @@ class RefusalTest(KerasFilesTestCase):
     @parameterized.parameters(
         ({"model__weights__h5": None}, "has no 'model.weights.h5'"),
         ({"config__json": None}, "has no 'config.json'"),
-        ({"assets/x": b"1"}, "alone, received 'assets/x'"),
+        (
+            {"assets/x": b"1"},
+            "alone, received 'assets/x', the file of a lookup layer: save the",
+        ),
+        ({"notes": b"1"}, "alone, received 'notes'$"),
         ({"../x": b"1"}, "inside the archive"),
         (
             {"model__weights__h5": bytes(10**7)},

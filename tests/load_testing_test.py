@@ -8,6 +8,7 @@ import time
 from unittest import mock
 
 import numpy as np
+import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -67,6 +68,7 @@ class HoldTest(parameterized.TestCase):
         report = load_testing.LoadReport(101, 101, {}, 2.0, latencies)
         found = report.to_json()
         self.assertAlmostEqual(found["p50_ms"], 51.0)
+        self.assertAlmostEqual(found["p95_ms"], 96.0)
         self.assertAlmostEqual(found["p99_ms"], 100.0)
         self.assertAlmostEqual(found["images_per_second"], 50.5)
 
@@ -108,6 +110,53 @@ class HoldTest(parameterized.TestCase):
             load_testing.run_load_test(len, **arguments)
 
 
+class SharesTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.now = 0.0
+        self.sent = []
+        self.enter_context(
+            mock.patch.object(time, "perf_counter", lambda: self.now)
+        )
+
+    def takes(self, seconds):
+        def send(batch):
+            self.sent.append(batch)
+            self.now += seconds[batch[0][:1]]
+
+        return send
+
+    def test_shares_are_differences_of_three_requests(self):
+        predict = self.takes({b"j": 10.0, b"\x89": 4.0})
+        reject = self.takes({b"j": 1.0})
+        images = [b"j" * 100, b"j" * 1000, b"j" * 200]
+        shares = load_testing.measure_shares(predict, reject, images, 2, 3)
+        self.assertEqual(
+            shares, load_testing.RequestShares(10_000.0, 0.6, 0.3, 0.1)
+        )
+        # A request for each kind in each turn, the warm-up included.
+        self.assertLen(self.sent, 4 * 3)
+        for whole, pixels, rejected in zip(
+            *(self.sent[i::3] for i in range(3)), strict=True
+        ):
+            self.assertEqual(whole, rejected)
+            self.assertEqual([*map(len, whole)], [*map(len, pixels)])
+
+    def test_network_in_this_process_has_no_protocol(self):
+        predict = self.takes({b"j": 10.0, b"\x89": 4.0})
+        shares = load_testing.measure_shares(predict, None, [b"j"])
+        self.assertEqual(
+            (shares.decoding, shares.network, shares.protocol), (0.6, 0.4, 0.0)
+        )
+
+    @parameterized.parameters(0, 68, 69, 70, 1_000)
+    def test_image_of_one_pixel_has_any_size(self, size):
+        image = load_testing.pixel_image(size)
+        smallest = len(load_testing.pixel_image(0))
+        self.assertLen(image, max(size, smallest))
+        self.assertEqual(tf.io.decode_png(image).shape, (1, 1, 3))
+
+
 class ProgramTest(parameterized.TestCase):
     def test_program_loads_a_server(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -130,6 +179,37 @@ class ProgramTest(parameterized.TestCase):
                     self.assertEqual(found["requests"], 10)
                     self.assertEqual(found["answers"], 10)
                     self.assertEqual(found["errors"], {})
+                    idle = found["idle_server"]
+                    self.assertAlmostEqual(
+                        idle["decoding"] + idle["network"] + idle["protocol"],
+                        1.0,
+                    )
+                    self.assertRegex(out[0], "decoding .*network .*protocol")
+
+    def test_shares_of_a_network_in_this_process(self):
+        with tempfile.TemporaryDirectory() as folder:
+            colours.publish(os.path.join(folder, "exported"))
+            for name, content in (
+                ("1.png", colours.image("red")),
+                ("2.png", b"no image"),  # counts as an error, as before
+            ):
+                with open(os.path.join(folder, name), "wb") as file:
+                    file.write(content)
+            for flag in ("--shares", "--noshares"):
+                code, out, err = programs.run(
+                    "load",
+                    f"--saved_model={folder}/exported",
+                    flag,
+                    "--seconds=0.2",
+                    f"{folder}/1.png",
+                    f"{folder}/2.png",
+                )
+                self.assertEqual((code, err), (0, []))
+                found = json.loads(out[-1])
+                self.assertEqual(found["errors"], {"RejectedError": 1})
+                self.assertEqual("idle_server" in found, flag == "--shares")
+                if flag == "--shares":
+                    self.assertEqual(found["idle_server"]["protocol"], 0.0)
 
     def test_image_that_is_refused_is_named_in_one_line(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """The client and a second, independent one, against a server in process."""
 
+import concurrent.futures
 import os
 import re
 import subprocess
@@ -26,6 +27,7 @@ from keras_resnet.serving import errors
 from keras_resnet.serving import grpc_servers
 from keras_resnet.serving import rest_servers
 from keras_resnet.serving import servers
+from tests import answering
 from tests import colours
 from tests import programs
 from tests import tf_serving
@@ -213,6 +215,53 @@ class ProtocolTest(ServersTestCase):
             sorted(label for label, _ in client.predict(images)[0].best),
             sorted(OTHER_LABELS),
         )
+
+    @parameterized.parameters("grpc", "rest")
+    def test_rejected_request_computes_nothing(self, kind):
+        addresses = self.serve()
+        network = self.connect(addresses, kind)
+        images = [colours.image("red")]
+        network.predict(images)
+        (loaded,) = addresses.models.loaded.values()
+        before = list(loaded.batch_sizes)
+        requests = addresses.models.requests
+        self.assertIsNone(network.reject(images))
+        self.assertEqual(addresses.models.requests, requests + 1)
+        self.assertEqual(loaded.batch_sizes, before)
+        missing = self.connect(addresses, kind, "missing")
+        with self.assertRaisesRegex(errors.ServerError, "NOT_FOUND"):
+            missing.reject(images)
+
+    def test_server_that_knows_every_signature_is_not_valid(self):
+        with answering.rest(answering.right) as address:
+            network = connection.connect(address, NAME)
+            with self.assertRaisesRegex(
+                errors.ServerError, "DATA_LOSS.*must report that the signature"
+            ):
+                network.reject([colours.image("red")])
+
+    def test_strangers_share_a_batch_and_not_its_bad_image(self):
+        images = [colours.image(label) for label in colours.LABELS[1:]]
+        images.insert(1, images[0][:40])
+        with (
+            tf_serving.serve(
+                NAME,
+                self.export_dir,
+                batching=tf_serving.Batching(4, 10_000_000),
+            ) as addresses,
+            concurrent.futures.ThreadPoolExecutor(4) as pool,
+        ):
+            _, loaded = addresses.models.find(NAME)
+            loaded.batch_sizes.clear()  # of the warm-up
+            network = self.connect(addresses, "grpc", timeout_seconds=60.0)
+            found = list(pool.map(network.predict, [[i] for i in images]))
+        self.assertEqual(loaded.batch_sizes, [4])
+        self.assertEqual(
+            [answer.status[0].partition(":")[0] for answer in found],
+            ["", "truncated", "", ""],
+        )
+        best = [answer.labels[0][0] for answer in found]
+        self.assertEqual(best, ["red", "", "green", "blue"])
 
     @parameterized.parameters("grpc", "rest")
     def test_network_that_is_not_of_apps_export_is_said(self, kind):

@@ -4,7 +4,8 @@ No package registry has the program itself. This server consists of the official
 servicers, over the same loader and session. It has the program's error codes
 and messages, and the URLs and the JSON of its REST interface.
 
-    python -m tests.tf_serving --model_name=NAME --export_dir=DIR
+    python -m tests.tf_serving --model_name=NAME --export_dir=DIR \\
+        --max_batch_size=32
 """
 
 import argparse
@@ -54,11 +55,73 @@ class Error(Exception):
         self.code = code
 
 
+class Batching(NamedTuple):
+    """Values of a batching parameters file."""
+
+    max_batch_size: int
+    batch_timeout_micros: int
+
+
+class _Batches:
+    """Joins requests that arrive at the same time into one call."""
+
+    def __init__(self, ask, batching):
+        self._ask = ask
+        self._batching = batching
+        self._condition = threading.Condition()
+        self._open = {}  # signature -> [(inputs, future)], not yet full
+
+    def ask(self, signature, inputs):
+        future = concurrent.futures.Future()
+        size = len(next(iter(inputs.values()), []))
+        with self._condition:
+            batch = self._open.get(signature, [])
+            if self._size(batch) + size > self._batching.max_batch_size:
+                batch = []
+            batch.append((inputs, future))
+            self._open[signature] = batch
+            self._condition.notify_all()
+            if len(batch) == 1:  # the first request computes for all
+                self._condition.wait_for(
+                    lambda: (
+                        self._open.get(signature) is not batch
+                        or self._size(batch) >= self._batching.max_batch_size
+                    ),
+                    self._batching.batch_timeout_micros / 1e6,
+                )
+                if self._open.get(signature) is batch:
+                    del self._open[signature]
+        if batch[0][1] is future:
+            self._compute(signature, batch)
+        return future.result()
+
+    def _size(self, batch):
+        return sum(len(next(iter(i.values()), [])) for i, _ in batch)
+
+    def _compute(self, signature, batch):
+        try:
+            together = {
+                name: np.concatenate([inputs[name] for inputs, _ in batch])
+                for name in batch[0][0]
+            }
+            found = self._ask(signature, together)
+        except Exception as error:
+            for _, future in batch:
+                future.set_exception(error)
+            return
+        start = 0
+        for inputs, future in batch:
+            end = start + len(next(iter(inputs.values())))
+            future.set_result({k: v[start:end] for k, v in found.items()})
+            start = end
+
+
 class Loaded:
     """One version, as the C++ loader has it."""
 
     def __init__(self, directory):
         self.session, self.signatures = saved_models.load(directory)
+        self.batch_sizes = []
 
     def ask(self, signature, inputs):
         """TensorFlow Serving's checks, then the session."""
@@ -77,6 +140,7 @@ class Loaded:
                 f"len({{{','.join(described.inputs)}}})",
             )
         outputs = list(described.outputs)
+        self.batch_sizes += [len(value) for value in inputs.values()]
         for name, value in inputs.items():
             wanted = tf.as_dtype(described.inputs[name].dtype)
             given = tf.string if value.dtype == object else value.dtype
@@ -107,8 +171,11 @@ class Fault(NamedTuple):
 class Models:
     """The versions of one model, of which the newest is served."""
 
-    def __init__(self, name, export_dir, labels=None, fault=None):
+    def __init__(
+        self, name, export_dir, labels=None, fault=None, batching=None
+    ):
         self.name = name
+        self.batching = batching
         self.export_dir = export_dir
         self.version_labels = labels or {}  # {"stable": 1}
         self.fault = fault or (lambda: None)
@@ -146,8 +213,11 @@ class Models:
             )
         with self._lock:
             if version not in self.loaded:
-                self.loaded[version] = Loaded(there[version])
-                replay(there[version], self.loaded[version])
+                loaded = Loaded(there[version])
+                replay(there[version], loaded)
+                if self.batching:
+                    loaded.ask = _Batches(loaded.ask, self.batching).ask
+                self.loaded[version] = loaded
         return version, self.loaded[version]
 
 
@@ -393,10 +463,10 @@ class Addresses(NamedTuple):
 
 @contextlib.contextmanager
 def serve(
-    name, export_dir, labels=None, fault=None, threads=16
+    name, export_dir, labels=None, fault=None, threads=16, batching=None
 ) -> Iterator[Addresses]:
     """Serves the versions of a directory on two free ports of this machine."""
-    models = Models(name, export_dir, labels, fault)
+    models = Models(name, export_dir, labels, fault, batching)
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     server = grpc.server(
         pool,
@@ -453,8 +523,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model_name", required=True)
     parser.add_argument("--export_dir", required=True)
+    parser.add_argument("--max_batch_size", type=int)
+    parser.add_argument("--batch_timeout_micros", type=int, default=1000)
     arguments = parser.parse_args()
-    with serve(arguments.model_name, arguments.export_dir) as addresses:
+    batching = arguments.max_batch_size and Batching(
+        arguments.max_batch_size, arguments.batch_timeout_micros
+    )
+    with serve(
+        arguments.model_name, arguments.export_dir, batching=batching
+    ) as addresses:
         print(addresses.grpc, addresses.rest, flush=True)
         threading.Event().wait()
 

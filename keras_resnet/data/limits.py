@@ -53,6 +53,10 @@ HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif")
 # the header.
 PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
+# Bytes that a scan of a JPEG, or a compressed text of a PNG (zTXt, iTXt), has.
+_SCAN = b"\xff\xda"
+_TEXT = b"TXt"
+
 # Fewest bytes of a scan: its header, for one component.
 _SCAN_BYTES = 10
 
@@ -105,13 +109,13 @@ def examine(
 
     def of_jpeg():
         sides = tf.io.extract_jpeg_shape(image_bytes)[:2]
-        scans = _occurrences(image_bytes, b"\xff\xda", MAX_JPEG_SCANS)
+        scans = _occurrences(image_bytes, _SCAN, MAX_JPEG_SCANS)
         return _product(sides), scans <= MAX_JPEG_SCANS
 
     def of_png():
         head = tf.strings.substr(image_bytes, 16, 8)
         sides = tf.io.decode_raw(head, tf.int32, little_endian=False)
-        texts = _occurrences(image_bytes, b"TXt", MAX_PNG_TEXTS)
+        texts = _occurrences(image_bytes, _TEXT, MAX_PNG_TEXTS)
         return _product(sides), texts <= MAX_PNG_TEXTS
 
     # Most files pass at a fraction of the time.
@@ -249,10 +253,30 @@ def _repetitions(image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     scans = tf.cond(is_jpeg, lambda: jpeg_scans(image_bytes), lambda: zero)
     texts = tf.cond(
         is_png,  # zTXt and iTXt
-        lambda: _occurrences(image_bytes, b"TXt", MAX_PNG_TEXTS),
+        lambda: _occurrences(image_bytes, _TEXT, MAX_PNG_TEXTS),
         lambda: zero,
     )
     return scans, texts
+
+
+def has_few_parts(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Whether a JPEG or PNG certainly keeps the bounds of scans and texts.
+
+    Args:
+        image_bytes: string scalar, a JPEG or PNG.
+
+    Returns:
+        bool scalar. False for a file that only `examine` can judge: it has
+        bytes that look like scans or compressed texts.
+    """
+    is_jpeg = tf.io.is_jpeg(image_bytes)
+    parts = tf.raw_ops.StringSplitV2(
+        input=[image_bytes],
+        sep=tf.where(is_jpeg, _SCAN, _TEXT),
+        maxsplit=max(MAX_JPEG_SCANS, MAX_PNG_TEXTS) + 1,
+    )
+    most = tf.where(is_jpeg, MAX_JPEG_SCANS, MAX_PNG_TEXTS)
+    return tf.size(parts.values) - 1 <= most
 
 
 def _occurrences(image_bytes: tf.Tensor, text: bytes, limit: int) -> tf.Tensor:
@@ -274,7 +298,7 @@ def jpeg_scans(image_bytes: tf.Tensor) -> tf.Tensor:
         in a thumbnail or behind the image, never raise it above
         `MAX_JPEG_SCANS`.
     """
-    at_most = _occurrences(image_bytes, b"\xff\xda", MAX_JPEG_SCANS)
+    at_most = _occurrences(image_bytes, _SCAN, MAX_JPEG_SCANS)
     return tf.cond(
         at_most <= MAX_JPEG_SCANS,
         lambda: at_most,

@@ -41,17 +41,34 @@ def orientation(image_bytes: tf.Tensor) -> tf.Tensor:
     >>> int(orientation(tf.io.encode_png(tf.zeros([2, 3, 3], tf.uint8))))
     1
     """
-    head = tf.strings.substr(image_bytes, 0, 3)
-    kind = tf.reduce_sum(tf.cast(head == _HEADS, tf.int32) * [1, 2, 3])
     # Most files have no such bytes, and are not walked through.
+    return tf.cond(
+        may_be_stated(image_bytes),
+        lambda: _stated(image_bytes, _kind(image_bytes)),
+        lambda: tf.constant(1),
+    )
+
+
+def may_be_stated(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Whether a file contains the name of EXIF data, in any place.
+
+    Args:
+        image_bytes: string scalar, an encoded image of any format.
+
+    Returns:
+        bool scalar. If False, the orientation is 1.
+    """
+    kind = _kind(image_bytes)
     parts = tf.raw_ops.StringSplitV2(
         input=[image_bytes], sep=tf.gather(_NAMES, kind), maxsplit=1
     )
-    return tf.cond(
-        (kind > 0) & (tf.size(parts.values) > 1),
-        lambda: _stated(image_bytes, kind),
-        lambda: tf.constant(1),
-    )
+    return (kind > 0) & (tf.size(parts.values) > 1)
+
+
+def _kind(image_bytes):
+    """The number of the format in `_NAMES`."""
+    head = tf.strings.substr(image_bytes, 0, 3)
+    return tf.reduce_sum(tf.cast(head == _HEADS, tf.int32) * [1, 2, 3])
 
 
 def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:

@@ -58,10 +58,10 @@ class GrpcServer(servers.Server):
             "/tensorflow.serving.PredictionService/Predict"
         )
 
-    def _send(self, images, deadline):
+    def _send(self, images, deadline, signature="serving_default"):
         request = self._request()
         request.model_spec.name = self.model.name
-        request.model_spec.signature_name = "serving_default"
+        request.model_spec.signature_name = signature
         if self._version is not None:
             request.model_spec.version.value = self._version
         elif self._label is not None:

@@ -33,7 +33,9 @@ DAMAGED = "damaged"
 
 _RATIOS = (1, 2, 4, 8)  # by which a JPEG can be decoded smaller
 _SIDE_BY_SIDE = 16  # small images that are decoded at a time
+_JPEG_HEAD = b"\xff\xd8\xff"
 _PNG_BYTES = 24  # to the end of width and height
+_NO_IMAGE = ""  # whose decoding fails
 _TAIL_BYTES = 1024  # in which the end of an image is looked for
 
 Function = Callable[[tf.Tensor], tuple[tf.Tensor, ...]]
@@ -74,22 +76,171 @@ def decode(
             eighth of its size, which is faster. The views differ slightly.
     """
     target = preprocessing.shorter_side or preprocessing.image_size
+    spec = tf.TensorSpec(preprocessing.image_shape, tf.uint8)
 
-    def view(image):
+    def ordinary_pixels(image):
         if scaled_jpeg:
-            pixels = _decode_scaled(image, target)
-        else:
-            pixels = decoding.decode(image)
+            return _decode_scaled(image, target)
+        return tf.io.decode_image(image, expand_animations=False)
+
+    def any_pixels(image):
+        if scaled_jpeg:
+            return _decode_scaled(image, target)
+        return decoding.decode(image)
+
+    def view(image, pixels):
         if exif:
-            pixels = orientation.upright(pixels, orientation.orientation(image))
+            stated = orientation.orientation(image)
+            pixels = orientation.upright(pixels, stated)
         return preprocessing.view(pixels)
 
-    return map_images(
-        view,
-        image_bytes,
-        tf.TensorSpec(preprocessing.image_shape, tf.uint8),
-        max_pixels,
+    def ordinary_view(image):
+        is_ordinary = limits.has_few_parts(image)
+        if exif:
+            is_ordinary &= ~orientation.may_be_stated(image)
+        image = tf.where(is_ordinary, image, _NO_IMAGE)
+        return preprocessing.view(ordinary_pixels(image))
+
+    # A function that is not inlined is skipped as a whole.
+    @tf.function(autograph=False, experimental_attributes={"_noinline": True})
+    def of_any(image_bytes):
+        return map_images(
+            lambda image: view(image, any_pixels(image)),
+            image_bytes,
+            spec,
+            max_pixels,
+        )
+
+    def of_one():
+        image = image_bytes[0]
+        pixels = _pixels_of_ordinary(image, ordinary_pixels, max_pixels)
+        return tf.cond(
+            tf.size(pixels) > 0,
+            lambda: Decoded(view(image, pixels)[None], tf.constant([""])),
+            lambda: of_any(image_bytes),
+        )
+
+    def of_many():
+        is_decoded, views = _views_of_ordinary(
+            image_bytes, ordinary_view, spec, max_pixels
+        )
+        status = tf.fill([tf.size(image_bytes)], "")
+        rest = tf.where(~is_decoded)
+
+        def with_rest():
+            found = of_any(tf.gather_nd(image_bytes, rest))
+            return Decoded(
+                tf.tensor_scatter_nd_update(views, rest, found.views),
+                tf.tensor_scatter_nd_update(status, rest, found.status),
+            )
+
+        return tf.cond(
+            tf.size(rest) > 0, with_rest, lambda: Decoded(views, status)
+        )
+
+    return tf.cond(tf.equal(tf.size(image_bytes), 1), of_one, of_many)
+
+
+def _pixels_of_ordinary(
+    image_bytes: tf.Tensor,
+    decode: Callable[[tf.Tensor], tf.Tensor],
+    max_pixels: int,
+) -> tf.Tensor:
+    """Decodes one JPEG or PNG in a fraction of the time of `each`.
+
+    The function of tf.data has only the operations that can fail, because
+    TensorFlow prepares it again for each request.
+
+    Args:
+        image_bytes: string scalar, an encoded image.
+        decode: Function from an encoded image to its pixels.
+        max_pixels: Largest width x height.
+
+    Returns:
+        uint8 `[height, width, channels]`; empty if the file is of another
+        format, is damaged, or exceeds a bound.
+    """
+
+    def jpeg(image):
+        sides = tf.io.extract_jpeg_shape(image)[:2]
+        size = tf.reduce_prod(tf.cast(sides, tf.int64))
+        return decode(tf.where(size <= max_pixels, image, _NO_IMAGE))
+
+    def first(function, image):
+        elements = tf.data.Dataset.from_tensors(image).map(function)
+        nothing = tf.data.Dataset.from_tensors(tf.zeros([0, 0, 0], tf.uint8))
+        elements = elements.ignore_errors().concatenate(nothing)
+        return elements.take(1).get_single_element()
+
+    size = _png_sizes(image_bytes[None])[0]
+    is_jpeg = tf.io.is_jpeg(image_bytes)
+    is_ordinary = limits.has_few_parts(image_bytes)
+    is_ordinary &= is_jpeg | ((size > 0) & (size <= max_pixels))
+    image = tf.where(is_ordinary, image_bytes, _NO_IMAGE)
+    return tf.cond(
+        is_jpeg, lambda: first(jpeg, image), lambda: first(decode, image)
     )
+
+
+def _views_of_ordinary(
+    image_bytes: tf.Tensor,
+    view: Callable[[tf.Tensor], tf.Tensor],
+    spec: tf.TensorSpec,
+    max_pixels: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes the JPEG and PNG files of a batch, within the bounds.
+
+    Args:
+        image_bytes: string `[batch]`, encoded images.
+        view: Function from an encoded image to its view. It may fail.
+        spec: Specification of a view.
+        max_pixels: Largest width x height of an image.
+
+    Returns:
+        bool `[batch]`, whether an image is decoded, and the views.
+    """
+    png_sizes = _png_sizes(image_bytes)
+
+    def with_jpeg_sizes():
+        def size(image):
+            sides = tf.io.extract_jpeg_shape(image)[:2]
+            return (tf.reduce_prod(tf.cast(sides, tf.int64)),)
+
+        # The JPEG library logs other formats.
+        heads = tf.strings.substr(image_bytes, 0, len(_JPEG_HEAD))
+        places = tf.where(heads == _JPEG_HEAD)
+        jpegs = tf.gather_nd(image_bytes, places)
+        scalar = tf.TensorSpec([], tf.int64)
+        _, (jpeg_sizes,) = each(size, jpegs, [scalar], None)
+        return tf.tensor_scatter_nd_update(png_sizes, places, jpeg_sizes)
+
+    sizes = tf.cond(
+        tf.reduce_all(png_sizes > 0), lambda: png_sizes, with_jpeg_sizes
+    )
+    fits = (sizes > 0) & (sizes <= max_pixels)
+    total = tf.reduce_sum(tf.where(fits, sizes, 0))
+    is_decoded, (views,) = each(
+        lambda image: (view(image),),
+        tf.where(fits, image_bytes, _NO_IMAGE),
+        [spec],
+        tf.where(total <= max_pixels, _SIDE_BY_SIDE, 1),
+    )
+    return is_decoded, views
+
+
+def _png_sizes(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Returns the pixels of each PNG, int64 `[batch]`; 0 for another file."""
+    zeros = "\0" * _PNG_BYTES
+    heads = tf.strings.join(
+        [tf.strings.substr(image_bytes, 0, _PNG_BYTES), zeros]
+    )
+    sides = tf.io.decode_raw(
+        tf.strings.substr(heads, 16, 8), tf.int32, little_endian=False
+    )
+    sides = tf.cast(tf.reshape(sides, [-1, 2]), tf.int64)
+    is_png = tf.strings.substr(heads, 0, 16) == limits.PNG_HEAD
+    is_png &= tf.reduce_all(sides > 0, 1)
+    return tf.where(is_png, tf.reduce_prod(sides, 1), 0)
 
 
 def _decode_scaled(image_bytes: tf.Tensor, target: int) -> tf.Tensor:
@@ -183,32 +334,14 @@ def images_of_examples(serialized: tf.Tensor) -> tf.Tensor:
 
 def _pixels(image_bytes: tf.Tensor, max_pixels: int) -> tf.Tensor:
     """Returns the pixels of a batch; of a single image at most `max_pixels`."""
-    heads = tf.strings.substr(
-        tf.strings.join([image_bytes, "\0" * _PNG_BYTES]), 0, _PNG_BYTES
+    _, (sizes,) = each(
+        lambda image: (_pixels_of_one(image),),
+        image_bytes,
+        [tf.TensorSpec([], tf.int64)],
+        _SIDE_BY_SIDE,
     )
-    sides = tf.io.decode_raw(
-        tf.strings.substr(heads, 16, 8), tf.int32, little_endian=False
-    )
-    sides = tf.cast(tf.reshape(sides, [-1, 2]), tf.int64)
-    is_png = tf.strings.substr(heads, 0, 16) == limits.PNG_HEAD
-
-    def of_any():
-        _, (sizes,) = each(
-            lambda image: (_pixels_of_one(image),),
-            image_bytes,
-            [tf.TensorSpec([], tf.int64)],
-            _SIDE_BY_SIDE,
-        )
-        # A single huge image must not overflow the sum.
-        return tf.reduce_sum(tf.clip_by_value(sizes, 0, max_pixels))
-
-    def of_png():
-        sizes = tf.reduce_prod(sides, 1)
-        return tf.reduce_sum(tf.clip_by_value(sizes, 0, max_pixels))
-
-    return tf.cond(
-        (tf.size(image_bytes) < 2) | tf.reduce_all(is_png), of_png, of_any
-    )
+    # A single huge image must not overflow the sum.
+    return tf.reduce_sum(tf.clip_by_value(sizes, 0, max_pixels))
 
 
 def _pixels_of_one(image_bytes: tf.Tensor) -> tf.Tensor:
@@ -233,7 +366,7 @@ def each(
     function: Function,
     values: tf.Tensor,
     specs: list[tf.TensorSpec],
-    at_a_time: int | tf.Tensor,
+    at_a_time: int | tf.Tensor | None,
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """Applies a function to each value of a batch.
 
@@ -243,7 +376,8 @@ def each(
         function: Function from a value to a tuple of tensors.
         values: `[batch]`.
         specs: Specifications of the tensors that the function returns.
-        at_a_time: Number of values that are computed in parallel.
+        at_a_time: Number of values that are computed in parallel, in other
+            threads; None for one after the other in the same thread.
 
     Returns:
         bool `[batch]`, whether the function returned, and `[batch, ...]` for
@@ -258,24 +392,24 @@ def each(
             for x, spec in zip(found, specs, strict=True)
         )
 
-    # In front, so that there is always an element.
-    first = (count, *(tf.zeros(spec.shape, spec.dtype) for spec in specs))
+    # At the end, so that there is always an element.
+    last = (count, *(tf.zeros(spec.shape, spec.dtype) for spec in specs))
     elements = tf.data.Dataset.from_tensor_slices((tf.range(count), values))
-    elements = elements.map(numbered, tf.cast(at_a_time, tf.int64))
-    elements = elements.ignore_errors()
-    elements = tf.data.Dataset.from_tensors(first).concatenate(elements)
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.experimental_optimization.apply_default_optimizations = False
-    options.experimental_optimization.inject_prefetch = False
-    elements = elements.batch(count + 1).with_options(options)
-    places, *found = elements.get_single_element()
+    if at_a_time is not None:
+        at_a_time = tf.cast(at_a_time, tf.int64)
+    elements = elements.map(numbered, at_a_time).ignore_errors()
+    elements = elements.concatenate(tf.data.Dataset.from_tensors(last))
+    places, *found = elements.batch(count + 1).get_single_element()
 
     def in_order(part):
-        rows = tf.concat([[count + 1], tf.shape(part, tf.int64)[1:]], 0)
-        return tf.scatter_nd(places[:, None], part, rows)[:count]
+        shape = tf.concat([[count + 1], tf.shape(part, tf.int64)[1:]], 0)
+        return tf.cond(
+            tf.size(places, tf.int64) > count,
+            lambda: part,  # nothing is left out
+            lambda: tf.scatter_nd(places[:, None], part, shape),
+        )[:count]
 
-    is_there = in_order(tf.ones_like(places, tf.int32)) > 0
+    is_there = tf.reduce_any(tf.range(count)[:, None] == places, 1)
     return is_there, [in_order(part) for part in found]
 
 

@@ -33,8 +33,8 @@ class RestServer(servers.Server):
         elif self._label is not None:
             self._path += f"/labels/{urllib.parse.quote(self._label, safe='')}"
 
-    def _send(self, images, deadline):
-        body = _body("image_bytes", images)
+    def _send(self, images, deadline, signature="serving_default"):
+        body = _body(signature, "image_bytes", images)
         response = self._json(f"{self._path}:predict", body, deadline)
         predictions = response.get("predictions")
         if not isinstance(predictions, list):
@@ -109,9 +109,9 @@ class RestServer(servers.Server):
         return response
 
 
-def _body(name: str, values: Sequence[bytes]) -> bytes:
+def _body(signature: str, name: str, values: Sequence[bytes]) -> bytes:
     # In pieces: a batch may be a large part of the memory.
-    pieces = [b'{"signature_name": "serving_default", "instances": [']
+    pieces = [b'{"signature_name": "%s", "instances": [' % signature.encode()]
     for i, value in enumerate(values):
         pieces += [
             b", " if i else b"",

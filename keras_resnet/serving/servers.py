@@ -16,14 +16,18 @@ import dataclasses
 import random
 import re
 import threading
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import TypeVar
 
 from keras_resnet import names
 from keras_resnet.serving import errors
 from keras_resnet.serving import http_client
 from keras_resnet.serving import outputs
+
+T = TypeVar("T")
 
 # 32 images of 22,000 classes are 10 MB of JSON.
 MAX_RESPONSE_BYTES = 2**24
@@ -36,6 +40,7 @@ _RETRIED_CODES = (
 _FIRST_PAUSE_SECONDS = 0.1
 _MAX_REASON_CHARACTERS = 500
 _OUTPUTS = ("probabilities", "classes", "labels", "scores", "status")
+_NO_SIGNATURE = "keras_resnet_no_signature"  # which no model has
 # TensorFlow Serving reports these with INVALID_ARGUMENT, at least over REST,
 # although no image is invalid: the beginning of the message, a better code.
 _MODEL_ERRORS = {
@@ -107,7 +112,7 @@ class Server(abc.ABC):
         stopped = stopped or threading.Event()
         for attempt in range(self.model.attempts):
             try:
-                return self._attempt(images, stopped)
+                return self._attempt(self._predict, images, stopped)
             except errors.ServerError as error:
                 is_last = attempt + 1 == self.model.attempts
                 if is_last or error.code not in _RETRIED_CODES:
@@ -116,12 +121,43 @@ class Server(abc.ABC):
                 raise self._error("CANCELLED", "the request was stopped")
         raise AssertionError("attempts must be 1 or more")
 
+    def reject(
+        self,
+        images: Sequence[bytes],
+        stopped: threading.Event | None = None,
+    ) -> None:
+        """Sends images to a signature that does not exist.
+
+        The server receives the request and parses it, and reports the missing
+        signature before it computes anything. The time of this method is the
+        protocol's share of a prediction.
+
+        Raises:
+            errors.ServerError: If the server does not report the signature.
+        """
+        try:
+            self._attempt(self._rejected, images, stopped or threading.Event())
+        except errors.ServerError as error:
+            if error.code != "FAILED_PRECONDITION":
+                raise
+
+    def _rejected(
+        self, images: Sequence[bytes], deadline: http_client.Deadline
+    ) -> None:
+        self._send(images, deadline, _NO_SIGNATURE)
+        raise http_client.InvalidResponse(
+            f"it must report that the signature {_NO_SIGNATURE} is missing"
+        )
+
     def _attempt(
-        self, images: Sequence[bytes], stopped: threading.Event
-    ) -> outputs.Predictions:
+        self,
+        send: Callable[[Sequence[bytes], http_client.Deadline], T],
+        images: Sequence[bytes],
+        stopped: threading.Event,
+    ) -> T:
         deadline = http_client.Deadline(self.model.timeout_seconds, stopped)
         try:
-            return self._predict(images, deadline)
+            return send(images, deadline)
         except TimeoutError as error:
             raise self._error("DEADLINE_EXCEEDED", str(error)) from error
         except http_client.Stopped as error:
@@ -149,9 +185,12 @@ class Server(abc.ABC):
 
     @abc.abstractmethod
     def _send(
-        self, images: Sequence[bytes], deadline: http_client.Deadline
+        self,
+        images: Sequence[bytes],
+        deadline: http_client.Deadline,
+        signature: str = "serving_default",
     ) -> Mapping[str, Any]:
-        """Sends one request; returns the outputs of `serving_default`."""
+        """Sends one request; returns the outputs of the signature."""
 
     def _values(self, output: Any) -> Any:
         """Returns an output in the form that `outputs` checks.

@@ -71,9 +71,16 @@ def _check(file: Any, size: int) -> int:
     with archives.opened(file, size) as archive:
         names = set(archive.namelist())
         if names - _MEMBERS:
+            name = min(names - _MEMBERS)
+            reason = ""
+            if name.startswith("assets/"):
+                reason = (
+                    ", the file of a lookup layer: save the network of images "
+                    "without that layer"
+                )
             raise ValueError(
                 f"it must hold {', '.join(sorted(_MEMBERS))} alone, received "
-                f"{bounds.short(min(names - _MEMBERS))}"
+                f"{bounds.short(name)}{reason}"
             )
         config = archives.read(archive, "config.json", bounds.MOST_CONFIG_BYTES)
         _check_config(bounds.parse_json(config))
