@@ -332,7 +332,7 @@ def _outcome(main, argv, backends) -> int:
             tf.config.list_physical_devices()
 
         from keras_resnet import training
-        from keras_resnet.training import loop
+        from keras_resnet.training import interrupts
         from keras_resnet.training import strategies
 
         training.require_backend("this program", *backends)
@@ -358,7 +358,7 @@ def _outcome(main, argv, backends) -> int:
     except UsageError as error:
         _fail(error)
         return 2
-    except loop.Interrupted as error:
+    except interrupts.Interrupted as error:
         signals.ignore()
         _fail(f"{error}; run the same command again to resume")
         return 128 + error.signal_number

@@ -116,10 +116,10 @@ _NUM_DEVICES = flags.DEFINE_integer(
     "Number of devices of this machine. Without accelerators the processor "
     "is divided.",
 )
-_MEETING_SECONDS = flags.DEFINE_float(
-    "meeting_seconds",
+_CONNECT_TIMEOUT = flags.DEFINE_float(
+    "connect_timeout",
     300.0,
-    "Seconds that workers wait for one another at the start.",
+    "Longest time that a worker waits for the others at the start, in seconds.",
     lower_bound=0,
 )
 _SYNC_BATCH_NORM = flags.DEFINE_bool(
@@ -185,6 +185,7 @@ def _config(row):
     from keras_resnet import networks
     from keras_resnet.data import datasets
     from keras_resnet.training import configs
+    from keras_resnet.training import summaries
 
     model = row.model if row else _MODEL.value
     dataset_name = row.dataset if row else _DATASET.value
@@ -200,7 +201,7 @@ def _config(row):
             exif=_EXIF.value,
         )
     if dataset.name.startswith("folder:"):
-        command_line.show(dataset.summary, *_imbalance(dataset))
+        command_line.show(dataset.summary, *summaries.imbalance(dataset))
     given = command_line.settings(_SET.value, "recipe", "model")
     arguments = command_line.model_arguments(
         network, given["model"], row.arguments if row else {}
@@ -250,20 +251,6 @@ def _named_recipe(row):
 
     name = row.recipe if row else _RECIPE.value
     return recipes.get_recipe(name) if name else None
-
-
-def _imbalance(dataset):
-    """Returns a line if some classes have many more images than others."""
-    counts = dataset.train_counts
-    if not counts or max(counts) < 3 * max(min(counts), 1):
-        return []
-    least, most = min(counts), max(counts)
-    rare = dataset.labels[counts.index(least)]
-    common = dataset.labels[counts.index(most)]
-    return [
-        f"the classes have {least:,} ({rare}) to {most:,} ({common}) images: "
-        "the error hides rare classes, apps.evaluate --per_class shows them"
-    ]
 
 
 def _start_weights(network, arguments, dataset):
@@ -381,32 +368,16 @@ def _workdir(row):
 def _with_fitting_batch(config, dataset, workdir):
     """Returns the configuration with a batch that should fit in memory.
 
-    A batch that a flag sets is left: the loop rejects it if it cannot fit. A
-    run that resumes keeps its batch, also if the memory has changed.
+    A batch that a flag sets is kept: the loop rejects it if it cannot fit.
     """
-    from keras_resnet.training import configs
     from keras_resnet.training import memory
-    from keras_resnet.training import workdirs
 
-    recipe = config.recipe
-    if _sets_batch() or not (_is_by_size(recipe) or dataset.has_photos):
+    is_planned = _is_by_size(config.recipe) or dataset.has_photos
+    if _sets_batch() or not is_planned:
         return config
-    path = workdirs.local(workdir)
-    if workdirs.is_described(path) and workdirs.has_steps(path):
-        batch_size = workdirs.read_config(path).recipe.batch_size
-        if batch_size < recipe.batch_size:
-            recipe = recipe.scaled_to(batch_size)
-        return dataclasses.replace(config, recipe=recipe)
-    model = configs.build_model(config, dataset.image_shape, dataset.classes)
-    batch_size = memory.planned_batch(config, model)
-    if batch_size == recipe.batch_size:
-        return config
-    command_line.show(
-        f"a step of {recipe.batch_size} images would not fit in the memory of "
-        f"this machine: {batch_size} a step, with the rate and the steps "
-        "scaled; --batch_size sets another"
+    return memory.with_fitting_batch(
+        config, dataset, workdir, command_line.show
     )
-    return dataclasses.replace(config, recipe=recipe.scaled_to(batch_size))
 
 
 def _sets_batch():
@@ -420,7 +391,7 @@ def _leave_to_jax():
     import jax
     import tensorflow as tf
 
-    for flag in (_STRATEGY, _NUM_DEVICES, _MEETING_SECONDS):
+    for flag in (_STRATEGY, _NUM_DEVICES, _CONNECT_TIMEOUT):
         if flag.present:
             raise command_line.UsageError(
                 flag.name,
@@ -471,19 +442,16 @@ def _usage_error(recipe, field, reason):
 
 def _profile_steps():
     """Returns the two numbers of --profile_steps, or None."""
-    texts = _PROFILE_STEPS.value
-    if not texts:
+    steps = command_line.numbers(_PROFILE_STEPS, int)
+    if not steps:
         return None
-    if len(texts) != 2 or not all(text.isdecimal() for text in texts):
+    if len(steps) != 2 or not 0 <= steps[0] < steps[1]:
         raise command_line.UsageError(
-            "profile_steps", ",".join(texts), "must be two steps A,B"
+            "profile_steps",
+            command_line.text(_PROFILE_STEPS),
+            "must be two steps A,B with 0 <= A < B",
         )
-    first, last = map(int, texts)
-    if first >= last:
-        raise command_line.UsageError(
-            "profile_steps", ",".join(texts), "A must be less than B"
-        )
-    return first, last
+    return tuple(steps)
 
 
 def _minutes_left(start):
@@ -518,43 +486,36 @@ def _show_result(config, workdir, result):
     command_line.show(json.dumps(result))
 
 
-def main(argv):
-    """Trains the network that the flags describe."""
-    start = time.monotonic()
-    import keras
-
-    from keras_resnet.training import budgets
-    from keras_resnet.training import checkpoints
-    from keras_resnet.training import configs
-    from keras_resnet.training import loop
-    from keras_resnet.training import memory
+def _list_recipes():
     from keras_resnet.training import recipe_table
     from keras_resnet.training import recipes
-    from keras_resnet.training import workdirs
 
-    if _LIST_RECIPES.value:
-        for line in recipe_table.lines(recipes.RECIPES):
-            command_line.show(line)
-        return
-    profile_steps, _ = _profile_steps(), _minutes_left(start)
-    is_on_jax = keras.backend.backend() == "jax"
-    strategy, devices = None, 1
-    if is_on_jax:
+    command_line.show(*recipe_table.lines(recipes.RECIPES))
+
+
+def _devices():
+    """Returns the strategy, None on JAX, and the number of devices."""
+    import keras
+
+    if keras.backend.backend() == "jax":
         _leave_to_jax()
-    else:
-        # This comes first: TensorFlow divides its devices only once.
-        strategy = command_line.strategy(
-            _STRATEGY.value,
-            _NUM_DEVICES.value,
-            meeting_seconds=_MEETING_SECONDS.value,
-        )
-        devices = strategy.num_replicas_in_sync
-    row = _row()
-    config, dataset = _config(row)
+        return None, 1
+    strategy = command_line.strategy(
+        _STRATEGY.value,
+        _NUM_DEVICES.value,
+        connect_timeout=_CONNECT_TIMEOUT.value,
+    )
+    return strategy, strategy.num_replicas_in_sync
+
+
+def _check(config, dataset, devices):
+    """Rejects flags that do not fit the devices, the data or the backend."""
+    from keras_resnet.training import configs
+
     with command_line.usage("batch_size", config.recipe.batch_size):
         configs.check_devices(config.recipe, devices)
     _check_batch(config.recipe, dataset.train_size)
-    if is_on_jax:
+    if config.backend == "jax":
         if config.weights:
             raise command_line.UsageError(
                 "weights",
@@ -563,19 +524,31 @@ def main(argv):
                 "KERAS_BACKEND=tensorflow",
             )
         _check_config_on_jax(config, dataset)
-    workdir = _workdir(row)
-    config = _with_fitting_batch(config, dataset, workdir)
-    source, _, _ = config.recipe.source.partition("; planned")
-    length = f"{config.recipe.steps:,} steps"
+
+
+def _show_start(config, workdir):
+    """Prints what is trained, how long and where."""
+    recipe = config.recipe
+    source, _, _ = recipe.source.partition("; planned")
+    length = f"{recipe.steps:,} steps"
     if _MINUTES.value is not None:
         length = f"{_MINUTES.value:g} minutes"
     command_line.show(
-        f"{config.model} on {config.dataset} by the recipe {config.recipe.name}"
-        f" ({source}): {length} of "
-        f"{config.recipe.batch_size} images, in {workdir}"
+        f"{config.model} on {config.dataset} by the recipe {recipe.name}"
+        f" ({source}): {length} of {recipe.batch_size} images, in {workdir}"
     )
+
+
+def _train(config, dataset, workdir, strategy, minutes, profile_steps):
+    """Returns the result of the loop, whose errors name a flag."""
+    from keras_resnet.training import budgets
+    from keras_resnet.training import checkpoints
+    from keras_resnet.training import loop
+    from keras_resnet.training import memory
+    from keras_resnet.training import workdirs
+
     try:
-        result = loop.train_and_evaluate(
+        return loop.train_and_evaluate(
             config,
             workdir,
             strategy,
@@ -584,7 +557,7 @@ def main(argv):
             log_every=_LOG_EVERY.value,
             eval_every=_EVAL_EVERY.value,
             checkpoint_seconds=_CHECKPOINT_SECONDS.value,
-            minutes=_minutes_left(start),
+            minutes=minutes,
             profile_steps=profile_steps,
         )
     except (workdirs.WorkdirError, checkpoints.StateError) as error:
@@ -595,6 +568,25 @@ def main(argv):
         ) from error
     except memory.DoesNotFitError as error:
         raise _usage_error(config.recipe, error.field, error) from error
+
+
+def main(argv):
+    """Trains the network that the flags describe."""
+    start = time.monotonic()
+    if _LIST_RECIPES.value:
+        _list_recipes()
+        return
+    profile_steps, _ = _profile_steps(), _minutes_left(start)
+    # The devices come first: TensorFlow divides them only once.
+    strategy, devices = _devices()
+    row = _row()
+    config, dataset = _config(row)
+    _check(config, dataset, devices)
+    workdir = _workdir(row)
+    config = _with_fitting_batch(config, dataset, workdir)
+    _show_start(config, workdir)
+    minutes = _minutes_left(start)
+    result = _train(config, dataset, workdir, strategy, minutes, profile_steps)
     _show_result(config, workdir, result)
 
 

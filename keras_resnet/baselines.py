@@ -109,7 +109,7 @@ class Companion(keras.layers.Layer):
     """`y = x`, with a classifier of x for training [Lee 2015].
 
     `loss = loss of the network + weight * loss of the companion`. The training
-    step adds the second term from `companion_logits`.
+    step adds the second term from `Baseline.companion_logits`.
 
     Args:
         classes: Number of classes.
@@ -154,18 +154,6 @@ class Companion(keras.layers.Layer):
             "classes": self.classes,
             "weight": self.weight,
         }
-
-
-def companion_logits(model: keras.Model) -> list[tuple[float, Any]]:
-    """Returns the weight and logits of each companion in the last call.
-
-    A training step calls the model first, in the same trace.
-    """
-    return [
-        (layer.weight, layer.of_thread.logits)
-        for layer in model.layers
-        if isinstance(layer, Companion)
-    ]
 
 
 def _convolution(filters, size, activation="relu", **arguments):
@@ -354,6 +342,20 @@ class Baseline:
             name="predictions",
         )(x)
         return keras.Model(image, x, name=self.name)
+
+    def companion_logits(self, model: keras.Model) -> list[tuple[float, Any]]:
+        """Returns the weight and logits of each companion in the last call.
+
+        A training step calls the model first, in the same trace.
+
+        Args:
+            model: The network, as `build` returns it.
+        """
+        return [
+            (layer.weight, layer.of_thread.logits)
+            for layer in model.layers
+            if isinstance(layer, Companion)
+        ]
 
 
 # Without batch normalization a network diverges at the rate of [1, Sec. 4.2].

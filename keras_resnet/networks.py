@@ -20,6 +20,7 @@ from keras_resnet import baselines
 from keras_resnet import models
 from keras_resnet import names
 from keras_resnet import specs
+from keras_resnet.analysis import complexity
 from keras_resnet.layers import identifiers
 
 
@@ -90,8 +91,13 @@ class Network:
             in `takes`.
         takes: The arguments that choose a variant, by name.
         check: Raises ValueError unless the network can have some arguments.
+        multiply_adds: Counts the multiply-adds of a square image of three
+            channels: `multiply_adds(image_size, classes, arguments)`. None
+            for `classes` is the default of `build`.
         recipe: Name of the recipe that trains it on small images. None is the
             recipe that [1, Sec. 4.2] gives for its depth.
+        companion_logits: Returns the weight and the logits of each companion
+            classifier in the last call of a model (`baselines.Companion`).
     """
 
     name: str
@@ -99,7 +105,11 @@ class Network:
     build: Callable[..., keras.Model]
     takes: Mapping[str, rules.Argument]
     check: Callable[[Mapping[str, Any]], None]
+    multiply_adds: Callable[[int, int | None, Mapping[str, Any]], int]
     recipe: str | None = None
+    companion_logits: Callable[[keras.Model], list[tuple[float, Any]]] = (
+        lambda model: []
+    )
 
     def parse(self, name: str, text: str) -> Any:
         """Returns the value of an argument from text, as on a command line.
@@ -150,6 +160,33 @@ def _check(spec: specs.Spec, given: Mapping[str, Any]) -> None:
     rules.check(spec, **values)
 
 
+def _multiply_adds(
+    spec: specs.Spec,
+    image_size: int,
+    classes: int | None,
+    given: Mapping[str, Any],
+) -> int:
+    shortcut = given.get("shortcut")
+    return complexity.spec_multiply_adds(
+        spec,
+        image_size,
+        spec.classes if classes is None else classes,
+        spec.shortcut if shortcut is None else shortcut.name,
+        given.get("bottleneck_stride") or "1x1",
+    )
+
+
+def _built_multiply_adds(
+    build: Callable[..., keras.Model],
+    image_size: int,
+    classes: int | None,
+    given: Mapping[str, Any],
+) -> int:
+    chosen = {} if classes is None else {"classes": classes}
+    model = build(input_shape=(image_size, image_size, 3), **chosen)
+    return complexity.complexity(model)["multiply_adds"]
+
+
 def get_network(name: str) -> Network:
     """Returns the network of `keras_resnet.MODELS` or `BASELINES`.
 
@@ -166,7 +203,14 @@ def get_network(name: str) -> Network:
     row = baselines.BASELINES.get(name.lower())
     if row is not None:
         return Network(
-            row.name, row.depth, row.build, {}, lambda given: None, row.recipe
+            row.name,
+            row.depth,
+            row.build,
+            {},
+            lambda given: None,
+            functools.partial(_built_multiply_adds, row.build),
+            row.recipe,
+            row.companion_logits,
         )
     spec = specs.get_spec(name)
     return Network(
@@ -175,6 +219,7 @@ def get_network(name: str) -> Network:
         functools.partial(models.resnet, spec),
         models.ARGUMENTS,
         functools.partial(_check, spec),
+        functools.partial(_multiply_adds, spec),
     )
 
 

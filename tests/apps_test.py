@@ -194,7 +194,11 @@ class UsageTest(parameterized.TestCase):
         (["--linear_scaling"], 2, "--linear_scaling=True: .*--batch_size"),
         (["--minutes=1", "--steps=2"], 2, "--minutes=1.0: cannot be combined"),
         (["--profile_steps=3"], 2, "--profile_steps=3: must be two steps A,B"),
-        (["--profile_steps=5,3"], 2, "--profile_steps=5,3: A must be less"),
+        (
+            ["--profile_steps=5,3"],
+            2,
+            "--profile_steps=5,3: must be two steps",
+        ),
         (["--strategy=all", "--num_devices=2"], 2, "--strategy=all: .*auto"),
         (["--set=model.unit=plain"], 2, "--set=model.unit=plain: unit must be"),
         (["resnet20"], 2, "unexpected argument resnet20"),

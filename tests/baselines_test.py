@@ -19,7 +19,6 @@ from keras_resnet.training import configs
 from keras_resnet.training import loop
 from keras_resnet.training import optimizers
 from keras_resnet.training import recipes
-from keras_resnet.training import step
 from keras_resnet.training import tensorflow_trainer
 from keras_resnet.training import trained_networks
 from tests import programs
@@ -113,7 +112,7 @@ class TrainingTest(parameterized.TestCase):
         x = np.random.default_rng(0).normal(size=(4, 32, 32, 3))
         with tf.GradientTape() as tape:
             heads = [(1.0, model(x, training=True))]
-            heads += baselines.companion_logits(model)
+            heads += networks.get_network(name).companion_logits(model)
             loss = sum(
                 weight
                 * keras.ops.sparse_categorical_crossentropy(
@@ -202,7 +201,7 @@ class TrainingTest(parameterized.TestCase):
         alone = keras.ops.sparse_categorical_crossentropy(
             labels, logits, from_logits=True
         )
-        total = step.network_losses(config.recipe, run.model, labels, logits)
+        total = run.step.losses(labels, logits)
         # Two companions that know nothing yet: 0.3 log 10 nats each.
         np.testing.assert_allclose(total - alone, 0.6 * np.log(10), rtol=1e-2)
 

@@ -1,5 +1,6 @@
 """Counts of real models against the laws of the papers."""
 
+import itertools
 from unittest import mock
 
 import keras
@@ -7,7 +8,9 @@ import pytest
 from absl.testing import parameterized
 
 import keras_resnet
+from keras_resnet import networks
 from keras_resnet.analysis import complexity
+from keras_resnet.layers import shortcuts
 from tests import reference
 
 PLAIN = [name for name in reference.NAMES if name.startswith("plain")]
@@ -188,6 +191,36 @@ class ComplexityTest(parameterized.TestCase):
         x = keras.layers.DepthwiseConv2D(3, name="depthwise")(image)
         with self.assertRaisesRegex(ValueError, "depthwise, a DepthwiseConv2D"):
             complexity.complexity(keras.Model(image, x))
+
+
+class SpecTest(parameterized.TestCase):
+    """Counts without a model."""
+
+    def test_counts_by_the_spec_equal_those_of_the_papers(self):
+        for name, shortcut, stride in itertools.product(
+            reference.NAMES, shortcuts.SHORTCUTS, ("1x1", "3x3")
+        ):
+            layout = reference.layout(name)
+            self.assertEqual(
+                complexity.spec_multiply_adds(
+                    keras_resnet.MODELS[name],
+                    layout.image_size,
+                    layout.classes,
+                    shortcut,
+                    stride,
+                ),
+                reference.counts(layout, shortcut, stride).multiply_adds,
+                (name, shortcut, stride),
+            )
+
+    @parameterized.parameters("resnet18", "resnet32v2")
+    def test_counts_by_the_spec_are_those_of_a_model_of_odd_images(self, name):
+        network = networks.get_network(name)
+        model = network.build(input_shape=(45, 45, 3), classes=7)
+        self.assertEqual(
+            network.multiply_adds(45, 7, {}),
+            complexity.complexity(model)["multiply_adds"],
+        )
 
 
 class ClaimsTest(parameterized.TestCase):

@@ -1,25 +1,16 @@
 """Layers inside tf.distribute.MirroredStrategy, on two logical processors."""
 
-import json
-import pathlib
-import subprocess
-import sys
-
 from absl.testing import absltest
+
+from tests import runs
+from tests import two_devices
 
 
 class MirroredTest(absltest.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.two_devices"],
-            cwd=pathlib.Path(__file__).parent.parent,
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        cls.differences = json.loads(done.stdout.splitlines()[-1])
+        cls.differences = runs.call(two_devices.differences)
 
     def test_training_changes_the_weights(self):
         self.assertGreater(self.differences["moved"], 1e-3)

@@ -311,13 +311,14 @@ class WorkersTest(absltest.TestCase):
         run = runs.train(
             self.root,
             f"--workdir={self.root}/run",
-            "--meeting_seconds=1",
+            "--connect_timeout=1",
             environment={"TF_CONFIG": json.dumps(config)},
         )
         self.assertEqual(run.wait(), 1)
         self.assertLen(run.err, 1, run.err)
         self.assertRegex(
-            run.err[0], r"did not meet within 1 seconds.*number 1 \(127.0.0.1:1"
+            run.err[0],
+            r"did not connect within 1 seconds.*number 1 \(127.0.0.1:1",
         )
         self.assertFalse((self.root / "run").exists())
 

@@ -14,6 +14,7 @@ from absl.testing import parameterized
 
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
+from keras_resnet.training import interrupts
 from keras_resnet.training import loop
 from keras_resnet.training import metrics
 from keras_resnet.training import tensorflow_trainer
@@ -45,7 +46,7 @@ class TrainingTest(tiny_runs.TestCase):
         self.train(described, whole)
         for stop_at in (3, 6):
             with (
-                self.assertRaises(loop.Interrupted) as caught,
+                self.assertRaises(interrupts.Interrupted) as caught,
                 stop_after(stop_at),
             ):
                 self.train(described)
@@ -74,7 +75,7 @@ class TrainingTest(tiny_runs.TestCase):
 
         with (
             mock.patch.object(checkpoints, "save", interrupted),
-            self.assertRaises(loop.Interrupted) as caught,
+            self.assertRaises(interrupts.Interrupted) as caught,
             stop_after(3, number),
         ):
             self.train(tiny_runs.config(), eval_every=8, checkpoint_seconds=1e9)
@@ -122,7 +123,7 @@ class TrainingTest(tiny_runs.TestCase):
         self.assertEqual((self.workdir / "metrics.csv").read_bytes(), before)
 
     def test_rows_after_the_checkpoint_are_made_again(self):
-        with self.assertRaises(loop.Interrupted), stop_after(4):
+        with self.assertRaises(interrupts.Interrupted), stop_after(4):
             self.train(tiny_runs.config())
         path = self.workdir / "metrics.csv"
         rows = path.read_text().splitlines()
@@ -159,7 +160,7 @@ class TrainingTest(tiny_runs.TestCase):
             mock.patch.object(
                 tensorflow_trainer, "TensorFlowTrainer", interrupted
             ),
-            self.assertRaises(loop.Interrupted) as caught,
+            self.assertRaises(interrupts.Interrupted) as caught,
         ):
             self.train(tiny_runs.config())
         self.assertEqual(caught.exception.step, 0)

@@ -12,7 +12,7 @@ from absl.testing import parameterized
 
 import keras_resnet
 from keras_resnet.training import configs
-from keras_resnet.training import loop
+from keras_resnet.training import interrupts
 from keras_resnet.training import recipes
 from keras_resnet.training import strategies
 from tests import records
@@ -30,10 +30,16 @@ SMALL = keras_resnet.Spec(
 def small(name, **fields):
     """The recipe for a few small images; its other fields are as they are."""
     recipe = recipes.RECIPES[name].with_steps(4)
-    sizes = {"image_size": 32}
-    if recipe.train_image_size:
-        sizes["train_image_size"] = 24
-    return dataclasses.replace(recipe, batch_size=12, **sizes, **fields)
+    augmentation = recipe.augmentation
+    if augmentation.train_image_size:
+        augmentation = dataclasses.replace(augmentation, train_image_size=24)
+    return dataclasses.replace(
+        recipe,
+        batch_size=12,
+        image_size=32,
+        augmentation=augmentation,
+        **fields,
+    )
 
 
 class ModernRecipesTest(tiny_runs.TestCase):
@@ -71,7 +77,7 @@ class ModernRecipesTest(tiny_runs.TestCase):
         whole = self.workdir.with_name("whole")
         result = self.train(config, whole)
         self.assertTrue(np.isfinite(result["train_loss"]))
-        with self.assertRaises(loop.Interrupted), stop_after(2):
+        with self.assertRaises(interrupts.Interrupted), stop_after(2):
             self.train(config)
         self.train(config)
         self.assert_same_run(self.workdir, whole)

@@ -7,7 +7,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.training import optimizers
-from keras_resnet.training import recipes
+from keras_resnet.training.recipe import Recipe
 
 
 def trained(optimizer, steps=5):
@@ -116,7 +116,7 @@ class DecoupledTest(parameterized.TestCase):
         self, name, expected, most, decay_norms
     ):
         """In float64; norms and biases are not decayed."""
-        recipe = recipes.Recipe(
+        recipe = Recipe(
             "test",
             "test",
             batch_size=8,
@@ -150,7 +150,7 @@ class DecoupledTest(parameterized.TestCase):
 
     def test_a_variable_of_zeros_starts_to_move(self):
         for name in ("lamb", "lars"):
-            recipe = recipes.Recipe("test", "test", 8, 100, 0.5, optimizer=name)
+            recipe = Recipe("test", "test", 8, 100, 0.5, optimizer=name)
             variable = keras.Variable([0.0, 0.0], name="kernel")
             optimizer = optimizers.of_recipe(recipe, [variable])
             optimizer.apply([tf.constant([1.0, -1.0])], [variable])

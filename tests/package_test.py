@@ -37,9 +37,9 @@ MAY_IMPORT = {
     "keras_resnet": LIGHT,
     "data": {"atomic", "names"},
     "baselines": {"models"},
-    "networks": {"arguments", "baselines", "layers", "models"}
-    | {"names", "specs"},
     "analysis": LIGHT,
+    "networks": {"analysis", "arguments", "baselines", "layers", "models"}
+    | {"names", "specs"},
     "training": LIGHT | {"analysis", "baselines", "data", "networks"},
     "papers": LIGHT | {"analysis", "data", "networks", "training"},
     "serving": LIGHT | {"analysis", "data", "networks", "training"},

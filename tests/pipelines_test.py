@@ -22,8 +22,7 @@ def seen(preprocessing, image):
 
 # Everything at once, so that each has to be a function of (seed, step).
 MODERN = augmentations.Augmentation(
-    pads=True,
-    flips=True,
+    "pad_crop_flip",
     policy="rand_augment_9",
     colour_jitter=0.4,
     erase_probability=0.5,
@@ -138,7 +137,7 @@ class PipelinesTest(parameterized.TestCase):
 
     def test_training_images_have_their_own_size(self):
         """Touvron et al. 2019 (FixRes)."""
-        row = augmentations.Augmentation(image_size=24)
+        row = augmentations.Augmentation(train_image_size=24)
         ((images, _),) = images_lib.batches(
             self.sets["files"].train_batches(4, 0, 0, row), 1
         )

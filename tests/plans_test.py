@@ -65,7 +65,7 @@ class PlansTest(parameterized.TestCase):
         self.assertEqual(plans.mode(is_tuned, freeze), mode)
         recipe = plan(2_000, mode=mode).recipe
         self.assertEqual(recipe.name, name)
-        self.assertEqual(recipe.augmentation == "none", mode == "probe")
+        self.assertEqual(recipe.augmentation.name == "none", mode == "probe")
 
     def test_batch_that_should_not_fit_is_halved(self):
         recipe = plan(1_281_167, "resnet50", 224, has_photos=True).recipe

@@ -41,6 +41,7 @@ from keras_resnet.training import recipes
 from keras_resnet.training import start_weights
 from keras_resnet.training import strategies
 from keras_resnet.training import tuning
+from keras_resnet.training.recipe import Recipe
 from keras_resnet.weights import published
 from tests import programs
 from tests import reference
@@ -360,7 +361,7 @@ def argument_row(argument: arguments.Argument) -> list[str]:
     return [f"`{argument.name}`", default, argument.description]
 
 
-def recipe_row(recipe: recipes.Recipe) -> list[str]:
+def recipe_row(recipe: Recipe) -> list[str]:
     """Returns the row of a recipe in docs/training.md."""
     rate = f"{recipe.learning_rate:g}"
     if recipe.schedule == "cosine":
@@ -381,7 +382,7 @@ def recipe_row(recipe: recipes.Recipe) -> list[str]:
         recipe.source,
         f"{recipe.steps:,} of {recipe.batch_size:,}",
         rate,
-        recipe.augmentation,
+        recipe.augmentation.name,
         ", ".join(errors) or "not measured",
     ]
 

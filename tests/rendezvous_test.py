@@ -1,4 +1,4 @@
-"""Workers meet, or learn in time who is missing."""
+"""Workers find each other, or learn in time who is missing."""
 
 import contextlib
 import socket
@@ -78,7 +78,7 @@ class Link:
                 target.shutdown(socket.SHUT_WR)
 
 
-class MeetingTest(absltest.TestCase):
+class RendezvousTest(absltest.TestCase):
     def setUp(self):
         super().setUp()
         self.pool = self.enter_context(futures.ThreadPoolExecutor())

@@ -15,6 +15,7 @@ from absl.testing import parameterized
 import keras_resnet
 from keras_resnet import networks
 from keras_resnet.data import datasets
+from keras_resnet.data.augmentation import Augmentation
 from keras_resnet.training import configs
 from keras_resnet.training import loop
 from keras_resnet.training import probes
@@ -116,7 +117,7 @@ class StartWeightsTest(parameterized.TestCase):
         self.assertEqual(trained.labels, ["a", "b"])
 
     def test_second_phase_starts_with_the_classifier_of_the_first(self):
-        self.train(self.config("all", augmentation="none"), "first")
+        self.train(self.config("all", augmentation=Augmentation()), "first")
         _, first = self.values("first")
         config = self.config(weights=str(self.root / "first"))
         found = start_weights.read(
@@ -155,7 +156,7 @@ class StartWeightsTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_weights_of_another_network_are_rejected(self):
-        self.train(self.config("all", augmentation="none"), "first")
+        self.train(self.config("all", augmentation=Augmentation()), "first")
         with self.assertRaisesRegex(ValueError, "must be of resnet32"):
             start_weights.read(
                 str(self.root / "first"), networks.get_network("resnet32")
@@ -168,7 +169,7 @@ class StartWeightsTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_features_that_are_kept_train_as_images_do(self):
-        config = self.config("all", augmentation="none")
+        config = self.config("all", augmentation=Augmentation())
         self.train(config, "kept")
         with absltest.mock.patch.object(
             probes, "is_cached", return_value=False
@@ -206,7 +207,9 @@ class StartWeightsTest(parameterized.TestCase):
         start = start_weights.read("cifar10", networks.get_network("resnet20"))
         found = {}
         for name, rate in (("slow", None), ("fast", 0.05)):
-            config = self.config(augmentation="none", head_learning_rate=rate)
+            config = self.config(
+                augmentation=Augmentation(), head_learning_rate=rate
+            )
             one = config.recipe.with_steps(1)
             self.train(dataclasses.replace(config, recipe=one), name)
             _, found[name] = self.values(name)
@@ -222,7 +225,7 @@ class StartWeightsTest(parameterized.TestCase):
             recipe(optimizer="adam", head_learning_rate=0.1)
 
     def test_run_without_a_checkpoint_does_not_block_its_directory(self):
-        config = self.config("all", augmentation="none")
+        config = self.config("all", augmentation=Augmentation())
         os.makedirs(self.root / "run")
         (self.root / "run/config.json").write_text(
             json.dumps(dataclasses.replace(config, seed=3).to_json())

@@ -208,7 +208,7 @@ class LossTest(tiny_runs.TestCase):
             mapping = zip(model.trainable_variables, values, strict=True)
             with keras.StatelessScope(mapping):
                 logits = model(images, training=True)
-            losses = step.network_losses(recipe, model, marks, logits)
+            losses = taken.losses(marks, logits)
             return float(tf.reduce_mean(losses))
 
         slope = sum(
@@ -223,8 +223,14 @@ class LossTest(tiny_runs.TestCase):
         for loss in recipe_rules.LOSSES:
             recipe = dataclasses.replace(tiny_runs.RECIPE, loss=loss)
             logits = tf.random.stateless_normal([6, 10], [1, 2])
+            taken = step.Step(
+                tiny_runs.config(recipe),
+                keras.Sequential(),
+                optimizers.of_recipe(recipe),
+                None,
+            )
             plain, mixed = (
-                step.network_losses(recipe, keras.Sequential(), each, logits)
+                taken.losses(each, logits)
                 for each in (labels, (labels, others, tf.ones([6])))
             )
             np.testing.assert_allclose(plain, mixed, rtol=1e-6)

@@ -8,6 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.data import datasets
+from keras_resnet.data.augmentation import Augmentation
 from keras_resnet.training import profiles
 from keras_resnet.training import summaries
 from tests import images as images_lib
@@ -41,7 +42,9 @@ class EventsTest(tiny_runs.TestCase):
 
     def test_first_batch_is_shown_as_the_network_sees_it(self):
         recipe = dataclasses.replace(
-            tiny_runs.RECIPE, batch_size=32, mixup_alpha=1.0
+            tiny_runs.RECIPE,
+            batch_size=32,
+            augmentation=Augmentation("pad_crop", mixup_alpha=1.0),
         )
         config = tiny_runs.config(recipe)
         self.train(config)
@@ -50,9 +53,7 @@ class EventsTest(tiny_runs.TestCase):
         shown = [tf.io.decode_png(text).numpy() for text in strings[2:]]
         self.assertLen(shown, 16)
         dataset = datasets.load("digits")
-        batches = dataset.train_batches(
-            32, 0, augmentation=recipe.train_augmentation()
-        )
+        batches = dataset.train_batches(32, 0, augmentation=recipe.augmentation)
         images, _ = next(iter(batches))
         expected = images[:16] + dataset.preprocessing.mean
         expected = np.clip(expected, 0, 1) * 255

@@ -22,6 +22,7 @@ from keras_resnet import specs
 from keras_resnet.data import datasets
 from keras_resnet.data import splits
 from keras_resnet.training import configs
+from keras_resnet.training import interrupts
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
 from keras_resnet.training import tuning
@@ -125,12 +126,12 @@ class SearchTest(TuningTestCase):
 
     def test_a_trial_that_was_stopped_is_taken_up_again(self):
         def stops(config, workdir, **_):
-            raise loop.Interrupted(15, 1)
+            raise interrupts.Interrupted(15, 1)
 
         folder = self.folder()
         with (
             mock.patch.object(loop, "train_and_evaluate", stops),
-            self.assertRaises(loop.Interrupted),
+            self.assertRaises(interrupts.Interrupted),
         ):
             self.tune(search(trials=2), folder)
         with mock.patch.object(loop, "train_and_evaluate", quality):

@@ -1,10 +1,9 @@
-"""Trains on two logical processors and prints the differences of results.
+"""Trains on two logical processors and compares the results.
 
-This is a program, because devices can only be made before TensorFlow runs.
+It needs a process of its own: devices can only be made before TensorFlow runs.
 """
 
 import functools
-import json
 
 import keras
 import numpy as np
@@ -94,7 +93,8 @@ def network(**arguments):
     return keras_resnet.resnet(spec, input_shape=(6, 6, 3), **arguments)
 
 
-def main():
+def differences():
+    """The largest differences of weights or statistics, by what is compared."""
     processor = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         processor, [tf.config.LogicalDeviceConfiguration()] * 2
@@ -105,7 +105,7 @@ def main():
         keras_resnet.weights.copy(first, model)
 
     unrolled = train(functools.partial(network, looped=False), start)
-    differences = {
+    found = {
         "norm": difference(
             train(with_norm(layers.BatchNormalization)),
             train(with_norm(keras.layers.BatchNormalization)),
@@ -117,22 +117,19 @@ def main():
         keras.layers.BatchNormalization, synchronized=True
     )
     whole = train(with_norm(layers.BatchNormalization), devices=1)
-    differences["synchronized norm"] = difference(train(with_norm(norm)), whole)
-    differences["that of Keras"] = difference(
-        train(with_norm(norm)), train(with_norm(keras_norm))
+    synchronized = train(with_norm(norm))
+    found["synchronized norm"] = difference(synchronized, whole)
+    found["that of Keras"] = difference(
+        synchronized, train(with_norm(keras_norm))
     )
     far = 1000.0  # a mean of which the variance is the millionth part
     whole = train(with_norm(layers.BatchNormalization), devices=1, offset=far)
-    differences["far"] = statistics(train(with_norm(norm), offset=far), whole)
+    found["far"] = statistics(train(with_norm(norm), offset=far), whole)
     for remat in (False, True):
         arguments = {"looped": True, "remat": remat}
         looped = train(functools.partial(network, **arguments), start)
         copied = network(looped=False)
         keras_resnet.weights.copy(looped, copied)
         name = "recomputed stack" if remat else "stack"
-        differences[name] = difference(copied, unrolled)
-    print(json.dumps(differences))
-
-
-if __name__ == "__main__":
-    main()
+        found[name] = difference(copied, unrolled)
+    return found

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 
 from keras_resnet import graphs
+from keras_resnet import specs
 from keras_resnet.layers import Convolution
 from keras_resnet.layers import NoShortcut
 from keras_resnet.layers import Unit
@@ -77,6 +78,14 @@ _KINDS = {
     "dense": (keras.layers.Dense,),
 }
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+# The shortcuts with a 1x1 convolution in every unit.
+_ALWAYS_CONVOLVES = (
+    "C",
+    "convolution",
+    "exclusive_gating",
+    "shortcut_only_gating",
+)
 
 
 def complexity(
@@ -142,6 +151,61 @@ def complexity(
         "stages": list(stages.values()),
         "layers": layers,
     }
+
+
+def spec_multiply_adds(
+    spec: specs.Spec,
+    image_size: int,
+    classes: int,
+    shortcut: str,
+    bottleneck_stride: str = "1x1",
+) -> int:
+    """Counts the multiply-adds of a network by its spec, without building it.
+
+    The result is that of `complexity` for square images of three channels.
+
+    Args:
+        spec: The row of the network.
+        image_size: Height and width of the image, in pixels.
+        classes: Number of classes.
+        shortcut: Name of the shortcut, a key of `layers.SHORTCUTS`.
+        bottleneck_stride: As in `keras_resnet.resnet`.
+
+    >>> from keras_resnet import MODELS
+    >>> spec_multiply_adds(MODELS["resnet20"], 32, 10, "A")
+    40551040
+    """
+    channels, kernel, size = spec.filters[0], 3, image_size
+    if spec.stem == "imagenet":
+        kernel, size = 7, _halved(size)
+    total = kernel**2 * 3 * channels * size**2
+    if spec.stem == "imagenet":
+        size = _halved(size)  # the pooling
+    for stage, (units, filters) in enumerate(
+        zip(spec.units, spec.filters, strict=True)
+    ):
+        for unit in range(units):
+            strides = stage > 0 and unit == 0
+            before, size = size, _halved(size) if strides else size
+            if spec.bottleneck:
+                inside, outputs = spec.width * filters, 4 * filters
+                first = before if bottleneck_stride == "3x3" else size
+                total += channels * inside * first**2
+                total += (9 * inside + outputs) * inside * size**2
+            else:
+                outputs = filters
+                total += 9 * (channels + outputs) * outputs * size**2
+            # A gate is a 1x1 convolution in every unit, as a projection is.
+            if shortcut in _ALWAYS_CONVOLVES or (
+                shortcut == "B" and (strides or channels != outputs)
+            ):
+                total += channels * outputs * size**2
+            channels = outputs
+    return total + channels * classes
+
+
+def _halved(size):
+    return -(-size // 2)
 
 
 def table(report: dict[str, Any], by: str = "stages") -> str:

@@ -1,8 +1,8 @@
 """Random windows, flips and colours of training images, and mixed images.
 
-The rows of `AUGMENTATIONS` are those of [1, Sec. 3.4 and 4.2] and [2]. The
-other fields of an `Augmentation` are later ideas, each with its paper. All of
-them are functions of an image, or of a batch, and of a key of random numbers.
+The rows of `CROPS` are those of [1, Sec. 3.4 and 4.2] and [2]. The other fields
+of an `Augmentation` are later ideas, each with its paper. All of them are
+functions of an image, or of a batch, and of a key of random numbers.
 """
 
 import dataclasses
@@ -86,10 +86,10 @@ def scale_aspect(height, width, random):
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """Random changes to a training image: a row of `AUGMENTATIONS`.
+class Crop:
+    """A random view of a training image: a row of `CROPS`.
 
-    Args:
+    Attributes:
         window: `(height, width, random) -> [top, left, height, width]`: the
             window that is decoded and resized to the network's input. None
             for the test view.
@@ -97,6 +97,35 @@ class Augmentation:
         flips: Whether half of the images are mirrored.
         shifts_colour: Whether colours are shifted along the principal
             components of the colours of ImageNet.
+    """
+
+    window: Callable | None = None
+    pads: bool = False
+    flips: bool = False
+    shifts_colour: bool = False
+
+
+CROPS = {
+    # The test view.
+    "none": Crop(),
+    # As pad_crop_flip, without flips: for digits, letters and signs.
+    "pad_crop": Crop(pads=True),
+    # CIFAR, [1, Sec. 4.2]: the mean is subtracted, an eighth of the side of
+    # zeros (4 pixels of 32) is added on each side, the size is cropped back.
+    "pad_crop_flip": Crop(pads=True, flips=True),
+    # ImageNet, [1, Sec. 3.4].
+    "scale_jitter": Crop(scale_jitter, flips=True, shifts_colour=True),
+    # ImageNet, [2], and most recipes since.
+    "scale_aspect": Crop(scale_aspect, flips=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Random changes to training images.
+
+    Attributes:
+        name: How an image is cropped, mirrored and coloured: a row of `CROPS`.
         policy: Name of random operations on an image (`operations.POLICIES`).
         colour_jitter: Largest change of brightness, contrast and saturation:
             the factors are uniform in `1 - colour_jitter ... 1 +
@@ -112,14 +141,11 @@ class Augmentation:
             its pair (Yun et al. 2019). 0 turns it off. With both kinds of
             mixing, each batch has one of them, with probability 1/2.
         repeats: Number of views of an image in a batch (Hoffer et al. 2020).
-        image_size: Height and width of the training images in pixels (Touvron
-            et al. 2019). None is that of the test images.
+        train_image_size: Height and width of the training images in pixels
+            (Touvron et al. 2019). None is the size of the test images.
     """
 
-    window: Callable | None = None
-    pads: bool = False
-    flips: bool = False
-    shifts_colour: bool = False
+    name: str = "none"
     policy: str = "none"
     colour_jitter: float = 0.0
     erase_probability: float = 0.0
@@ -127,9 +153,13 @@ class Augmentation:
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
     repeats: int = 1
-    image_size: int | None = None
+    train_image_size: int | None = None
 
     def __post_init__(self):
+        if self.name not in CROPS:
+            raise ValueError(
+                names.unknown("augmentation", self.name, CROPS, count=3)
+            )
         operations.get_policy(self.policy)
         for name, most in (("colour_jitter", 1), ("erase_probability", 1)):
             if not 0 <= getattr(self, name) <= most:
@@ -143,16 +173,21 @@ class Augmentation:
                     f"{name} must be finite and at least 0, received "
                     f"{getattr(self, name)}"
                 )
-        if self.repeats < 1:
-            raise ValueError(
-                f"repeats must be at least 1, received {self.repeats}"
-            )
+        for name in ("repeats", "train_image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, received {value}")
+
+    @property
+    def crop(self) -> Crop:
+        """The row of `CROPS` with this name."""
+        return CROPS[self.name]
 
     @property
     def changes_single_images(self) -> bool:
         """Whether images are changed one by one, not as a batch."""
         return (
-            self.window is not None
+            self.crop.window is not None
             or self.policy != "none"
             or self.colour_jitter > 0
         )
@@ -161,38 +196,6 @@ class Augmentation:
     def mixes(self) -> bool:
         """Whether the images of a batch are mixed in pairs."""
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
-
-
-AUGMENTATIONS = {
-    # The test view.
-    "none": Augmentation(),
-    # As pad_crop_flip, without flips: for digits, letters and signs.
-    "pad_crop": Augmentation(pads=True),
-    # CIFAR, [1, Sec. 4.2]: the mean is subtracted, an eighth of the side of
-    # zeros (4 pixels of 32) is added on each side, the size is cropped back.
-    "pad_crop_flip": Augmentation(pads=True, flips=True),
-    # ImageNet, [1, Sec. 3.4].
-    "scale_jitter": Augmentation(scale_jitter, flips=True, shifts_colour=True),
-    # ImageNet, [2], and most recipes since.
-    "scale_aspect": Augmentation(scale_aspect, flips=True),
-}
-
-
-def get_augmentation(name: str | Augmentation) -> Augmentation:
-    """Returns the row of `AUGMENTATIONS` with a name.
-
-    An `Augmentation` is returned unchanged.
-
-    Raises:
-        ValueError: If the name is unknown; the error suggests near names.
-    """
-    if isinstance(name, Augmentation):
-        return name
-    if name in AUGMENTATIONS:
-        return AUGMENTATIONS[name]
-    raise ValueError(
-        names.unknown("augmentation", name, AUGMENTATIONS, count=3)
-    )
 
 
 def pad_crop(images, top, left, is_flipped):
@@ -241,12 +244,12 @@ def colour_shift(normal):
     )
 
 
-def random_view(preprocessing, row, image, key, exif=False):
+def random_view(preprocessing, crop, image, key, exif=False):
     """Decodes a random window of an image, and resizes and mirrors it.
 
     Args:
         preprocessing: A `views.Preprocessing`.
-        row: An `Augmentation` with a window.
+        crop: A `Crop` with a window.
         image: string scalar, or uint8 `[height, width, c]`.
         key: int64 `[2]`, the key of the random numbers.
         exif: Whether the image is turned as its EXIF orientation says.
@@ -257,7 +260,7 @@ def random_view(preprocessing, row, image, key, exif=False):
     random = tf.random.stateless_uniform([33], key)
     image = decoding.decode_window(
         image,
-        lambda height, width: row.window(height, width, random[1:]),
+        lambda height, width: crop.window(height, width, random[1:]),
         preprocessing.channels,
         exif,
     )
@@ -269,7 +272,7 @@ def random_view(preprocessing, row, image, key, exif=False):
         lambda: views.resize(image, [size, size], antialias=False),
         lambda: views.resize(image, [size, size]),
     )
-    if row.flips:
+    if crop.flips:
         # A slice with a negative stride takes six times as long.
         image = tf.cond(
             random[0] < 0.5, lambda: tf.reverse(image, [1]), lambda: image

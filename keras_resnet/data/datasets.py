@@ -154,7 +154,7 @@ class DataSet:
             batch_size: Number of images of all workers together in one step.
             seed: Of the order of the images and of the augmentation.
             first_step: Step of the first batch.
-            augmentation: A name of `AUGMENTATIONS`, or an `Augmentation`.
+            augmentation: An `Augmentation`, or the name of a row of `CROPS`.
             shard: (index, count): the worker's index and the number of
                 workers. A worker gets its contiguous share of every batch.
 
@@ -167,10 +167,12 @@ class DataSet:
             ValueError: If the augmentation is unknown or the shard does not
                 divide the batch.
         """
+        if isinstance(augmentation, str):
+            augmentation = augmentations.Augmentation(augmentation)
         return pipelines.train_batches(
             self._train,
             self.preprocessing,
-            augmentations.get_augmentation(augmentation),
+            augmentation,
             pipelines.Share.of_shard(batch_size, shard),
             seed,
             first_step,

@@ -106,7 +106,7 @@ def train_batches(
     Args:
         split: The training images.
         preprocessing: Normalization, and the view of an image without window.
-        augmentation: A row of `AUGMENTATIONS`.
+        augmentation: The random changes of the images.
         share: The worker's share of each batch.
         seed: Of the order of the images and of the augmentation.
         first_step: Step of the first batch.
@@ -123,8 +123,8 @@ def train_batches(
             "mixup and CutMix mix pairs of images, so each worker must have "
             f"an even number of them, received {share.size}"
         )
-    if augmentation.image_size not in (None, preprocessing.image_size):
-        preprocessing = preprocessing.of_size(augmentation.image_size)
+    if augmentation.train_image_size not in (None, preprocessing.image_size):
+        preprocessing = preprocessing.of_size(augmentation.train_image_size)
     steps = (first_step, tf.int64.max // share.batch_size)
     repeats = augmentation.repeats
     if not augmentation.changes_single_images and _holds_views(
@@ -311,11 +311,11 @@ def _training_view(split, preprocessing, augmentation, seed):
     def view(position, image):
         image = decoding.bounded(image)
         key = splits.random_key(seed, splits.WINDOW, position)
-        if augmentation.window is None:
+        if augmentation.crop.window is None:
             seen = preprocessing.view(decoding.decode(image, exif))
         else:
             seen = augmentations.random_view(
-                preprocessing, augmentation, image, key, exif
+                preprocessing, augmentation.crop, image, key, exif
             )
         return augmentations.changed_view(augmentation, seen, key)
 
@@ -392,15 +392,15 @@ def _augmented(images, preprocessing, augmentation, draw):
     """
     images = preprocessing(images)
     height, width, channels = preprocessing.image_shape
-    if augmentation.pads:
+    if augmentation.crop.pads:
         random = draw(tf.random.stateless_uniform)
         images = augmentations.pad_crop(
             images,
             augmentations.integer(random[:, 0], 2 * (height // 8) + 1),
             augmentations.integer(random[:, 1], 2 * (width // 8) + 1),
-            (random[:, 2] < 0.5) & augmentation.flips,
+            (random[:, 2] < 0.5) & augmentation.crop.flips,
         )
-    if augmentation.shifts_colour and channels == 3:
+    if augmentation.crop.shifts_colour and channels == 3:
         shift = augmentations.colour_shift(draw(tf.random.stateless_normal))
         if preprocessing.standard_deviation is not None:
             shift /= preprocessing.standard_deviation

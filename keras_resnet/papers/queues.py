@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_resnet import networks
-from keras_resnet.analysis import complexity
 from keras_resnet.papers import experiments
 from keras_resnet.papers import runs
 from keras_resnet.papers.experiments import Experiment
@@ -128,13 +127,9 @@ def _multiply_adds(name: str) -> int:
     row = experiments.get_experiment(name)
     network = networks.get_network(row.model)
     size, classes = _IMAGES[row.dataset]
-    model = network.build(
-        input_shape=(size, size, 3),
-        classes=classes,
-        classifier_activation=None,
-        **network.arguments(row.arguments),
+    return network.multiply_adds(
+        size, classes, network.arguments(row.arguments)
     )
-    return complexity.complexity(model)["multiply_adds"]
 
 
 # Size of the square images in pixels, and number of classes.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from keras_resnet.data import datasets
 from keras_resnet.data import views
 from keras_resnet.layers import normalization
 from keras_resnet.training import fields as fields_lib
-from keras_resnet.training.recipes import Recipe
+from keras_resnet.training.recipe import Recipe
 
 # The layer that fine-tuning replaces.
 CLASSIFIER = "predictions"
@@ -118,7 +119,7 @@ class Config:
             TypeError: If a field is missing or unknown.
             ValueError: If a value is not allowed.
         """
-        fields_lib.check_fields(cls, fields)
+        fields_lib.check_fields(typing.get_type_hints(cls), fields)
         if fields["backend"] not in ("jax", "tensorflow"):
             raise ValueError(
                 "backend must be jax or tensorflow, received "
@@ -233,11 +234,8 @@ def is_probe(config: Config) -> bool:
     >>> is_probe(Config("resnet20", "digits", RECIPES["digits"]))
     False
     """
-    unchanged = augmentation.get_augmentation("none")
-    return (
-        config.freeze == "all"
-        and config.recipe.train_augmentation() == unchanged
-    )
+    unchanged = augmentation.Augmentation()
+    return config.freeze == "all" and config.recipe.augmentation == unchanged
 
 
 def load_dataset(

@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def check_fields(kind: type, fields: dict) -> None:
-    """Checks that fields from JSON are those of a dataclass.
+def check_fields(types: Mapping[str, Any], fields: dict) -> None:
+    """Checks that fields from JSON have the names and types of a dataclass.
+
+    Args:
+        types: The types by name.
+        fields: The values by name.
 
     Raises:
         TypeError: If a field is missing or unknown.
         ValueError: If a value does not have the type of its field.
     """
-    types = typing.get_type_hints(kind)
     missing = sorted(types.keys() - fields.keys())
     unknown = sorted(fields.keys() - types.keys())
     if missing or unknown:

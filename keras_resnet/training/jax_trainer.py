@@ -15,13 +15,11 @@ import tensorflow as tf
 from keras import ops
 
 from keras_resnet import training
-from keras_resnet.data import augmentation
 from keras_resnet.data import datasets
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import evaluation
 from keras_resnet.training import optimizers
-from keras_resnet.training import recipes
 from keras_resnet.training import step
 
 
@@ -64,7 +62,6 @@ def check(config: configs.Config, dataset: datasets.DataSet) -> None:
         UnsupportedError: Names the first field.
     """
     recipe = config.recipe
-    has_window = augmentation.AUGMENTATIONS[recipe.augmentation].window
     for name, received, is_allowed, allowed in (
         (
             "dtype",
@@ -98,25 +95,24 @@ def check(config: configs.Config, dataset: datasets.DataSet) -> None:
         ),
         (
             "recipe.augmentation",
-            recipe.augmentation,
-            not has_window,
+            recipe.augmentation.name,
+            recipe.augmentation.crop.window is None,
             "an augmentation that only pads and mirrors",
         ),
-        *(
-            (f"recipe.{name}", getattr(recipe, name), not is_set, f"{default}")
-            for name, is_set, default in _augmentation_fields(recipe)
-        ),
+        *_augmentation_fields(recipe.augmentation),
     ):
         if not is_allowed:
             raise UnsupportedError(name, received, allowed)
 
 
-def _augmentation_fields(recipe):
-    """Yields (name, whether it is set, default) of fields without JAX code."""
-    for field in dataclasses.fields(recipe):
-        if field.name in (*recipes.AUGMENTATION_FIELDS, "train_image_size"):
-            is_set = getattr(recipe, field.name) != field.default
-            yield field.name, is_set, repr(field.default)
+def _augmentation_fields(augmentation):
+    """Yields the rows of `check` for the fields without code on JAX."""
+    for field in dataclasses.fields(augmentation):
+        if field.name != "name":
+            value = getattr(augmentation, field.name)
+            is_default = value == field.default
+            default = repr(field.default)
+            yield f"recipe.{field.name}", value, is_default, default
 
 
 class JaxTrainer:
@@ -135,7 +131,7 @@ class JaxTrainer:
         recipe = config.recipe
         self.config = config
         self.rates = recipe.learning_rates()
-        self.augmentation = augmentation.AUGMENTATIONS[recipe.augmentation]
+        self.crop = recipe.augmentation.crop
         self.model = configs.build_model(
             config, dataset.image_shape, dataset.classes
         )
@@ -276,14 +272,14 @@ class JaxTrainer:
     def augmented(self, images, top, left, is_flipped):
         """Returns normalized images, cropped as by `augmentation.pad_crop`."""
         x = self._normalized(images)
-        if not self.augmentation.pads:
+        if not self.crop.pads:
             return x
         count, height, width, _ = x.shape
         above, beside = height // 8, width // 8
         x = ops.pad(x, ((0, 0), (above,) * 2, (beside,) * 2, (0, 0)))
         row = top[:, None] + ops.arange(height)
         column = ops.arange(width)
-        if self.augmentation.flips:
+        if self.crop.flips:
             column = ops.where(is_flipped[:, None], width - 1 - column, column)
         column += left[:, None]
         image = ops.arange(count)[:, None, None]

@@ -18,22 +18,21 @@ import contextlib
 import math
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable
 
 import tensorflow as tf
-import tqdm
 
 from keras_resnet import training
 from keras_resnet.data import datasets
 from keras_resnet.training import budgets
 from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
+from keras_resnet.training import interrupts
 from keras_resnet.training import memory
 from keras_resnet.training import metrics
 from keras_resnet.training import profiles
+from keras_resnet.training import progress
 from keras_resnet.training import start_weights
 from keras_resnet.training import strategies
 from keras_resnet.training import summaries
@@ -51,20 +50,6 @@ _MAX_PAUSE = 1800.0
 
 class TrainingDivergedError(ArithmeticError):
     """The loss or a weight is no longer a finite number."""
-
-
-class Interrupted(BaseException):
-    """A signal stopped the run, and everything is saved.
-
-    Attributes:
-        signal_number: The signal, 15 (SIGTERM) or 2 (SIGINT).
-        step: The step of the checkpoint.
-    """
-
-    def __init__(self, signal_number: int, step: int):
-        super().__init__(f"stopped at step {step}; the state is saved")
-        self.signal_number = signal_number
-        self.step = step
 
 
 def train_and_evaluate(
@@ -110,35 +95,50 @@ def train_and_evaluate(
         (`seconds`) and the `device`.
 
     Raises:
-        workdirs.WorkdirError: If the directory belongs to another
-            configuration, or another process uses it.
-        checkpoints.StateError: If its checkpoints belong to another run, or
-            none of them can be read.
+        workdirs.WorkdirError: If the directory is in use, or of another run.
+        checkpoints.StateError: If its checkpoints are damaged, or of another
+            run.
         ImportError: If Keras does not run on the configuration's backend.
         ValueError: If the devices cannot share a batch equally, or the backend
             does not support the configuration.
-        budgets.BudgetError: If no step fits into `minutes`, or several workers
-            train.
+        budgets.BudgetError: If `minutes` are too few, or several workers train.
         memory.DoesNotFitError: If a step cannot fit in memory.
         TrainingDivergedError: If the loss becomes NaN or infinite.
         strategies.WorkerLostError: If another worker stopped.
         OSError: If a file cannot be written; earlier checkpoints stay.
-        Interrupted: If SIGTERM or SIGINT arrived; everything is saved.
+        interrupts.Interrupted: After SIGTERM or SIGINT; everything is saved.
     """
     training.require_backend(__name__, config.backend)
+    return _run(
+        config,
+        workdirs.local(workdir),
+        strategy or tf.distribute.get_strategy(),
+        report,
+        dataset,
+        minutes,
+        profile_steps,
+        (log_every, eval_every, checkpoint_seconds, keep),
+    )
+
+
+def _run(
+    config, workdir, strategy, report, dataset, minutes, profile_steps, options
+):
+    """Takes all steps of a run; the arguments of `train_and_evaluate`."""
     start = time.monotonic()
-    workdir = workdirs.local(workdir)
-    strategy = strategy or tf.distribute.get_strategy()
     profiler = profiles.Profiler(workdir / "events", profile_steps)
     if not strategies.is_chief(strategy):
         report = _ignore
     with (
-        _Signals(can_raise=not strategies.has_workers(strategy)) as signals,
+        interrupts.Signals(
+            can_raise=not strategies.has_workers(strategy)
+        ) as signals,
         contextlib.ExitStack() as stack,
     ):
         if minutes is not None:
             if dataset is None:
                 dataset = start_weights.load_dataset(config, workdir)
+            _, eval_every, *_ = options
             config = _fitted(
                 config, workdir, strategy, dataset, minutes, eval_every
             )
@@ -150,15 +150,8 @@ def train_and_evaluate(
         )
         loop.profiler = profiler
         stack.callback(profiler.close)
-        first_step = loop.trainer.completed_steps
-        if loop.is_chief:
-            _report_pause(loop.trainer, checkpoint_seconds, report)
-        loop.run(log_every, eval_every, checkpoint_seconds, keep)
-        loop.trainer.synchronize()  # one that leaves early stops the others
-        if loop.is_chief and not workdirs.is_described(workdir):
-            workdirs.prepare(config, loop.dataset, workdir)
-    if first_step == config.recipe.steps:
-        report(f"{workdir} has all its {config.recipe.steps} steps already")
+        loop.run(*options)
+        loop.finish()
     return {**loop.result(), "seconds": time.monotonic() - start}
 
 
@@ -290,20 +283,6 @@ def _report_lost_work(trainer, rows, workdir, report):
         )
 
 
-def _report_pause(trainer, checkpoint_seconds, report):
-    """Reports how much work a kill can lose from now on."""
-    if trainer.completed_steps == trainer.config.recipe.steps:
-        return
-    if checkpoint_seconds is None:
-        often = f"{_MIN_PAUSE:g} seconds, or less often if a save is slow"
-    else:
-        often = f"{checkpoint_seconds:g} seconds"
-    report(
-        f"saving a checkpoint every {often}; a kill loses the steps since the "
-        "last one (--checkpoint_seconds)"
-    )
-
-
 # --- The steps ----------------------------------------------------------------
 
 
@@ -328,6 +307,9 @@ class _Loop:
         self.rows = rows
         self.signals = signals
         self.report = report
+        self.progress = progress.Progress(
+            self.recipe, dataset, report, has_bar=lock is not None
+        )
         self.keep = None  # number of checkpoints; None for all
         self.is_chief = lock is not None
         self.is_saved = True
@@ -346,15 +328,18 @@ class _Loop:
         if checkpoint_seconds is not None:
             chunk_seconds = min(chunk_seconds, checkpoint_seconds)
         first = step = trainer.completed_steps
+        self.first_step = first
+        self.report_pause(checkpoint_seconds)
         chunk, busy, seconds = 1, 0.0, 0.0
-        with self.progress_bar(step) as bar:
+        with self.progress.bar(step) as bar:
             while True:
                 # Write the row, evaluate and save, if due.
                 is_last = step == recipe.steps
                 is_tested = is_last or step % eval_every == 0
                 is_due = is_tested or step % log_every == 0
                 if trainer.images_since_row and is_due:
-                    self.show_row(self.add_row(step, is_tested), bar)
+                    row = self.add_row(step, is_tested)
+                    self.progress.show_row(row, self.speed)
                 self.save_if_due(step, checkpoint_seconds)
                 if is_last:
                     return
@@ -381,7 +366,7 @@ class _Loop:
                     self.speed = (step - first - 1) * recipe.batch_size / busy
                     seconds = (time.monotonic() - start) / (step - before)
                 bar.update(step - before)
-                self.show_progress(step, bar)
+                self.progress.show_step(bar, trainer, step, self.speed)
                 if is_stopped and step < recipe.steps:
                     self.stop(step)
 
@@ -404,7 +389,7 @@ class _Loop:
 
     def add_row(self, step, is_tested):
         """Adds the row of a step to the metrics, and keeps the best network."""
-        row = _train_row(self.trainer, step)
+        row = progress.train_row(self.trainer, step)
         if is_tested:
             batch_size = min(1000, max(self.recipe.batch_size, 100))
             result = self.trainer.evaluate(
@@ -427,35 +412,20 @@ class _Loop:
         self.is_saved = False
         return row
 
-    def progress_bar(self, step):
-        self.is_terminal = sys.stderr.isatty() and self.is_chief
-        return tqdm.tqdm(
-            total=self.recipe.steps,
-            initial=step,
-            unit="step",
-            disable=not self.is_terminal,
-            leave=False,
-        )
-
-    def show_progress(self, step, bar):
-        """Shows loss, error and epoch on the bar of a terminal."""
-        if self.is_terminal and self.trainer.images_since_row:
-            row = _train_row(self.trainer, step)
-            epochs = _epochs(step, self.recipe, self.dataset)
-            bar.set_postfix_str(
-                f"{epochs}, loss {row['train_loss']:.3f}, error "
-                f"{row['train_top1_error']:.1f}%, "
-                f"{self.speed or 0:,.0f} images/s"
-            )
-
-    def show_row(self, row, bar):
-        """Reports a row; a terminal has a bar for rows without a test."""
-        if not self.is_terminal or "test_loss" in row:
-            with tqdm.tqdm.external_write_mode(file=sys.stderr):
-                epochs = _epochs(row["step"], self.recipe, self.dataset)
-                self.report(_line(row, self.recipe, self.speed, epochs))
-
     # --- Checkpoints ---
+
+    def report_pause(self, checkpoint_seconds):
+        """Reports how much work a kill can lose from now on."""
+        if not self.is_chief or self.first_step == self.recipe.steps:
+            return
+        if checkpoint_seconds is None:
+            often = f"{_MIN_PAUSE:g} seconds, or less often if a save is slow"
+        else:
+            often = f"{checkpoint_seconds:g} seconds"
+        self.report(
+            f"saving a checkpoint every {often}; a kill loses the steps since "
+            "the last one (--checkpoint_seconds)"
+        )
 
     def save_if_due(self, step, checkpoint_seconds):
         """Saves at the last step and when the pause is over."""
@@ -506,6 +476,18 @@ class _Loop:
 
     # --- Ends ---
 
+    def finish(self):
+        """Waits for the other workers, and completes the work directory."""
+        self.trainer.synchronize()  # one that leaves early stops the others
+        if not self.is_chief:
+            return
+        workdir = self.lock.directory
+        if not workdirs.is_described(workdir):
+            workdirs.prepare(self.trainer.config, self.dataset, workdir)
+        steps = self.recipe.steps
+        if self.first_step == steps:
+            self.report(f"{workdir} has all its {steps} steps already")
+
     def result(self):
         """Returns the last row, with the test images and the speed."""
         numbers = {
@@ -528,7 +510,8 @@ class _Loop:
         """Saves and raises, because a worker was asked to stop."""
         self.save(step)
         self.trainer.synchronize()
-        raise Interrupted(self.signals.received or signal.SIGTERM, step)
+        received = self.signals.received or signal.SIGTERM
+        raise interrupts.Interrupted(received, step)
 
     def diverged(self, what):
         raise TrainingDivergedError(
@@ -536,89 +519,6 @@ class _Loop:
             "and this step is not saved; lower recipe.learning_rate or "
             "lengthen recipe.warmup_steps, and start in another work directory"
         )
-
-
-def _train_row(trainer, step):
-    loss, top1_errors, top5_errors, images = trainer.read_sums()
-    return {
-        "step": step,
-        "learning_rate": float(trainer.rates(step - 1)),
-        "train_loss": loss / images,
-        "train_top1_error": 100 * top1_errors / images,
-        "train_top5_error": 100 * top5_errors / images,
-    }
-
-
-def _epochs(step, recipe, dataset):
-    """Returns the number of epochs so far, and of the run."""
-    each = recipe.batch_size / dataset.train_size
-    return f"epoch {step * each:.1f} of {recipe.steps * each:.1f}"
-
-
-def _line(row, recipe, speed, epochs):
-    """Returns the progress line of a row."""
-    words = [
-        f"step {row['step']:,} of {recipe.steps:,}",
-        epochs,
-        f"loss {row['train_loss']:.3f}",
-        f"error {row['train_top1_error']:.2f}%",
-    ]
-    if "test_loss" in row:
-        words.append(f"test error {row['test_top1_error']:.2f}%")
-    if speed:
-        words.append(f"{speed:,.0f} images/s")
-        left = (recipe.steps - row["step"]) * recipe.batch_size
-        minutes, seconds = divmod(round(left / speed), 60)
-        hours, minutes = divmod(minutes, 60)
-        words.append(f"{hours}:{minutes:02d}:{seconds:02d} left")
-    return ", ".join(words)
-
-
-# --- Signals ------------------------------------------------------------------
-
-
-class _Signals:
-    """Notes SIGTERM and SIGINT, so that a run can save before it stops.
-
-    Args:
-        can_raise: Whether to raise at once if everything is saved, as in the
-            first minutes of a large network.
-
-    Attributes:
-        received: The first signal, or None.
-        saved_at: The step of the checkpoint if no step followed it.
-    """
-
-    def __init__(self, can_raise):
-        self.can_raise = can_raise
-        self.received = None
-        self.saved_at = None
-
-    def __enter__(self):
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number, frame):
-        if self.received is None:  # only the first one counts
-            self.received = number
-            self._stop_if_saved()
-
-    def _stop_if_saved(self):
-        if self.can_raise and self.saved_at is not None:
-            raise Interrupted(self.received, self.saved_at)
-
-    def note_saved(self, step):
-        """Notes that everything up to a step is saved."""
-        self.saved_at = step
-        if self.received is not None:  # before the first step was known
-            self._stop_if_saved()
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def _ignore(line):

@@ -5,14 +5,19 @@ after minutes. The estimates here are lower bounds: a step that fits is always
 accepted, and an accepted step may still be too large.
 """
 
+import dataclasses
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
 from keras_resnet.analysis import complexity
+from keras_resnet.data import datasets
 from keras_resnet.training import configs
+from keras_resnet.training import workdirs
 
 _GB = 10**9
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -179,6 +184,42 @@ def planned_batch(
     return batch_size
 
 
+def with_fitting_batch(
+    config: configs.Config,
+    dataset: datasets.DataSet,
+    workdir: str | os.PathLike,
+    report: Callable[[str], None],
+) -> configs.Config:
+    """Returns the configuration with the batch of `planned_batch`.
+
+    The rate and the steps are scaled with the batch. A run that resumes keeps
+    its batch, also if the memory has changed.
+
+    Args:
+        config: The configuration of the run.
+        dataset: Its data set.
+        workdir: The work directory.
+        report: Receives a line if the batch is smaller than that of the recipe.
+    """
+    recipe = config.recipe
+    path = workdirs.local(workdir)
+    if workdirs.is_described(path) and workdirs.has_steps(path):
+        batch_size = workdirs.read_config(path).recipe.batch_size
+        if batch_size < recipe.batch_size:
+            recipe = recipe.scaled_to(batch_size)
+        return dataclasses.replace(config, recipe=recipe)
+    model = configs.build_model(config, dataset.image_shape, dataset.classes)
+    batch_size = planned_batch(config, model)
+    if batch_size == recipe.batch_size:
+        return config
+    report(
+        f"a step of {recipe.batch_size} images would not fit in the memory of "
+        f"this machine: {batch_size} a step, with the rate and the steps "
+        "scaled; --batch_size sets another"
+    )
+    return dataclasses.replace(config, recipe=recipe.scaled_to(batch_size))
+
+
 def check_evaluation(
     image_shape: tuple[int, int, int],
     batch_size: int,
@@ -225,9 +266,8 @@ def _kept_bytes(config, model):
     rows = _rows(model)
     if config.freeze != "none":  # the frozen layers keep none
         return max((row["activation_bytes"] for row in rows), default=0)
-    if config.model_arguments.get(
-        "remat"
-    ):  # only the outputs of the units are kept
+    # With `remat`, only the outputs of the units are kept.
+    if config.model_arguments.get("remat"):
         rows = [row for row in rows if row["kind"] == "addition"]
         return sum(row["activation_bytes"] for row in rows)
     # In TensorFlow 2.21 a step took 0.9 to 1.2 times all activations.

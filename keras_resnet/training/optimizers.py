@@ -6,8 +6,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_resnet.training.recipe import Recipe
 from keras_resnet.training.recipe_rules import DECOUPLED
-from keras_resnet.training.recipes import Recipe
 
 
 @keras.saving.register_keras_serializable(package="keras_resnet")

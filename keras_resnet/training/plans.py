@@ -14,6 +14,8 @@ from keras_resnet import networks
 from keras_resnet import specs
 from keras_resnet.data import datasets
 from keras_resnet.data import views
+from keras_resnet.data.augmentation import Augmentation
+from keras_resnet.training import recipe as recipe_lib
 from keras_resnet.training import recipes
 
 
@@ -71,7 +73,7 @@ class Plan:
         reason: One line for the reader.
     """
 
-    recipe: recipes.Recipe
+    recipe: recipe_lib.Recipe
     reason: str
 
 
@@ -120,9 +122,11 @@ def plan(
         size = row.photo_size
         if stem == "cifar":
             size = _CIFAR_PHOTO_SIZE
-    augmentation = "scale_aspect" if has_photos else "pad_crop_flip"
+    augmentation = Augmentation(
+        "scale_aspect" if has_photos else "pad_crop_flip"
+    )
     if mode == "probe":
-        augmentation = "none"
+        augmentation = Augmentation()
     if network.recipe is not None and mode == "train":  # without normalization
         rate = min(rate, recipes.RECIPES[network.recipe].learning_rate)
     reason = (
@@ -143,7 +147,7 @@ def plan(
 
 def recipe_of(
     dataset: datasets.DataSet, network: networks.Network
-) -> recipes.Recipe:
+) -> recipe_lib.Recipe:
     """Returns the recipe of a data set when none is named, without weights.
 
     >>> digits = datasets.load("digits")

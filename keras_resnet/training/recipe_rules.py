@@ -23,7 +23,6 @@ RULES: tuple[tuple[tuple[str, ...], Callable, str], ...] = (
             "steps",
             "micro_batches",
             "image_size",
-            "train_image_size",
         ),
         lambda value: value >= 1,
         "at least 1",

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from keras_resnet import networks
-from keras_resnet.analysis import complexity
-from keras_resnet.training.recipes import Recipe
+from keras_resnet.training.recipe import Recipe
 
 # A backward pass computes two products for each one of the forward pass.
 _PASSES = 3
@@ -19,10 +18,11 @@ def multiply_adds(recipe: Recipe, network: str) -> int:
     >>> f"{multiply_adds(RECIPES['cifar10'], 'resnet20'):.1e}"
     '1.0e+15'
     """
-    size = recipe.train_image_size or recipe.image_size or _SMALL_SIZE
+    size = recipe.augmentation.train_image_size or recipe.image_size
     row = networks.get_network(network)
-    model = row.build(input_shape=(size, size, 3))
-    forward = complexity.complexity(model)["multiply_adds"]
+    forward = row.multiply_adds(
+        size or _SMALL_SIZE, None, row.arguments(recipe.model_arguments)
+    )
     return _PASSES * forward * recipe.batch_size * recipe.steps
 
 

@@ -1,260 +1,18 @@
-"""Recipes of training, each number with its section of the paper.
+"""The table of recipes, each number with its section of the paper.
 
 [1] He et al. 2016, "Deep Residual Learning for Image Recognition".
 [2] He et al. 2016, "Identity Mappings in Deep Residual Networks".
 """
 
 import dataclasses
-import json
-import typing
-from collections.abc import Mapping
-from typing import Any
 
 from keras_resnet import names
 from keras_resnet import networks
 from keras_resnet.data.augmentation import Augmentation
-from keras_resnet.data.augmentation import get_augmentation
-from keras_resnet.training import fields as fields_lib
-from keras_resnet.training import recipe_rules
-from keras_resnet.training.schedules import LearningRates
+from keras_resnet.training.recipe import Recipe
 
-# The fields of an `Augmentation` that a recipe sets beside its name.
-AUGMENTATION_FIELDS = (
-    "policy",
-    "colour_jitter",
-    "erase_probability",
-    "cutout_size",
-    "mixup_alpha",
-    "cutmix_alpha",
-    "repeats",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: `v = momentum v - rate (g + decay w); w += v`.
-
-    This is stochastic gradient descent with momentum. `optimizer` can name
-    another rule. g is the gradient of the mean cross entropy of a batch.
-    `weight_decay * w` is the gradient of the L2 penalty
-    `weight_decay / 2 * |w|^2`.
-
-    Attributes:
-        name: The key in `RECIPES`.
-        source: The paper and section.
-        batch_size: Images in a batch, over all devices together.
-        steps: Number of batches, the papers' iterations.
-        learning_rate: The rate after the warm-up.
-        decay_at_steps: Steps at which the rate is divided by 10.
-        schedule: `"step"` (by `decay_at_steps`), `"cosine"` (to zero), or
-            `"one_cycle"` (linear to zero, which is the second half of the cycle
-            of Smith and Topin 2018; a linear warm-up is the first).
-        warmup_steps: Length of the warm-up.
-        warmup_learning_rate: The constant rate of the warm-up. None is a rate
-            that grows linearly from 0.
-        momentum: Momentum of the gradient.
-        optimizer: `"momentum"` [1, Sec. 3.4], `"nesterov"` (fb.resnet.torch)
-            or `"adam"` (Kingma and Ba 2015). These have the gradient
-            `g + decay w`. `"adamw"` (Loshchilov and Hutter 2019), `"lamb"`
-            (You et al. 2020) and `"lars"` (You et al. 2017) decay the weights
-            as their papers write.
-        clip_norm: Largest norm of the gradient of all parameters, which is
-            scaled down to it. None turns it off.
-        weight_decay: Factor of the L2 penalty, or of the decay.
-        decay_norms: Whether the penalty includes the parameters of batch
-            normalization and the biases, as in the authors' code.
-        loss: `"cross_entropy"`, or `"binary_cross_entropy"`: the mean over the
-            classes of the cross entropy of each class against all others
-            (Wightman et al. 2021, Sec. 3.1).
-        label_smoothing: Share of the label that is spread over all classes.
-        target_threshold: Share of a label in a mixed image from which its
-            target is 1; below it is 0. None keeps the shares.
-        micro_batches: Number of parts of a device's share of a batch. A step
-            needs the memory of one part. The gradients of the parts are added.
-            Each part is normalized separately, as the share of each device is.
-        average_momentum: Momentum of a moving average of the parameters, which
-            are tested and exported. 0 is no average. The momentum at a step is
-            `min(average_momentum, (1 + step) / (10 + step))`.
-        head_learning_rate: Rate of the classifier after the warm-up, for
-            fine-tuning. It follows the schedule of `learning_rate`. None is
-            the same rate. Adam has no such rate.
-        augmentation: Name of an augmentation (`data.augmentation`).
-        policy, colour_jitter, erase_probability, cutout_size, mixup_alpha,
-            cutmix_alpha, repeats: The fields of the same names of a
-            `data.augmentation.Augmentation`.
-        image_size: Height and width of the network's input in the test, in
-            pixels. None is the size of the data set's images.
-        train_image_size: The same in training (Touvron et al. 2019). None is
-            `image_size`.
-        test_crop_ratio: Side of the test view over the shorter side of the
-            image. None is 224 / 256.
-        model_arguments: Arguments of the network, if none are given.
-        expected_errors: Test error in percent by network, as published.
-
-    >>> RECIPES["cifar10"].with_steps(6400).decay_at_steps
-    (3200, 4800)
-    """
-
-    name: str
-    source: str
-    batch_size: int
-    steps: int
-    learning_rate: float
-    decay_at_steps: tuple[int, ...] = ()
-    schedule: str = "step"
-    warmup_steps: int = 0
-    warmup_learning_rate: float | None = None
-    momentum: float = 0.9
-    optimizer: str = "momentum"
-    clip_norm: float | None = None
-    weight_decay: float = 1e-4
-    decay_norms: bool = True
-    loss: str = "cross_entropy"
-    label_smoothing: float = 0.0
-    target_threshold: float | None = None
-    micro_batches: int = 1
-    average_momentum: float = 0.0
-    head_learning_rate: float | None = None
-    augmentation: str = "none"
-    policy: str = "none"
-    colour_jitter: float = 0.0
-    erase_probability: float = 0.0
-    cutout_size: int = 0
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    repeats: int = 1
-    image_size: int | None = None
-    train_image_size: int | None = None
-    test_crop_ratio: float | None = None
-    model_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    expected_errors: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        for fields, is_allowed, rule in recipe_rules.RULES:
-            for name in fields:
-                value = getattr(self, name)
-                if value is not None and not is_allowed(value):
-                    raise ValueError(
-                        f"{name} must be {rule}, received {value!r}"
-                    )
-        if self.batch_size % self.micro_batches:
-            raise ValueError(
-                "micro_batches must divide batch_size, received micro_batches="
-                f"{self.micro_batches}, batch_size={self.batch_size}"
-            )
-        if self.head_learning_rate is not None and (
-            self.optimizer not in ("momentum", "nesterov")
-            or not self.learning_rate
-        ):
-            raise ValueError(
-                "head_learning_rate needs the optimizer momentum or nesterov "
-                f"and a learning_rate above 0, received {self.optimizer} and "
-                f"{self.learning_rate}"
-            )
-        self.train_augmentation()
-
-    def train_augmentation(self) -> Augmentation:
-        """Returns the augmentation with the fields that the recipe sets."""
-        return dataclasses.replace(
-            get_augmentation(self.augmentation),
-            image_size=self.train_image_size,
-            **{name: getattr(self, name) for name in AUGMENTATION_FIELDS},
-        )
-
-    def decays(self, variable) -> bool:
-        """Returns whether a parameter is decayed."""
-        return self.decay_norms or variable.name.endswith("kernel")
-
-    def with_steps(self, steps: int) -> "Recipe":
-        """Returns the recipe at another length, with its shape."""
-        scale = steps / self.steps
-        return dataclasses.replace(
-            self,
-            steps=steps,
-            warmup_steps=round(self.warmup_steps * scale),
-            decay_at_steps=tuple(
-                round(step * scale) for step in self.decay_at_steps
-            ),
-        )
-
-    def scaled_to(self, batch_size: int) -> "Recipe":
-        """Returns the recipe for another batch, by the linear scaling rule.
-
-        Goyal et al. 2017, Sec. 2: a batch that is k times as large has a rate
-        that is k times as high, and 1 / k of the steps. The number of epochs is
-        the same. For k > 1 the rate grows linearly over the first 5 of 90
-        epochs, unless the recipe has a linear warm-up.
-
-        >>> recipe = RECIPES["imagenet_identity_mappings"].scaled_to(8192)
-        >>> recipe.learning_rate, recipe.steps, recipe.warmup_steps
-        (3.2, 14074, 782)
-        """
-        k = batch_size / self.batch_size
-        scaled = dataclasses.replace(
-            self.with_steps(max(round(self.steps / k), 1)),
-            batch_size=batch_size,
-            learning_rate=self.learning_rate * k,
-            warmup_learning_rate=(
-                self.warmup_learning_rate and self.warmup_learning_rate * k
-            ),
-            head_learning_rate=(
-                self.head_learning_rate and self.head_learning_rate * k
-            ),
-        )
-        if k <= 1 or (scaled.warmup_steps and not self.warmup_learning_rate):
-            return scaled
-        return dataclasses.replace(
-            scaled,
-            warmup_steps=round(scaled.steps / 18),
-            warmup_learning_rate=None,
-        )
-
-    def with_field(self, name: str, value: str) -> "Recipe":
-        """Returns the recipe with one field set from text.
-
-        Raises:
-            ValueError: If the field is unknown, or the text does not have its
-                type.
-
-        >>> RECIPES["cifar10"].with_field("learning_rate", "0.05").learning_rate
-        0.05
-        """
-        types = typing.get_type_hints(type(self))
-        kept = ("name", "source", "model_arguments")
-        settable = [n for n in types if n not in kept]
-        if name not in settable:
-            raise ValueError(names.unknown("recipe field", name, settable))
-        return dataclasses.replace(
-            self, **{name: fields_lib.parse(types[name], value)}
-        )
-
-    def learning_rates(self) -> LearningRates:
-        """Returns the learning rate as a function of the step."""
-        return LearningRates(
-            self.learning_rate,
-            self.steps,
-            self.decay_at_steps,
-            self.schedule,
-            self.warmup_steps,
-            self.warmup_learning_rate,
-        )
-
-    def to_json(self) -> dict:
-        """Returns the fields as JSON has them."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    @classmethod
-    def from_json(cls, fields: dict) -> "Recipe":
-        """Returns the recipe from the dict of `to_json`.
-
-        Raises:
-            TypeError: If a field is missing or unknown.
-            ValueError: If a value does not have the type of its field.
-        """
-        fields_lib.check_fields(cls, fields)
-        return cls(
-            **{**fields, "decay_at_steps": tuple(fields["decay_at_steps"])}
-        )
+# Wightman et al. 2021, Table 2: what A1, A2 and A3 share.
+_RSB_AUGMENTATION = Augmentation("scale_aspect", cutmix_alpha=1.0)
 
 
 def _strikes_back(name, epochs, **fields):
@@ -278,8 +36,6 @@ def _strikes_back(name, epochs, **fields):
         # Sec. 3.1: the targets of all mixed classes are 1. 0.2 is that of
         # timm's commands (--bce-target-thresh); the table does not have it.
         target_threshold=0.2,
-        augmentation="scale_aspect",
-        cutmix_alpha=1.0,
         image_size=224,
         test_crop_ratio=0.95,
         **fields,
@@ -295,7 +51,7 @@ _ROWS = [
         steps=800,
         learning_rate=0.1,
         decay_at_steps=(400, 600),
-        augmentation="pad_crop",
+        augmentation=Augmentation("pad_crop"),
         # An aim, of the digits' test images: the papers do not use this set.
         expected_errors={"resnet20": 3.0},
     ),
@@ -307,7 +63,7 @@ _ROWS = [
         steps=64_000,
         learning_rate=0.1,
         decay_at_steps=(32_000, 48_000),
-        augmentation="pad_crop_flip",
+        augmentation=Augmentation("pad_crop_flip"),
         expected_errors={  # [1, Table 6]
             "resnet20": 8.75,
             "resnet32": 7.51,
@@ -327,7 +83,7 @@ _ROWS = [
         decay_at_steps=(32_000, 48_000),
         warmup_steps=400,
         warmup_learning_rate=0.01,
-        augmentation="pad_crop_flip",
+        augmentation=Augmentation("pad_crop_flip"),
         expected_errors={  # [1, Table 6], [2, Table 3]
             "resnet110": 6.61,
             "resnet110v2": 6.37,
@@ -346,7 +102,7 @@ _ROWS = [
         steps=64_000,
         learning_rate=0.01,
         decay_at_steps=(32_000, 48_000),
-        augmentation="pad_crop_flip",
+        augmentation=Augmentation("pad_crop_flip"),
         expected_errors={  # as [1, Table 6] quotes them
             "nin": 8.81,
             "dsn": 8.22,
@@ -365,7 +121,7 @@ _ROWS = [
         steps=64_000,
         learning_rate=0.002,
         decay_at_steps=(32_000, 48_000),
-        augmentation="pad_crop_flip",
+        augmentation=Augmentation("pad_crop_flip"),
         expected_errors={"maxout": 9.38},  # as [1, Table 6] quotes it
     ),
     Recipe(
@@ -378,7 +134,7 @@ _ROWS = [
         decay_at_steps=(32_000, 48_000),
         warmup_steps=400,
         warmup_learning_rate=0.01,
-        augmentation="pad_crop_flip",
+        augmentation=Augmentation("pad_crop_flip"),
         expected_errors={  # [2, Table 3]
             "resnet164": 25.16,
             "resnet164v2": 24.33,
@@ -397,7 +153,7 @@ _ROWS = [
         steps=600_000,
         learning_rate=0.1,
         decay_at_steps=(200_000, 400_000),
-        augmentation="scale_jitter",
+        augmentation=Augmentation("scale_jitter"),
         image_size=224,
         expected_errors={  # [1, Tables 2 and 3], 10-crop, option B
             "resnet34": 24.52,
@@ -418,7 +174,7 @@ _ROWS = [
         steps=450_360,
         learning_rate=0.1,
         decay_at_steps=(150_120, 300_240),
-        augmentation="scale_aspect",
+        augmentation=Augmentation("scale_aspect"),
         image_size=224,
         # [2, Table 5], single crop of 320x320; by scale alone 20.7.
         expected_errors={"resnet200v2": 20.1},
@@ -436,7 +192,7 @@ _ROWS = [
         warmup_steps=6_255,
         decay_norms=False,
         label_smoothing=0.1,
-        augmentation="scale_aspect",
+        augmentation=Augmentation("scale_aspect"),
         image_size=224,
         # Goyal et al. 2017, Table 1, single crop: 23.60 +- 0.12. They divide
         # the rate by 10 instead of the cosine; the stride is on the 3x3.
@@ -450,9 +206,12 @@ _ROWS = [
         learning_rate=5e-3,
         weight_decay=0.01,
         label_smoothing=0.1,
-        policy="rand_augment_7",
-        mixup_alpha=0.2,
-        repeats=3,
+        augmentation=dataclasses.replace(
+            _RSB_AUGMENTATION,
+            policy="rand_augment_7",
+            mixup_alpha=0.2,
+            repeats=3,
+        ),
         model_arguments={
             "bottleneck_stride": "3x3",
             "survival_probability": 0.95,
@@ -464,9 +223,12 @@ _ROWS = [
         epochs=300,
         learning_rate=5e-3,
         weight_decay=0.02,
-        policy="rand_augment_7",
-        mixup_alpha=0.1,
-        repeats=3,
+        augmentation=dataclasses.replace(
+            _RSB_AUGMENTATION,
+            policy="rand_augment_7",
+            mixup_alpha=0.1,
+            repeats=3,
+        ),
         model_arguments={
             "bottleneck_stride": "3x3",
             "survival_probability": 0.95,
@@ -478,9 +240,12 @@ _ROWS = [
         epochs=100,
         learning_rate=8e-3,
         weight_decay=0.02,
-        policy="rand_augment_6",
-        mixup_alpha=0.1,
-        train_image_size=160,
+        augmentation=dataclasses.replace(
+            _RSB_AUGMENTATION,
+            policy="rand_augment_6",
+            mixup_alpha=0.1,
+            train_image_size=160,
+        ),
         model_arguments={"bottleneck_stride": "3x3"},
         expected_errors={"resnet50": 21.9},
     ),
@@ -503,14 +268,16 @@ _ROWS = [
         decay_norms=False,
         label_smoothing=0.1,
         average_momentum=0.99996585,
-        augmentation="scale_aspect",
-        policy="trivial_augment_wide",
-        erase_probability=0.1,
-        mixup_alpha=0.2,
-        cutmix_alpha=1.0,
-        repeats=4,
+        augmentation=Augmentation(
+            "scale_aspect",
+            policy="trivial_augment_wide",
+            erase_probability=0.1,
+            mixup_alpha=0.2,
+            cutmix_alpha=1.0,
+            repeats=4,
+            train_image_size=176,
+        ),
         image_size=224,
-        train_image_size=176,
         test_crop_ratio=224 / 232,
         model_arguments={"bottleneck_stride": "3x3"},
         # IMAGENET1K_V2 of torchvision, single crop.
@@ -536,7 +303,7 @@ _ROWS = [
         weight_decay=5e-4,
         decay_norms=False,
         average_momentum=0.999,
-        augmentation="pad_crop_flip",
+        augmentation=Augmentation("pad_crop_flip"),
     ),
     Recipe(
         # python -m apps.train --dataset=cifar10 --recipe=cifar10_fast
@@ -552,7 +319,7 @@ _ROWS = [
         optimizer="nesterov",
         weight_decay=5e-4,
         decay_norms=False,
-        augmentation="pad_crop_flip",
+        augmentation=Augmentation("pad_crop_flip"),
     ),
     Recipe(
         # python -m apps.train --dataset=folder:PATH --model=resnet18
@@ -568,7 +335,7 @@ _ROWS = [
         decay_norms=False,
         label_smoothing=0.1,
         weight_decay=5e-4,
-        augmentation="pad_crop_flip",
+        augmentation=Augmentation("pad_crop_flip"),
     ),
     Recipe(
         # python -m apps.train --dataset=folder:PATH --weights=cifar10
@@ -586,7 +353,7 @@ _ROWS = [
         decay_norms=False,
         label_smoothing=0.1,
         weight_decay=0.0,
-        augmentation="pad_crop_flip",
+        augmentation=Augmentation("pad_crop_flip"),
     ),
 ]
 

@@ -2,7 +2,7 @@
 
 TensorFlow starts its servers when it builds the strategy of several workers.
 The first server then waits for the others without a timeout, and ignores
-signals. The workers therefore meet before that. Each one contacts the first
+signals. The workers therefore connect before that. Each one contacts the first
 worker, on the port that TensorFlow will use. The first worker releases them
 when all are there.
 
@@ -60,7 +60,7 @@ def wait_for_workers(
     if missing:
         names = ", ".join(f"{i} ({addresses[i]})" for i in sorted(missing))
         raise TimeoutError(
-            f"the {len(addresses)} workers of TF_CONFIG did not meet within "
+            f"the {len(addresses)} workers of TF_CONFIG did not connect within "
             f"{seconds:g} seconds: no message came from number {names}; start "
             "the same command on all of them, each with its own index"
         )

@@ -18,10 +18,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_resnet import baselines
+from keras_resnet import networks
 from keras_resnet.training.configs import Config
+from keras_resnet.training.recipe import Recipe
 from keras_resnet.training.recipe_rules import DECOUPLED
-from keras_resnet.training.recipes import Recipe
 
 
 class Step:
@@ -58,6 +58,9 @@ class Step:
         network: keras.Model | None = None,
     ):
         self.recipe = config.recipe
+        self.companion_logits = networks.get_network(
+            config.model
+        ).companion_logits
         self.is_synchronized = config.sync_batch_norm
         self.model = model
         self.network = network or model
@@ -100,7 +103,7 @@ class Step:
             ]
             with keras.StatelessScope(mapping) as scope:
                 logits = self.network(images, training=True)
-            losses = network_losses(self.recipe, self.model, labels, logits)
+            losses = self.losses(labels, logits)
             loss = ops.sum(losses) / float(self.recipe.batch_size)
             after = [scope.get_current_value(v) for v in self.states]
             return self.optimizer.scale_loss(loss), (logits, after)
@@ -109,6 +112,27 @@ class Step:
         labels = main_labels(labels)
         counted = ops.ones_like(labels, dtype="float32")
         return gradients, after, count_errors(logits, labels, counted)
+
+    def losses(self, labels, logits):
+        """Returns the loss of each image: of the network and its companions.
+
+        `loss = -sum_c q_c log softmax(logits)_c`, or the mean over the classes
+        c of `-q_c log p_c - (1 - q_c) log (1 - p_c)` with `p =
+        sigmoid(logits)`. The targets q are those of `targets`. The L2 penalty
+        is not included.
+
+        Args:
+            labels: int32 `[n]`, or those of mixed images.
+            logits: `[n, classes]`, from the last call of the network, in the
+                same trace.
+
+        Returns:
+            A tensor of shape `[n]`, in float32 at least.
+        """
+        losses = _losses(self.recipe, labels, logits)
+        for weight, companion in self.companion_logits(self.model):
+            losses += weight * _losses(self.recipe, labels, companion)
+        return losses
 
     def _accumulated(self, trainable, states, images, labels):
         """Adds up the gradients of the micro-batches, one after the other."""
@@ -244,28 +268,6 @@ def main_labels(labels):
         return labels
     first, second, shares = labels
     return ops.where(shares >= 0.5, first, second)
-
-
-def network_losses(recipe: Recipe, model: keras.Model, labels, logits):
-    """Returns the loss of each image: of the network and of its companions.
-
-    `loss = -sum_c q_c log softmax(logits)_c`, or the mean over the classes c of
-    `-q_c log p_c - (1 - q_c) log (1 - p_c)` with `p = sigmoid(logits)`. The
-    targets q are those of `targets`. The L2 penalty is not included.
-
-    Args:
-        recipe: The recipe, with its `loss`.
-        model: The network. It was called just before, in the same trace.
-        labels: int32 `[batch]`, or those of mixed images.
-        logits: `[batch, classes]`.
-
-    Returns:
-        A tensor of shape `[batch]`, in float32 at least.
-    """
-    losses = _losses(recipe, labels, logits)
-    for weight, companion in baselines.companion_logits(model):
-        losses += weight * _losses(recipe, labels, companion)
-    return losses
 
 
 def targets(recipe: Recipe, labels, classes: int, dtype: str = "float32"):

@@ -20,8 +20,8 @@ import tensorflow as tf
 
 from keras_resnet.training import rendezvous
 
-# Time for a cluster to start its machines and for them to load the program.
-MEETING_SECONDS = 300.0
+# Seconds for a cluster to start its machines and for them to load the program.
+CONNECT_TIMEOUT = 300.0
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 _EXAMPLE = (
@@ -37,7 +37,7 @@ class WorkerLostError(RuntimeError):
 def get_strategy(
     name: str = "auto",
     num_devices: int | None = None,
-    meeting_seconds: float = MEETING_SECONDS,
+    connect_timeout: float = CONNECT_TIMEOUT,
 ) -> tf.distribute.Strategy:
     """Returns the strategy of a name.
 
@@ -57,7 +57,8 @@ def get_strategy(
         num_devices: Number of devices of this machine; None for all. Without
             accelerators, the processor is divided into logical devices. With
             a device for each core, a kernel has one thread.
-        meeting_seconds: Longest time that workers wait for one another.
+        connect_timeout: Longest time that a worker waits for the others, in
+            seconds.
 
     Returns:
         A `tf.distribute.Strategy`.
@@ -74,7 +75,7 @@ def get_strategy(
     if name == "auto":
         name = _automatic(num_devices)
     if name == "multi_worker":
-        return _multi_worker(num_devices, meeting_seconds)
+        return _multi_worker(num_devices, connect_timeout)
     if name == "tpu":
         return _tpu(num_devices)
     devices = _devices(1 if name == "one_device" else num_devices)
@@ -243,7 +244,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _multi_worker(num_devices, meeting_seconds):
+def _multi_worker(num_devices, connect_timeout):
     config = os.environ.get("TF_CONFIG")
     if not config:
         raise ValueError(
@@ -264,7 +265,7 @@ def _multi_worker(num_devices, meeting_seconds):
             raise _too_late(error) from error
     if len(workers) == 1:  # without a rendezvous
         return get_strategy("auto", num_devices)
-    rendezvous.wait_for_workers(workers, index, meeting_seconds)
+    rendezvous.wait_for_workers(workers, index, connect_timeout)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:

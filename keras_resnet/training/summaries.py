@@ -34,7 +34,7 @@ def first_images(
     batches = dataset.train_batches(
         recipe.batch_size,
         config.seed,
-        augmentation=recipe.train_augmentation(),
+        augmentation=recipe.augmentation,
         shard=(0, parts),
     )
     try:
@@ -88,3 +88,17 @@ def table(result: dict[str, Any]) -> list[str]:
         ("device", result["device"]),
     ]
     return [f"{name:22}{value}" for name, value in rows]
+
+
+def imbalance(dataset: datasets.DataSet) -> list[str]:
+    """Returns a line if some classes have many more images than others."""
+    counts = dataset.train_counts
+    if not counts or max(counts) < 3 * max(min(counts), 1):
+        return []
+    least, most = min(counts), max(counts)
+    rare = dataset.labels[counts.index(least)]
+    common = dataset.labels[counts.index(most)]
+    return [
+        f"the classes have {least:,} ({rare}) to {most:,} ({common}) images: "
+        "the error hides rare classes, apps.evaluate --per_class shows them"
+    ]

@@ -209,7 +209,7 @@ class TensorFlowTrainer:
                 recipe.batch_size,
                 seed=self.config.seed,
                 first_step=first_step,
-                augmentation=recipe.train_augmentation(),
+                augmentation=recipe.augmentation,
                 shard=shard,
             ),
         )
@@ -346,7 +346,7 @@ class TensorFlowTrainer:
 
 def _training_network(model, recipe):
     """Returns the network for the size of the training images, if another."""
-    size = recipe.train_image_size
+    size = recipe.augmentation.train_image_size
     if size in (None, model.input_shape[1]):
         return None
     return evaluation.any_size(model, size)

@@ -29,6 +29,7 @@ from keras_resnet import networks
 from keras_resnet import specs
 from keras_resnet.data import datasets
 from keras_resnet.training import configs
+from keras_resnet.training import interrupts
 from keras_resnet.training import loop
 from keras_resnet.training import recipe_rules
 from keras_resnet.training import recipes
@@ -57,7 +58,7 @@ class Space:
         learning_rate: Lowest and highest rate. The logarithm is drawn
             uniformly.
         weight_decay: Lowest and highest decay, drawn in the same way.
-        augmentation: Names in `augmentation.AUGMENTATIONS`.
+        augmentation: Names in `augmentation.CROPS`.
 
     >>> Space().with_field("depth", "20,32").depth
     (20, 32)
@@ -179,7 +180,9 @@ class HyperModel(keras_tuner.HyperModel):
                 optimizer=choice("optimizer"),
                 learning_rate=number("learning_rate"),
                 weight_decay=number("weight_decay"),
-                augmentation=choice("augmentation"),
+                augmentation=dataclasses.replace(
+                    self.base.recipe.augmentation, name=choice("augmentation")
+                ),
             ),
             model_arguments={
                 **self.base.model_arguments,
@@ -286,7 +289,7 @@ class Trial:
             "optimizer": recipe.optimizer,
             "learning_rate": recipe.learning_rate,
             "weight_decay": recipe.weight_decay,
-            "augmentation": recipe.augmentation,
+            "augmentation": recipe.augmentation.name,
             "steps": self.steps,
         }
 
@@ -518,5 +521,5 @@ def _check_directory(search, directory):
 
 def _search(search, directory, report):
     """Runs a search in one of several processes; a signal stops it."""
-    with contextlib.suppress(loop.Interrupted, KeyboardInterrupt):
+    with contextlib.suppress(interrupts.Interrupted, KeyboardInterrupt):
         _Tuner(search, directory, report).search()
