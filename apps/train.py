@@ -33,6 +33,12 @@ _DATASET = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Directory of the data sets of TFDS."
 )
+_DATA_SERVICE = flags.DEFINE_string(
+    "data_service",
+    None,
+    "HOST:PORT of the dispatcher of a tf.data service, whose workers decode "
+    "and augment the training images. The batches are the same as without it.",
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -526,6 +532,25 @@ def _check(config, dataset, devices):
         _check_config_on_jax(config, dataset)
 
 
+def _served(config, dataset):
+    """Returns the data set, with its batches from --data_service if given."""
+    from keras_resnet.data import data_service
+    from keras_resnet.training import configs
+
+    address = _DATA_SERVICE.value
+    if address is None:
+        return dataset
+    if configs.is_probe(config):
+        raise command_line.UsageError(
+            "data_service",
+            address,
+            "cannot be combined with features that are computed once "
+            "(--freeze=all without augmentation)",
+        )
+    with command_line.usage("data_service", address):
+        return data_service.ServedSet(dataset, address)
+
+
 def _show_start(config, workdir):
     """Prints what is trained, how long and where."""
     recipe = config.recipe
@@ -584,6 +609,7 @@ def main(argv):
     _check(config, dataset, devices)
     workdir = _workdir(row)
     config = _with_fitting_batch(config, dataset, workdir)
+    dataset = _served(config, dataset)
     _show_start(config, workdir)
     minutes = _minutes_left(start)
     result = _train(config, dataset, workdir, strategy, minutes, profile_steps)

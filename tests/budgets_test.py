@@ -44,7 +44,7 @@ class BudgetTest(tiny_runs.TestCase):
                 tiny_runs.config(),
                 self.workdir,
                 minutes,
-                lambda: Trainer(clock, start, step),
+                lambda config: Trainer(clock, start, step),
                 test_size,
                 eval_every,
             )

@@ -235,7 +235,11 @@ def is_probe(config: Config) -> bool:
     False
     """
     unchanged = augmentation.Augmentation()
-    return config.freeze == "all" and config.recipe.augmentation == unchanged
+    return (
+        config.freeze == "all"
+        and config.recipe.augmentation == unchanged
+        and not config.recipe.progressive_sizes
+    )
 
 
 def load_dataset(

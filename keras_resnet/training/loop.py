@@ -209,7 +209,7 @@ def _fitted(config, workdir, strategy, dataset, minutes, eval_every):
         config,
         workdir,
         minutes,
-        lambda: _build(config, dataset, strategy),
+        lambda config: _build(config, dataset, strategy),
         dataset.test_size,
         eval_every,
     )
@@ -375,8 +375,8 @@ class _Loop:
         stop_requested = self.signals.received is not None
         try:
             stops, seconds = self.trainer.take(steps, stop_requested, seconds)
-        except datasets.UNREADABLE:
-            self.dataset.check()  # names the image that does not decode
+        except datasets.UNREADABLE as error:
+            self.dataset.check(error)  # names the image that does not decode
             raise
         self.signals.saved_at = None
         self.is_saved = False

@@ -34,7 +34,7 @@ def first_images(
     batches = dataset.train_batches(
         recipe.batch_size,
         config.seed,
-        augmentation=recipe.augmentation,
+        augmentation=recipe.augmentation_at(0),
         shard=(0, parts),
     )
     try:
