@@ -59,6 +59,26 @@ class BudgetTest(tiny_runs.TestCase):
         whole = measured + 30 + recipe.steps * 0.1 + tests * test
         self.assertBetween(whole, 0.9 * 600, 600)
 
+    def test_each_of_several_sizes_is_measured(self):
+        recipe = dataclasses.replace(
+            tiny_runs.RECIPE, progressive_sizes=(4, 4, 8)
+        )
+        clock = Clock()
+
+        def trainer(config):
+            (size,) = config.recipe.progressive_sizes
+            return Trainer(clock, 5.0, size / 40)
+
+        with mock.patch.object(budgets, "time", clock):
+            fitted = budgets.with_length(
+                tiny_runs.config(recipe), self.workdir, 10, trainer, 0
+            ).recipe
+        self.assertEqual(fitted.progressive_sizes, (4, 4, 8))
+        measured = clock.now - 1000.0
+        mean = (0.1 + 0.1 + 0.2) / 3
+        whole = measured + 2 * 5 + fitted.steps * mean
+        self.assertBetween(whole, 0.9 * 600, 600)
+
     def test_shape_of_the_recipe_is_kept(self):
         recipe, _ = self.length(10, 1.0, 0.1)
         self.assertEqual(recipe, tiny_runs.RECIPE.with_steps(recipe.steps))

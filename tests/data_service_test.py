@@ -119,7 +119,9 @@ class ServedSetTest(parameterized.TestCase):
 
     def test_images_in_memory_are_refused(self):
         with self.assertRaisesRegex(ValueError, "digits are held in memory"):
-            data_service.ServedSet(datasets.load("digits"), self.service.address)
+            data_service.ServedSet(
+                datasets.load("digits"), self.service.address
+            )
 
     @pytest.mark.slow
     def test_program_trains_with_the_service_as_without(self):
@@ -158,7 +160,9 @@ class FailuresTest(parameterized.TestCase):
             port = server.add_insecure_port("127.0.0.1:0")
             server.start()
             self.addCleanup(server.stop, None)
-            with self.assertRaisesRegex(ValueError, "address of another server"):
+            with self.assertRaisesRegex(
+                ValueError, "address of another server"
+            ):
                 data_service.worker_count(f"127.0.0.1:{port}")
 
     def test_dispatcher_without_workers_is_refused(self):

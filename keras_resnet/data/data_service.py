@@ -1,11 +1,11 @@
 """Training batches from TensorFlow's data service, the same as without it.
 
 A dispatcher and its workers decode and augment on other machines (Audibert et
-al. 2023, "tf.data service: A Case for Disaggregating ML Input Data Processing").
-Of n workers, each computes the batches of every n-th step. The reader takes one
-batch of each worker in turn, and compares its step with the one that is due. A
-batch is a function of (seed, step), so a run has the batches that it would have
-without the service, or it ends with an error.
+al. 2023, "tf.data service: A Case for Disaggregating ML Input Data
+Processing"). Of n workers, each computes the batches of every n-th step. The
+reader takes one batch of each worker in turn, and compares its step with the
+one that is due. A batch is a function of (seed, step), so a run has the batches
+that it would have without the service, or it ends with an error.
 """
 
 import tensorflow as tf

@@ -291,7 +291,7 @@ class Records(Split):
         mine = records.enumerate(first).filter(lambda p, _: is_mine(p))
         return map_in_order(
             divide(mine) if divide else mine,
-            lambda position, example: (position, *example)
+            lambda position, example: (position, *example),
         )
 
     def _read(self, file_seed=None, decodes=False):

@@ -141,7 +141,8 @@ class Recipe:
     def augmentation_at(self, step: int) -> Augmentation:
         """Returns the augmentation of the batch after `step` steps.
 
-        >>> recipe = Recipe("two", "", 64, 100, 0.1, progressive_sizes=(128, 224))
+        >>> sizes = (128, 224)
+        >>> recipe = Recipe("x", "", 64, 100, 0.1, progressive_sizes=sizes)
         >>> recipe.augmentation_at(49).train_image_size
         128
         >>> recipe.augmentation_at(50).train_image_size
