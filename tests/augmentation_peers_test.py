@@ -14,11 +14,11 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
-from scipy import stats
 
 from keras_resnet.data import augmentation
 from keras_resnet.data import operations
 
+stats = pytest.importorskip("scipy.stats")
 torch = pytest.importorskip("torch")
 autoaugment = pytest.importorskip("torchvision.transforms.autoaugment")
 transforms = pytest.importorskip("torchvision.transforms")
