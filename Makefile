@@ -26,13 +26,21 @@ ANY_BACKEND := $(addprefix tests/,$(addsuffix _test.py,backends contract \
 
 .PHONY: train test test-all serving-check test-jax docs lint clean
 
+# Ten test images as PNG files, without the lines that TensorFlow logs.
+define WRITE_IMAGES
+from apps import command_line
+with command_line.quiet():
+    from keras_resnet import data
+    data.write_examples(data.load("digits"), "$(IMAGES)", count=10)
+endef
+export WRITE_IMAGES
+
 train: $(VENV)/installed
 	$(VENV)/bin/python -m apps.train --workdir=$(WORKDIR)
 	$(VENV)/bin/python -m apps.evaluate --workdir=$(WORKDIR)
 	$(VENV)/bin/python -m apps.export --workdir=$(WORKDIR) \
 		--export_dir=$(EXPORT_DIR)
-	$(VENV)/bin/python -c 'from keras_resnet import data; \
-		data.write_examples(data.load("digits"), "$(IMAGES)", count=10)'
+	@$(VENV)/bin/python -c "$$WRITE_IMAGES"
 	$(VENV)/bin/python -m apps.predict --saved_model=$(EXPORT_DIR) --top=1 \
 		$(IMAGES)/*.png
 	@echo

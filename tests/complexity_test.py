@@ -15,6 +15,8 @@ from tests import reference
 
 PLAIN = [name for name in reference.NAMES if name.startswith("plain")]
 RESIDUAL = [name for name in reference.NAMES if name not in PLAIN]
+DEEP = [name for name in RESIDUAL if "1001" in name or "1202" in name]
+OTHERS = [name for name in RESIDUAL if name not in DEEP]
 
 # Counts do not depend on values, and drawing 60 million values is slow.
 zeros = mock.patch(
@@ -40,6 +42,10 @@ class ComplexityTest(parameterized.TestCase):
             reference.layout(name), shortcut, bottleneck_stride
         )
         self.assertEqual(
+            model.count_params(),
+            expected.parameters + expected.moving_statistics,
+        )
+        self.assertEqual(
             [report[count] for count in complexity.COUNTS],
             [*expected[:3], 4 * expected.activations],  # float32
         )
@@ -49,8 +55,15 @@ class ComplexityTest(parameterized.TestCase):
     def test_counts_of_plain_nets_equal_those_of_the_papers(self, name):
         self.check(name)
 
-    @parameterized.product(name=RESIDUAL, shortcut=("A", "B", "C"))
+    @parameterized.product(name=OTHERS, shortcut=("A", "B", "C"))
     def test_counts_of_options_a_b_and_c_equal_those_of_the_papers(
+        self, name, shortcut
+    ):
+        self.check(name, shortcut)
+
+    @parameterized.product(name=DEEP, shortcut=("A", "B", "C"))
+    @pytest.mark.slow
+    def test_counts_of_a_thousand_layers_equal_those_of_the_papers(
         self, name, shortcut
     ):
         self.check(name, shortcut)

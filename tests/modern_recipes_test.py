@@ -68,6 +68,7 @@ class ModernRecipesTest(tiny_runs.TestCase):
         return configs.Config("tiny", self.dataset, recipe, **fields)
 
     @parameterized.parameters(*PARTS.items())
+    @pytest.mark.slow
     def test_stopped_run_ends_with_the_bits_of_one_that_was_not(
         self, name, micro_batches
     ):
@@ -82,6 +83,7 @@ class ModernRecipesTest(tiny_runs.TestCase):
         self.train(config)
         self.assert_same_run(self.workdir, whole)
 
+    @pytest.mark.slow
     def test_run_of_growing_images_that_was_stopped_ends_with_the_same_bits(
         self,
     ):

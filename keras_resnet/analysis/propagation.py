@@ -101,11 +101,18 @@ def propagation(
         probes,
     )
     names = [name for name, _ in steps if name is not None]
+    count = len(images)
+    found = _measured(names, record, gradients, shortcut_gradients, count)
+    return {"name": model.name, **found}
+
+
+def _measured(names, record, gradients, shortcut_gradients, count):
+    """Returns the entries of `propagation` from the signals and gradients."""
     units: list[dict[str, Any]] = [
         {
             "name": name,
-            "signal": _norm(record["signals"][i]) / math.sqrt(len(images)),
-            "residual": _norm(record["residuals"][i]) / math.sqrt(len(images)),
+            "signal": _norm(record["signals"][i]) / math.sqrt(count),
+            "residual": _norm(record["residuals"][i]) / math.sqrt(count),
             "scale": _scale(record["signals"][i], record["shortcuts"][i]),
             "gradient": _norm(gradients[i]),
             "shortcut_gradient": _norm(shortcut_gradients[i]),
@@ -115,7 +122,6 @@ def propagation(
     last = _norm(gradients[-1])
     scales = [unit["scale"] for unit in units if unit["scale"] is not None]
     return {
-        "name": model.name,
         "units": units,
         "last_gradient": last,
         "scale_product": math.prod(scales),
