@@ -35,8 +35,9 @@ TRIVIAL = {
     "Identity": None,
     "ShearX": lambda m: m,
     "ShearY": lambda m: m,
-    "TranslateX": int,
-    "TranslateY": int,
+    # torch.linspace has 15.999999 for 16.
+    "TranslateX": lambda m: int(round(m, 4)),
+    "TranslateY": lambda m: int(round(m, 4)),
     "Rotate": lambda m: m,
     "Brightness": lambda m: 1 + m,
     "Color": lambda m: 1 + m,
