@@ -191,6 +191,7 @@ def _config(row):
     from keras_resnet import networks
     from keras_resnet.data import datasets
     from keras_resnet.training import configs
+    from keras_resnet.training import start_weights
     from keras_resnet.training import summaries
 
     model = row.model if row else _MODEL.value
@@ -225,7 +226,8 @@ def _config(row):
         recipe = _planned_recipe(network, dataset, start)
     recipe = _with_length(recipe, dataset, is_planned)
     recipe = command_line.with_fields(recipe, "recipe", given["recipe"])
-    dataset = _with_views(dataset, recipe, start)
+    with command_line.usage("set", f"recipe.image_size={recipe.image_size}"):
+        dataset = start_weights.with_views(dataset, recipe, start)
     with command_line.usage("dtype", _DTYPE.value):
         config = configs.Config(
             network.name,
@@ -333,29 +335,6 @@ def _with_length(recipe, dataset, is_planned):
 
 def _is_by_size(recipe):
     return recipe.name in ("folder", "fine_tune")
-
-
-def _with_views(dataset, recipe, start):
-    """Returns the data set with the views of the recipe or the weights."""
-    size = recipe.image_size
-    if start is not None and start.preprocessing is not None:
-        with command_line.usage("set", f"recipe.image_size={size}"):
-            return dataset.with_preprocessing(
-                preprocessing=start.preprocessing_for(
-                    dataset.preprocessing, size
-                )
-            )
-    ratio = recipe.test_crop_ratio
-    if ratio is None and size in (None, dataset.image_shape[0]):
-        return dataset
-    with command_line.usage("set", f"recipe.image_size={size}"):
-        if dataset.name == "synthetic":  # its images are drawn at a size
-            from keras_resnet.data import datasets
-
-            return datasets.load(dataset.name, image_size=size)
-        return dataset.with_preprocessing(
-            image_size=size, test_crop_ratio=ratio
-        )
 
 
 def _workdir(row):
@@ -534,21 +513,13 @@ def _check(config, dataset, devices):
 
 def _served(config, dataset):
     """Returns the data set, with its batches from --data_service if given."""
-    from keras_resnet.data import data_service
     from keras_resnet.training import configs
 
     address = _DATA_SERVICE.value
     if address is None:
         return dataset
-    if configs.is_probe(config):
-        raise command_line.UsageError(
-            "data_service",
-            address,
-            "cannot be combined with features that are computed once "
-            "(--freeze=all without augmentation)",
-        )
     with command_line.usage("data_service", address):
-        return data_service.ServedSet(dataset, address)
+        return configs.served(config, dataset, address)
 
 
 def _show_start(config, workdir):

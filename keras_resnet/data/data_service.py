@@ -130,6 +130,12 @@ class ServedSet(datasets.DataSet):
             [of_worker(index) for index in range(count)],
             tf.data.Dataset.range(count).repeat(),
         )
+        # A worker that ends is an error, not the end of the batches.
+        turns = turns.apply(
+            tf.data.experimental.assert_cardinality(
+                tf.data.experimental.INFINITE_CARDINALITY
+            )
+        )
         return pipelines.with_options(
             splits.map_in_order(turns.enumerate(first_step), _checked)
         )

@@ -298,7 +298,11 @@ def _streamed(split, share, steps, seed, view, repeats=1, divide=None):
     else:
         first, last = (step * share.batch_size for step in steps)
         examples = split.examples(
-            seed, first, last, share.has, _by_steps(divide, share.size)
+            seed,
+            first,
+            last,
+            share.has,
+            _by_steps(divide, share.size, share.batch_size),
         )
     batches = splits.map_in_order(examples, viewed).batch(
         share.size, drop_remainder=True
@@ -308,14 +312,17 @@ def _streamed(split, share, steps, seed, view, repeats=1, divide=None):
     )
 
 
-def _by_steps(divide, count):
-    """Returns `divide` for a data set with `count` elements for each step."""
+def _by_steps(divide, count, whole):
+    """Returns `divide` for a data set with `count` elements for each step.
+
+    The first is the position of an image, of `whole` for each step.
+    """
     if divide is None:
         return None
 
     def step_of(*element):
         positions, *_ = tf.nest.flatten(element)
-        return positions[0] // count
+        return positions[0] // whole
 
     return lambda elements: divide(elements.batch(count), step_of).unbatch()
 
@@ -345,7 +352,7 @@ def _repeated(split, share, steps, seed, repeats, divide):
         first,
         last,
         lambda position: position >= 0,
-        _by_steps(divide, count),
+        _by_steps(divide, count, count),
     )
     return examples.batch(count, drop_remainder=True).flat_map(of_batch)
 
