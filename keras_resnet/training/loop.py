@@ -92,7 +92,7 @@ def train_and_evaluate(
         The last row of `metrics.csv` as a dict, with the number of test images
         (`test_images`), the training speed (`images_per_second`), the best row
         (`best_step`, `best_test_top1_error`), the time of this call
-        (`seconds`) and the `device`.
+        (`seconds`), the `device` and the cost of all steps (`multiply_adds`).
 
     Raises:
         workdirs.WorkdirError: If the directory is in use, or of another run.
@@ -502,6 +502,9 @@ class _Loop:
             "best_step": best_step,
             "best_test_top1_error": best_error,
             "device": summaries.device(),
+            "multiply_adds": summaries.multiply_adds(
+                self.trainer.config, self.trainer.model
+            ),
             "test_images": self.dataset.test_size,
             "images_per_second": self.speed,
         }

@@ -6,7 +6,7 @@ from keras_resnet import networks
 from keras_resnet.training.recipe import Recipe
 
 # A backward pass computes two products for each one of the forward pass.
-_PASSES = 3
+PASSES = 3
 
 _SMALL_SIZE = 32  # pixels, of recipes for the images as they are: CIFAR
 
@@ -24,7 +24,7 @@ def multiply_adds(recipe: Recipe, network: str) -> int:
     arguments = row.arguments(recipe.model_arguments)
     forward = sum(row.multiply_adds(each, None, arguments) for each in sizes)
     images = recipe.batch_size * recipe.steps
-    return _PASSES * forward * images // len(sizes)
+    return PASSES * forward * images // len(sizes)
 
 
 def lines(recipes: dict[str, Recipe]) -> Iterator[str]:
