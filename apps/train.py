@@ -33,6 +33,12 @@ _DATASET = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Directory of the data sets of TFDS."
 )
+_DATA_SERVICE = flags.DEFINE_string(
+    "data_service",
+    None,
+    "HOST:PORT of the dispatcher of a tf.data service, whose workers decode "
+    "and augment the training images. The batches are the same as without it.",
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -186,6 +192,7 @@ def _config(row):
     from keras_resnet import networks
     from keras_resnet.data import datasets
     from keras_resnet.training import configs
+    from keras_resnet.training import start_weights
     from keras_resnet.training import summaries
 
     model = row.model if row else _MODEL.value
@@ -223,7 +230,8 @@ def _config(row):
         recipe = _planned_recipe(network, dataset, start)
     recipe = _with_length(recipe, dataset, is_planned)
     recipe = command_line.with_fields(recipe, "recipe", given["recipe"])
-    dataset = _with_views(dataset, recipe, start)
+    with command_line.usage("set", f"recipe.image_size={recipe.image_size}"):
+        dataset = start_weights.with_views(dataset, recipe, start)
     with command_line.usage("dtype", _DTYPE.value):
         config = configs.Config(
             network.name,
@@ -334,29 +342,6 @@ def _with_length(recipe, dataset, is_planned):
 
 def _is_by_size(recipe):
     return recipe.name in ("folder", "fine_tune")
-
-
-def _with_views(dataset, recipe, start):
-    """Returns the data set with the views of the recipe or the weights."""
-    size = recipe.image_size
-    if start is not None and start.preprocessing is not None:
-        with command_line.usage("set", f"recipe.image_size={size}"):
-            return dataset.with_preprocessing(
-                preprocessing=start.preprocessing_for(
-                    dataset.preprocessing, size
-                )
-            )
-    ratio = recipe.test_crop_ratio
-    if ratio is None and size in (None, dataset.image_shape[0]):
-        return dataset
-    with command_line.usage("set", f"recipe.image_size={size}"):
-        if dataset.name == "synthetic":  # its images are drawn at a size
-            from keras_resnet.data import datasets
-
-            return datasets.load(dataset.name, image_size=size)
-        return dataset.with_preprocessing(
-            image_size=size, test_crop_ratio=ratio
-        )
 
 
 def _workdir(row):
@@ -536,6 +521,17 @@ def _check(config, dataset, devices):
         _check_config_on_jax(config, dataset)
 
 
+def _served(config, dataset):
+    """Returns the data set, with its batches from --data_service if given."""
+    from keras_resnet.training import configs
+
+    address = _DATA_SERVICE.value
+    if address is None:
+        return dataset
+    with command_line.usage("data_service", address):
+        return configs.served(config, dataset, address)
+
+
 def _show_start(config, workdir):
     """Prints what is trained, how long and where."""
     recipe = config.recipe
@@ -599,6 +595,7 @@ def main(argv):
     _check(config, dataset, devices)
     workdir = _workdir(row)
     config = _with_fitting_batch(config, dataset, workdir)
+    dataset = _served(config, dataset)
     _show_start(config, workdir)
     minutes = _minutes_left(start)
     result = _train(config, dataset, workdir, strategy, minutes, profile_steps)

@@ -3,9 +3,10 @@
     python -m benchmarks --groups=training
     python -m benchmarks --data_dir=DIR --output=DIR
 
-Possible peers are keras, tf_keras, torch, onnxruntime, openvino, ai-edge-litert
-and pillow. Each is optional. onnxruntime and openvino also need torch and onnx,
-and openvino needs nncf in int8. Run nothing else at the same time.
+Possible peers are keras, tf_keras, torch, torchvision, timm, onnxruntime,
+openvino, ai-edge-litert and pillow. Each is optional. onnxruntime and openvino
+also need torch and onnx, openvino needs nncf in int8, and timm needs
+torchvision. Run nothing else at the same time.
 """
 
 import importlib
@@ -20,7 +21,8 @@ _GROUPS = flags.DEFINE_list(
     "groups",
     None,
     "Groups to measure: training, inference, files, int8, depth, memory, "
-    "batches, and with --data_dir program and input. Default: all groups.",
+    "batches, and with --data_dir program, input and augmentation. Default: "
+    "all groups.",
 )
 _ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "Number of turns of each contender.", lower_bound=1
@@ -29,7 +31,7 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
     "Directory in which TensorFlow Datasets has cifar10 (for program), with a "
-    "folder photos of JPEG files (for input).",
+    "folder photos of JPEG files (for input and augmentation).",
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Directory for benchmark.json, benchmark.md and plots."
@@ -38,7 +40,7 @@ _OUTPUT = flags.DEFINE_string(
 
 def _groups(known):
     """Returns the names of the groups that the flags select."""
-    needing = ("program", "input")
+    needing = ("program", "input", "augmentation")
     if _GROUPS.value is None:
         return [g for g in known if _DATA_DIR.value or g not in needing]
     for name in _GROUPS.value:

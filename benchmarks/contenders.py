@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks import inputs
 from benchmarks import prepared
 from benchmarks import runtimes
 
@@ -234,83 +235,6 @@ def _train_program(work, data_dir):
     return step, {"times_itself": True}
 
 
-def _photos(data_dir) -> list[str]:
-    folder = os.path.join(data_dir, "photos")
-    return sorted(
-        os.path.join(folder, name)
-        for name in os.listdir(folder)
-        if name.lower().endswith((".jpg", ".jpeg"))
-    )
-
-
-def _pin():
-    """Restricts all threads of the process to one core."""
-    core = {min(os.sched_getaffinity(0))}
-    for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), core)
-
-
-def _input_keras_resnet(work, data_dir):
-    """Returns batches of training views of `keras_resnet.data`."""
-    from keras_resnet.data import datasets
-
-    _pin()
-    folder = tempfile.TemporaryDirectory()
-    for i, path in enumerate(_photos(data_dir)):
-        for split in ("train", "test"):
-            place = os.path.join(folder.name, split, str(i % 2))
-            os.makedirs(place, exist_ok=True)
-            os.symlink(
-                os.path.abspath(path), os.path.join(place, f"{i:04}.jpg")
-            )
-    dataset = datasets.load(f"folder:{folder.name}", image_size=224)
-    batches = iter(
-        dataset.train_batches(
-            work.batch_size, seed=0, augmentation="scale_aspect"
-        )
-    )
-
-    def step(folder=folder):  # keeps the folder as long as the step
-        return next(batches)[0].numpy()
-
-    return step, {}
-
-
-def _input_pillow(work, data_dir):
-    """Decodes, crops and resizes bilinearly, as torchvision does."""
-    from PIL import Image
-
-    _pin()
-    photos = _photos(data_dir)
-    random = np.random.default_rng(0)
-    # The values of torchvision for ImageNet's channels.
-    mean = np.array([123.675, 116.28, 103.53], "float32")
-    standard_deviation = np.array([58.395, 57.12, 57.375], "float32")
-
-    def view(path):
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-        area = image.width * image.height * random.uniform(0.08, 1.0)
-        aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
-        width = min(round((area * aspect) ** 0.5), image.width)
-        height = min(round((area / aspect) ** 0.5), image.height)
-        left = random.integers(image.width - width + 1)
-        top = random.integers(image.height - height + 1)
-        window = image.crop((left, top, left + width, top + height))
-        window = window.resize((224, 224), Image.Resampling.BILINEAR)
-        if random.random() < 0.5:
-            window = window.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = np.asarray(window, "float32")
-        return (pixels - mean) / standard_deviation
-
-    def step():
-        return np.stack(
-            [view(random.choice(photos)) for _ in range(work.batch_size)]
-        )
-
-    return step, {}
-
-
 def _row(package, make, *others, **arguments):
     return Contender((package, *others), make, arguments)
 
@@ -365,8 +289,10 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
         "bare step": _row("keras_resnet", _train_keras_resnet),
     },
     "input": {
-        "keras_resnet": _row("keras_resnet", _input_keras_resnet),
-        "pillow": _row("PIL", _input_pillow),
+        "keras_resnet": _row("keras_resnet", inputs.keras_resnet),
+        "pillow": _row("PIL", inputs.pillow),
+        "timm": _row("torch", inputs.timm, "timm", "torchvision"),
+        "torchvision": _row("torch", inputs.torchvision, "torchvision"),
     },
 }
 

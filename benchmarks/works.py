@@ -7,6 +7,7 @@ momentum, without weight decay.
 
 import dataclasses
 
+from benchmarks import inputs
 from keras_resnet import specs
 
 _US = "keras_resnet"
@@ -20,7 +21,7 @@ class Work:
     Attributes:
         kind: `"train"`, a training step; `"infer"`, a prediction; `"program"`,
             `apps.train` on CIFAR-10; `"input"`, photos that are decoded and
-            randomly cropped to 224 pixels on one core.
+            augmented on one core.
         network: A name in `MODELS`, or `"resnetN"` with N = 6n + 2.
         batch_size: Images in a step.
         dtype: `"float32"`, `"bfloat16"`, or `"int8"` (predictions only).
@@ -28,6 +29,7 @@ class Work:
             relative to the first one, which is ours.
         steps: Number of steps in a turn.
         goals: Smallest ratio of speeds that we want, by contender.
+        augmentation: Name in `inputs.AUGMENTATIONS`, for the kind `"input"`.
 
     >>> Work("train", "resnet20", 8, "float32", ("keras_resnet",)).name
     'train resnet20, float32, batch 8'
@@ -40,13 +42,13 @@ class Work:
     contenders: tuple[str, ...]
     steps: int = 4
     goals: dict[str, float] = dataclasses.field(default_factory=dict)
+    augmentation: str = "crop"
 
     @property
     def name(self) -> str:
         """Name in tables."""
-        return (
-            f"{self.kind} {self.network}, {self.dtype}, batch {self.batch_size}"
-        )
+        what = self.augmentation if self.kind == "input" else self.network
+        return f"{self.kind} {what}, {self.dtype}, batch {self.batch_size}"
 
     @property
     def policy(self) -> str:
@@ -246,6 +248,22 @@ def _input():
     )
 
 
+def _augmentation():
+    for name, (fields, _) in inputs.AUGMENTATIONS.items():
+        is_of_timm = "rand_augment" in fields.get("policy", "")
+        peer = "timm" if is_of_timm else "torchvision"
+        yield Work(
+            "input",
+            "resnet50",
+            16,
+            "float32",
+            ("keras_resnet", peer),
+            steps=10,
+            goals={peer: 1.5},
+            augmentation=name,
+        )
+
+
 GROUPS: dict[str, tuple[Work, ...]] = {
     "training": tuple(_training()),
     "inference": tuple(_inference()),
@@ -256,4 +274,5 @@ GROUPS: dict[str, tuple[Work, ...]] = {
     "batches": tuple(_batches()),
     "program": tuple(_program()),
     "input": tuple(_input()),
+    "augmentation": tuple(_augmentation()),
 }

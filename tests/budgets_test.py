@@ -47,7 +47,7 @@ class BudgetTest(tiny_runs.TestCase):
                 tiny_runs.config(),
                 self.workdir,
                 minutes,
-                lambda: Trainer(clock, start, step),
+                lambda config: Trainer(clock, start, step),
                 test_size,
                 eval_every,
             )
@@ -60,6 +60,26 @@ class BudgetTest(tiny_runs.TestCase):
         test = test_size / recipe.batch_size * 0.1 / 3
         tests = 20 if eval_every is None else 1 + recipe.steps / eval_every
         whole = measured + 30 + recipe.steps * 0.1 + tests * test
+        self.assertBetween(whole, 0.9 * 600, 600)
+
+    def test_each_of_several_sizes_is_measured(self):
+        recipe = dataclasses.replace(
+            tiny_runs.RECIPE, progressive_sizes=(4, 4, 8)
+        )
+        clock = Clock()
+
+        def trainer(config):
+            (size,) = config.recipe.progressive_sizes
+            return Trainer(clock, 5.0, size / 40)
+
+        with mock.patch.object(budgets, "time", clock):
+            fitted = budgets.with_length(
+                tiny_runs.config(recipe), self.workdir, 10, trainer, 0
+            ).recipe
+        self.assertEqual(fitted.progressive_sizes, (4, 4, 8))
+        measured = clock.now - 1000.0
+        mean = (0.1 + 0.1 + 0.2) / 3
+        whole = measured + 2 * 5 + fitted.steps * mean
         self.assertBetween(whole, 0.9 * 600, 600)
 
     def test_shape_of_the_recipe_is_kept(self):

@@ -300,6 +300,7 @@ class RunTest(TestCase):
         ("recipe.mixup_alpha", {}, {"mixup_alpha": "0.2"}),
         ("recipe.repeats", {}, {"repeats": "2"}),
         ("recipe.train_image_size", {}, {"train_image_size": "4"}),
+        ("recipe.progressive_sizes", {}, {"progressive_sizes": "[4, 8]"}),
     )
     def test_what_is_for_tensorflow_is_refused(self, name, fields, changes):
         recipe = RECIPE

@@ -15,12 +15,14 @@ from keras_resnet.training import configs
 from keras_resnet.training import interrupts
 from keras_resnet.training import recipes
 from keras_resnet.training import strategies
+from keras_resnet.training import tensorflow_trainer
 from tests import records
 from tests import runs
 from tests import tiny_runs
 from tests.loop_test import stop_after
 
-NAMES = ("imagenet_rsb_a3", "imagenet_torchvision_v2")
+# The recipes, with a number of micro-batches.
+PARTS = {"imagenet_rsb_a3": 2, "imagenet_torchvision_v2": 1}
 # A bottleneck network of few weights, which the recipes have arguments for.
 SMALL = keras_resnet.Spec(
     "tiny", (1, 1), (4, 8), stem="imagenet", bottleneck=True
@@ -65,9 +67,7 @@ class ModernRecipesTest(tiny_runs.TestCase):
     def config(self, recipe, **fields):
         return configs.Config("tiny", self.dataset, recipe, **fields)
 
-    @parameterized.parameters(
-        ("imagenet_rsb_a3", 2), ("imagenet_torchvision_v2", 1)
-    )
+    @parameterized.parameters(*PARTS.items())
     @pytest.mark.slow
     def test_stopped_run_ends_with_the_bits_of_one_that_was_not(
         self, name, micro_batches
@@ -84,21 +84,58 @@ class ModernRecipesTest(tiny_runs.TestCase):
         self.assert_same_run(self.workdir, whole)
 
     @pytest.mark.slow
+    def test_run_of_growing_images_that_was_stopped_ends_with_the_same_bits(
+        self,
+    ):
+        """Law 5 of the design, stopped inside of a size and between two."""
+        config = self.config(growing(), deterministic=True)
+        whole = self.workdir.with_name("whole")
+        self.train(config, whole)
+        for step in (3, 4):
+            with self.assertRaises(interrupts.Interrupted), stop_after(step):
+                self.train(config)
+        self.train(config)
+        self.assert_same_run(self.workdir, whole)
+
+    def test_each_size_has_its_batches_and_its_graph(self):
+        config = self.config(growing())
+        trainer = tensorflow_trainer.TensorFlowTrainer(
+            config, configs.load_dataset(config), tf.distribute.get_strategy()
+        )
+        seen = []
+        while trainer.completed_steps < config.recipe.steps:
+            trainer.take(2, False, 0.0)
+            spec, *_ = tf.nest.flatten(trainer.batches.element_spec)
+            seen.append((trainer.completed_steps, spec.shape[1]))
+        self.assertEqual(seen, [(2, 16), (3, 16), (5, 24), (7, 24)])
+        self.assertEqual(trainer.advance.experimental_get_tracing_count(), 2)
+
+    @pytest.mark.slow
     def test_two_devices_with_synchronized_norms_are_one(self):
-        """Law 6 of the design, with mixed images and a size of their own."""
-        self.assertEqual(runs.call(_difference, self.dataset, NAMES), "same")
+        """Law 6 of the design, with mixed images and micro-batches."""
+        self.assertEqual(runs.call(_difference, self.dataset, PARTS), "same")
 
 
-def _difference(dataset, names):
+def growing():
+    """A recipe of three steps with small images, and three with larger ones."""
+    recipe = small("imagenet_modern").with_steps(6)
+    return dataclasses.replace(recipe, progressive_sizes=(16, 24))
+
+
+def _difference(dataset, parts):
     """Compares one and two devices in float64; runs in its own process."""
     keras_resnet.MODELS["tiny"] = SMALL
     two = strategies.get_strategy("mirrored", num_devices=2)
     one = tf.distribute.OneDeviceStrategy("CPU:0")
     from keras_resnet.data import datasets
-    from keras_resnet.training import tensorflow_trainer
 
-    for name in names:
-        recipe = small(name, learning_rate=1e-3, model_arguments={})
+    for name, count in parts.items():
+        recipe = small(
+            name,
+            learning_rate=1e-3,
+            model_arguments={},
+            micro_batches=count,
+        )
         config = configs.Config(
             "tiny", dataset, recipe, dtype="float64", sync_batch_norm=True
         )

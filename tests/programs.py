@@ -20,6 +20,7 @@ TRAINED = {
     "images_per_second": None,
     "seconds": 1.0,
     "device": "none",
+    "multiply_adds": None,
 }
 
 

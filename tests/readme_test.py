@@ -201,6 +201,7 @@ class CommandsTest(parameterized.TestCase):
                     (start_weights, "read", start),
                     (memory, "planned_batch", 256),
                     (configs, "build_model", None),
+                    (configs, "served", SYNTHETIC),
                 ):
                     stack.enter_context(
                         mock.patch.object(module, function, return_value=value)

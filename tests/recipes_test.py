@@ -226,6 +226,7 @@ class RecipesTest(parameterized.TestCase):
         ("augmentation", "pad_crop", "pad_crop"),
         ("mixup_alpha", "0.2", 0.2),
         ("train_image_size", "160", 160),
+        ("progressive_sizes", "[128, 160]", (128, 160)),
         ("expected_errors", '{"resnet20": 9}', {"resnet20": 9}),
     )
     def test_fields_are_set_from_text(self, name, text, value):
@@ -248,6 +249,7 @@ class RecipesTest(parameterized.TestCase):
         ("target_threshold", "1.0", "less than 1, received 1.0"),
         ("test_crop_ratio", "2", "test_crop_ratio must be in"),
         ("train_image_size", "0", "train_image_size must be at least 1"),
+        ("progressive_sizes", "[0]", "sizes of at least 1 pixel"),
         ("policy", "trivial", "unknown policy 'trivial'"),
         ("mixup_alpha", "-1", "mixup_alpha must be finite"),
         ("repeats", "0", "repeats must be at least 1"),
@@ -268,6 +270,45 @@ class RecipesTest(parameterized.TestCase):
     def test_wrong_fields_and_values_are_refused(self, name, text, message):
         with self.assertRaisesRegex(ValueError, message):
             recipes.RECIPES["cifar10"].with_field(name, text)
+
+    def test_progressive_sizes_and_another_training_size_are_refused(self):
+        with self.assertRaisesRegex(ValueError, "cannot be combined"):
+            recipes.RECIPES["imagenet_rsb_a3"].with_field(
+                "progressive_sizes", "[128, 160]"
+            )
+
+    @parameterized.parameters((12, 4), (7, 3), (2, 3), (1, 1), (1000, 7))
+    def test_progressive_sizes_have_equal_parts_of_the_steps(
+        self, steps, count
+    ):
+        sizes = tuple(range(100, 100 + count))
+        recipe = dataclasses.replace(
+            recipes.RECIPES["imagenet"], steps=steps, progressive_sizes=sizes
+        )
+        seen = [
+            recipe.augmentation_at(step).train_image_size
+            for step in range(steps)
+        ]
+        # By fractions of the run: the size of part i from i / count on.
+        expected = [sizes[int(count * step / steps)] for step in range(steps)]
+        self.assertEqual(seen, expected)
+        step, starts = 0, []
+        while step is not None and step < steps:
+            starts.append(step)
+            step = recipe.same_size_until(step)
+        changes = [0] + [i for i in range(1, steps) if seen[i] != seen[i - 1]]
+        self.assertEqual(starts, changes)
+
+    def test_cost_of_progressive_sizes_is_the_mean_over_the_run(self):
+        recipe = recipes.RECIPES["imagenet"]
+        costs = [
+            recipe_table.multiply_adds(
+                dataclasses.replace(recipe, progressive_sizes=sizes),
+                "resnet18",
+            )
+            for sizes in ((128,), (224,), (128, 224))
+        ]
+        self.assertEqual(costs[2], (costs[0] + costs[1]) // 2)
 
     def test_linear_scaling_is_that_of_goyal(self):
         """Goyal et al. 2017, Table 1: 0.1 for 256, 3.2 for 8,192, 90 epochs."""

@@ -7,9 +7,13 @@ import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
 
+import keras_resnet
 from keras_resnet.data import datasets
 from keras_resnet.data.augmentation import Augmentation
+from keras_resnet.training import configs
 from keras_resnet.training import profiles
+from keras_resnet.training import recipe_table
+from keras_resnet.training import recipes
 from keras_resnet.training import summaries
 from tests import images as images_lib
 from tests import tiny_runs
@@ -81,13 +85,27 @@ class EventsTest(tiny_runs.TestCase):
     def test_table_has_the_errors_the_time_and_the_device(self):
         result = self.train(tiny_runs.config())
         lines = summaries.table(result)
-        for name in ("last test error", "best test error", "device", "speed"):
+        for name in (
+            *("last test error", "best test error", "device", "speed"),
+            "multiply-adds",
+        ):
             self.assertLen([line for line in lines if name in line], 1)
         self.assertTrue(result["device"])
         self.assertLessEqual(
             result["best_test_top1_error"], result["test_top1_error"]
         )
         self.assertIn(result["best_step"], (2, 4, 6, 8))
+
+    @parameterized.parameters((), (16,), (16, 32, 32))
+    def test_cost_of_a_run_is_that_of_the_list_of_recipes(self, *sizes):
+        recipe = dataclasses.replace(
+            recipes.RECIPES["cifar10"], progressive_sizes=sizes
+        )
+        config = configs.Config("resnet20", "cifar10", recipe)
+        self.assertEqual(
+            summaries.multiply_adds(config, keras_resnet.ResNet20()),
+            recipe_table.multiply_adds(recipe, "resnet20"),
+        )
 
 
 if __name__ == "__main__":

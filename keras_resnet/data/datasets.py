@@ -363,10 +363,13 @@ class DataSet:
             self.check()  # names the image that does not decode
             raise
 
-    def check(self) -> None:
+    def check(self, error: Exception | None = None) -> None:
         """Decodes every image, to name one that does not decode.
 
         A program calls it after a batch failed with an error of `UNREADABLE`.
+
+        Args:
+            error: The error of the batch, for sets that know others.
 
         Raises:
             ValueError: If an image does not decode or exceeds the bounds of

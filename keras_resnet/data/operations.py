@@ -230,7 +230,11 @@ class Policy:
             key: int64 `[2]`, the key of the random numbers.
         """
         uniform = tf.random.stateless_uniform([self.count, 4], key)
-        normal = tf.random.stateless_normal([self.count], key)
+        # From another key: from the same one, the normal numbers would be a
+        # function of the uniform ones, and so of the operation.
+        normal = tf.random.stateless_normal(
+            [self.count], tf.random.experimental.stateless_fold_in(key, 1)
+        )
         for i in range(self.count):
             place, size, sign, is_applied = tf.unstack(uniform[i])
             if self.magnitude is None:

@@ -16,6 +16,7 @@ gathered a batch at a time, a hundred times as fast as one by one:
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -118,6 +119,39 @@ def train_batches(
     Raises:
         ValueError: If images are mixed in pairs and the share is odd.
     """
+    numbered = numbered_batches(
+        split, preprocessing, augmentation, share, seed, first_step
+    )
+    return with_options(
+        splits.map_in_order(numbered, lambda step, *batch: batch)
+    )
+
+
+def numbered_batches(
+    split: splits.Split,
+    preprocessing: views.Preprocessing,
+    augmentation: augmentations.Augmentation,
+    share: Share,
+    seed: int,
+    first_step: int = 0,
+    divide: Callable | None = None,
+) -> tf.data.Dataset:
+    """Returns the batches of `train_batches`, each with its step.
+
+    Args:
+        split: The training images.
+        preprocessing: As for `train_batches`.
+        augmentation: As for `train_batches`.
+        share: The worker's share of each batch.
+        seed: As for `train_batches`.
+        first_step: Step of the first batch.
+        divide: `divide(elements, step_of)` returns some elements of a data
+            set with one for each step, which is `step_of(element)`. None for
+            all. Images must come from files.
+
+    Returns:
+        A data set of (int64 step, images, labels).
+    """
     if augmentation.mixes and share.size % 2:
         raise ValueError(
             "mixup and CutMix mix pairs of images, so each worker must have "
@@ -133,17 +167,18 @@ def train_batches(
         batches = _gathered(split, share, steps, seed, repeats)
     else:
         view = _training_view(split, preprocessing, augmentation, seed)
-        batches = _streamed(split, share, steps, seed, view, repeats)
+        batches = _streamed(split, share, steps, seed, view, repeats, divide)
 
     def normalized(step, images, labels):
         draw = functools.partial(_draw, seed, step, share)
         images = _augmented(images, preprocessing, augmentation, draw)
         if augmentation.mixes:
             key = splits.random_key(seed, splits.BATCH, step)
-            return augmentations.mix(augmentation, images, labels, key)
-        return images, labels
+            mixed = augmentations.mix(augmentation, images, labels, key)
+            return step, *mixed
+        return step, images, labels
 
-    return _with_options(splits.map_in_order(batches, normalized))
+    return splits.map_in_order(batches, normalized)
 
 
 def test_batches(
@@ -166,7 +201,7 @@ def test_batches(
     """
     steps = (0, -(-split.size // share.batch_size))
     if preprocessing.is_cropped and protocol == "multi_scale":
-        return _with_options(_photo_scales(split, preprocessing, share, steps))
+        return with_options(_photo_scales(split, preprocessing, share, steps))
     batches = _test_views(split, preprocessing, share, steps, protocol)
 
     def normalized(step, images, labels):
@@ -174,7 +209,7 @@ def test_batches(
         images = _protocol_views(images, preprocessing, protocol)
         return images, labels, tf.cast(counted, tf.float32)
 
-    return _with_options(splits.map_in_order(batches, normalized))
+    return with_options(splits.map_in_order(batches, normalized))
 
 
 def without_filler(batches: tf.data.Dataset, count: int) -> tf.data.Dataset:
@@ -195,7 +230,7 @@ def without_filler(batches: tf.data.Dataset, count: int) -> tf.data.Dataset:
         )
 
     whole_batches = splits.map_in_order(batches, whole)
-    return _with_options(
+    return with_options(
         whole_batches.apply(tf.data.experimental.assert_cardinality(count))
     )
 
@@ -248,20 +283,27 @@ def _gathered(split, share, steps, seed, repeats=1):
     return splits.map_in_order(tf.data.Dataset.range(*steps), gathered)
 
 
-def _streamed(split, share, steps, seed, view, repeats=1):
+def _streamed(split, share, steps, seed, view, repeats=1, divide=None):
     """Reads the images of a share one by one, and batches their views.
 
-    `view(position, image)` is the uint8 view of a stored image.
+    `view(position, image)` is the uint8 view of a stored image, and `divide`
+    the function of `numbered_batches`.
     """
 
     def viewed(position, image, label):
         return position // share.batch_size, view(position, image), label
 
     if repeats > 1:
-        examples = _repeated(split, share, steps, seed, repeats)
+        examples = _repeated(split, share, steps, seed, repeats, divide)
     else:
         first, last = (step * share.batch_size for step in steps)
-        examples = split.examples(seed, first, last, share.has)
+        examples = split.examples(
+            seed,
+            first,
+            last,
+            share.has,
+            _by_steps(divide, share.size, share.batch_size),
+        )
     batches = splits.map_in_order(examples, viewed).batch(
         share.size, drop_remainder=True
     )
@@ -270,7 +312,22 @@ def _streamed(split, share, steps, seed, view, repeats=1):
     )
 
 
-def _repeated(split, share, steps, seed, repeats):
+def _by_steps(divide, count, whole):
+    """Returns `divide` for a data set with `count` elements for each step.
+
+    The first is the position of an image, of `whole` for each step.
+    """
+    if divide is None:
+        return None
+
+    def step_of(*element):
+        positions, *_ = tf.nest.flatten(element)
+        return positions[0] // whole
+
+    return lambda elements: divide(elements.batch(count), step_of).unbatch()
+
+
+def _repeated(split, share, steps, seed, repeats, divide):
     """Returns (position of a view, stored image, label) of a share.
 
     Each worker reads all images of a batch, and decodes only its views.
@@ -290,7 +347,13 @@ def _repeated(split, share, steps, seed, repeats):
             )
         )
 
-    examples = split.examples(seed, first, last, lambda position: position >= 0)
+    examples = split.examples(
+        seed,
+        first,
+        last,
+        lambda position: position >= 0,
+        _by_steps(divide, count, count),
+    )
     return examples.batch(count, drop_remainder=True).flat_map(of_batch)
 
 
@@ -426,7 +489,8 @@ def _draw(seed, step, share, distribution, count=3, number=None):
     return numbers[share.start : share.stop]
 
 
-def _with_options(batches):
+def with_options(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns batches that are computed ahead, in order."""
     options = tf.data.Options()
     options.deterministic = True
     # Each worker's share is chosen here; tf.distribute must not shard again.

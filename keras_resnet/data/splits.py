@@ -67,7 +67,9 @@ class Split(abc.ABC):
     has_exif: bool = False
 
     @abc.abstractmethod
-    def examples(self, seed, first, last, is_mine) -> tf.data.Dataset:
+    def examples(
+        self, seed, first, last, is_mine, divide=None
+    ) -> tf.data.Dataset:
         """Returns (position, image, label) of positions first ... last - 1.
 
         Args:
@@ -77,6 +79,8 @@ class Split(abc.ABC):
             last: The position after the last one.
             is_mine: `position -> bool`: other positions are left out, and
                 their images are not read if possible.
+            divide: Function on a data set of what is left, which leaves some
+                of it to others; None for all.
 
         Returns:
             A data set; an image is uint8 pixels or encoded bytes.
@@ -164,9 +168,10 @@ class RandomAccess(Split):
             rank[labels == label] = np.arange(np.sum(labels == label))
         return np.flatnonzero((rank % 10 == 9) == is_held_out)
 
-    def examples(self, seed, first, last, is_mine):
+    def examples(self, seed, first, last, is_mine, divide=None):
+        mine = tf.data.Dataset.range(first, last).filter(is_mine)
         return map_in_order(
-            tf.data.Dataset.range(first, last).filter(is_mine),
+            divide(mine) if divide else mine,
             lambda position: (position, *self.get(self.index(position, seed))),
         )
 
@@ -264,7 +269,7 @@ class Records(Split):
                 pass
             raise
 
-    def examples(self, seed, first, last, is_mine):
+    def examples(self, seed, first, last, is_mine, divide=None):
         @tf.autograph.experimental.do_not_convert
         def shuffled(epoch):
             # tf.data mixes the seed of the surrounding graph into its own.
@@ -285,7 +290,8 @@ class Records(Split):
             records = epochs.flat_map(shuffled).skip(first % self.size)
         mine = records.enumerate(first).filter(lambda p, _: is_mine(p))
         return map_in_order(
-            mine, lambda position, example: (position, *example)
+            divide(mine) if divide else mine,
+            lambda position, example: (position, *example),
         )
 
     def _read(self, file_seed=None, decodes=False):

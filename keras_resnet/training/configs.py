@@ -11,6 +11,7 @@ import keras
 from keras_resnet import features
 from keras_resnet import networks
 from keras_resnet.data import augmentation
+from keras_resnet.data import data_service
 from keras_resnet.data import datasets
 from keras_resnet.data import views
 from keras_resnet.layers import normalization
@@ -239,7 +240,11 @@ def is_probe(config: Config) -> bool:
     False
     """
     unchanged = augmentation.Augmentation()
-    return config.freeze == "all" and config.recipe.augmentation == unchanged
+    return (
+        config.freeze == "all"
+        and config.recipe.augmentation == unchanged
+        and not config.recipe.progressive_sizes
+    )
 
 
 def load_dataset(
@@ -260,3 +265,24 @@ def load_dataset(
         skip_unreadable=config.skip_unreadable,
         exif=config.exif,
     )
+
+
+def served(
+    config: Config, dataset: datasets.DataSet, address: str
+) -> data_service.ServedSet:
+    """Returns the data set with training batches of a data service.
+
+    Args:
+        config: The configuration of the run.
+        dataset: Its data set.
+        address: `"HOST:PORT"` of the dispatcher.
+
+    Raises:
+        data_service.ServiceError: If the service or the images do not allow it.
+    """
+    if is_probe(config):
+        raise data_service.ServiceError(
+            "cannot be combined with features that are computed once "
+            "(--freeze=all without augmentation)"
+        )
+    return data_service.ServedSet(dataset, address)

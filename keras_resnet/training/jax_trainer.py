@@ -99,6 +99,12 @@ def check(config: configs.Config, dataset: datasets.DataSet) -> None:
             recipe.augmentation.crop.window is None,
             "an augmentation that only pads and mirrors",
         ),
+        (
+            "recipe.progressive_sizes",
+            recipe.progressive_sizes,
+            not recipe.progressive_sizes,
+            "()",
+        ),
         *_augmentation_fields(recipe.augmentation),
     ):
         if not is_allowed:

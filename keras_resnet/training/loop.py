@@ -92,7 +92,7 @@ def train_and_evaluate(
         The last row of `metrics.csv` as a dict, with the number of test images
         (`test_images`), the training speed (`images_per_second`), the best row
         (`best_step`, `best_test_top1_error`), the time of this call
-        (`seconds`) and the `device`.
+        (`seconds`), the `device` and the cost of all steps (`multiply_adds`).
 
     Raises:
         workdirs.WorkdirError: If the directory is in use, or of another run.
@@ -211,7 +211,7 @@ def _fitted(config, workdir, strategy, dataset, minutes, eval_every):
         config,
         workdir,
         minutes,
-        lambda: _build(config, dataset, strategy),
+        lambda config: _build(config, dataset, strategy),
         dataset.test_size,
         eval_every,
     )
@@ -384,8 +384,8 @@ class _Loop:
         stop_requested = self.signals.received is not None
         try:
             stops, seconds = self.trainer.take(steps, stop_requested, seconds)
-        except datasets.UNREADABLE:
-            self.dataset.check()  # names the image that does not decode
+        except datasets.UNREADABLE as error:
+            self.dataset.check(error)  # names the image that does not decode
             raise
         self.signals.saved_at = None
         self.is_saved = False
@@ -511,6 +511,9 @@ class _Loop:
             "best_step": best_step,
             "best_test_top1_error": best_error,
             "device": summaries.device(),
+            "multiply_adds": summaries.multiply_adds(
+                self.trainer.config, self.trainer.model
+            ),
             "test_images": self.dataset.test_size,
             "images_per_second": self.speed,
         }

@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras_resnet.analysis import complexity
 from keras_resnet.data import datasets
 from keras_resnet.training import configs
+from keras_resnet.training import evaluation
 from keras_resnet.training import workdirs
 
 _GB = 10**9
@@ -118,7 +119,8 @@ def check_training(
 
     Args:
         config: The configuration of the run.
-        model: The network of the configuration.
+        model: The network of the configuration. One for images of any size
+            is measured at the largest of `progressive_sizes`.
         workers: Number of machines that share a batch.
         available: Available memory in bytes; None to measure it now.
 
@@ -129,6 +131,8 @@ def check_training(
     if available is None:
         return
     recipe = config.recipe
+    if model.input_shape[1] is None:
+        model = evaluation.any_size(model, max(recipe.progressive_sizes))
     batch_size = recipe.batch_size // workers
     image = _image_bytes(model)
     kept = _kept_bytes(config, model)

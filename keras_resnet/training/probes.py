@@ -68,9 +68,9 @@ class FeatureSet:
         self.classes = dataset.classes
         self.test_size = dataset.test_size
 
-    def check(self) -> None:
+    def check(self, error: Exception | None = None) -> None:
         """Calls `DataSet.check`."""
-        self.dataset.check()
+        self.dataset.check(error)
 
     def _computed(self, batches, size):
         """Returns the features of `size` images as a split in memory."""

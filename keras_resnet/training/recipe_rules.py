@@ -49,6 +49,11 @@ RULES: tuple[tuple[tuple[str, ...], Callable, str], ...] = (
         "finite and at least 0",
     ),
     (
+        ("progressive_sizes",),
+        lambda value: all(size >= 1 for size in value),
+        "sizes of at least 1 pixel",
+    ),
+    (
         ("clip_norm",),
         lambda value: 0 < value < math.inf,
         "finite and above 0",

@@ -6,7 +6,7 @@ from keras_resnet import networks
 from keras_resnet.training.recipe import Recipe
 
 # A backward pass computes two products for each one of the forward pass.
-_PASSES = 3
+PASSES = 3
 
 _SMALL_SIZE = 32  # pixels, of recipes for the images as they are: CIFAR
 
@@ -19,11 +19,12 @@ def multiply_adds(recipe: Recipe, network: str) -> int:
     '1.0e+15'
     """
     size = recipe.augmentation.train_image_size or recipe.image_size
+    sizes = recipe.progressive_sizes or (size or _SMALL_SIZE,)
     row = networks.get_network(network)
-    forward = row.multiply_adds(
-        size or _SMALL_SIZE, None, row.arguments(recipe.model_arguments)
-    )
-    return _PASSES * forward * recipe.batch_size * recipe.steps
+    arguments = row.arguments(recipe.model_arguments)
+    forward = sum(row.multiply_adds(each, None, arguments) for each in sizes)
+    images = recipe.batch_size * recipe.steps
+    return PASSES * forward * images // len(sizes)
 
 
 def lines(recipes: dict[str, Recipe]) -> Iterator[str]:

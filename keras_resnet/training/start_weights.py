@@ -24,6 +24,7 @@ from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import trained_networks
 from keras_resnet.training import workdirs
+from keras_resnet.training.recipe import Recipe
 from keras_resnet.weights import pretrained
 from keras_resnet.weights import shipped
 
@@ -185,6 +186,31 @@ def load_dataset(config: configs.Config, workdir=None) -> datasets.DataSet:
             dataset.preprocessing, config.recipe.image_size
         )
     return dataset.with_preprocessing(preprocessing=prepared)
+
+
+def with_views(
+    dataset: datasets.DataSet, recipe: Recipe, start: StartWeights | None
+) -> datasets.DataSet:
+    """Returns the data set with the views of the recipe or the weights.
+
+    Args:
+        dataset: The data set.
+        recipe: The recipe, with its `image_size` and `test_crop_ratio`.
+        start: The start weights, if any.
+
+    Raises:
+        ValueError: If the images or the weights do not allow the size.
+    """
+    size, ratio = recipe.image_size, recipe.test_crop_ratio
+    if start is not None and start.preprocessing is not None:
+        return dataset.with_preprocessing(
+            preprocessing=start.preprocessing_for(dataset.preprocessing, size)
+        )
+    if ratio is None and size in (None, dataset.image_shape[0]):
+        return dataset
+    if dataset.name == "synthetic":  # its images are drawn at a size
+        return datasets.load(dataset.name, image_size=size)
+    return dataset.with_preprocessing(image_size=size, test_crop_ratio=ratio)
 
 
 def start(trainer, labels: list[str], report) -> None:

@@ -7,8 +7,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnet.analysis import complexity
 from keras_resnet.data import datasets
 from keras_resnet.training import configs
+from keras_resnet.training import evaluation
+from keras_resnet.training import recipe_table
 
 _IMAGES = 16  # of the first batch
 _PROCESSORS = Path("/proc/cpuinfo")
@@ -34,7 +37,7 @@ def first_images(
     batches = dataset.train_batches(
         recipe.batch_size,
         config.seed,
-        augmentation=recipe.augmentation,
+        augmentation=recipe.augmentation_at(0),
         shard=(0, parts),
     )
     try:
@@ -68,6 +71,35 @@ def device() -> str:
     return names[0].strip() if names else "processor"
 
 
+def multiply_adds(config: configs.Config, model: keras.Model) -> int | None:
+    """Returns the multiply-adds of all steps, backward passes included.
+
+    Args:
+        config: The configuration of the run.
+        model: Its network.
+
+    Returns:
+        The number, or None if a layer is of an unknown kind.
+    """
+    recipe = config.recipe
+    own = model.input_shape[1]
+    size = recipe.augmentation.train_image_size or own
+    sizes = recipe.progressive_sizes or (size,)
+    networks = (
+        model if each == own else evaluation.any_size(model, each)
+        for each in sizes
+    )
+    try:
+        forward = sum(
+            complexity.complexity(network)["multiply_adds"]
+            for network in networks
+        )
+    except ValueError:
+        return None
+    images = recipe.batch_size * recipe.steps
+    return recipe_table.PASSES * forward * images // len(sizes)
+
+
 def table(result: dict[str, Any]) -> list[str]:
     """Returns the lines of the table at the end of a run.
 
@@ -75,7 +107,7 @@ def table(result: dict[str, Any]) -> list[str]:
         result: The dict of `loop.train_and_evaluate`.
     """
     minutes, seconds = divmod(round(result["seconds"]), 60)
-    speed = result["images_per_second"]
+    speed, cost = result["images_per_second"], result["multiply_adds"]
     rows = [
         ("last test error", f"{result['test_top1_error']:.2f}%"),
         (
@@ -86,6 +118,7 @@ def table(result: dict[str, Any]) -> list[str]:
         ("time of this process", f"{minutes}:{seconds:02d} minutes"),
         ("speed", f"{speed:,.0f} images/s" if speed else "not measured"),
         ("device", result["device"]),
+        ("cost", f"{cost:.1e} multiply-adds" if cost else "not counted"),
     ]
     return [f"{name:22}{value}" for name, value in rows]
 

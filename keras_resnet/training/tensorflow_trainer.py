@@ -35,7 +35,7 @@ class TensorFlowTrainer:
         self.config = config
         self.dataset = dataset
         self.strategy = strategy
-        self.batches = None
+        self.batches, self.batches_end = None, None
         with strategy.scope():
             self.model = configs.build_model(
                 config, dataset.image_shape, dataset.classes
@@ -181,7 +181,8 @@ class TensorFlowTrainer:
         """Takes the next steps.
 
         Args:
-            steps: Largest number of steps, the same on all workers.
+            steps: Largest number of steps, the same on all workers. A call
+                takes fewer where the size of the training images changes.
             stop_requested: Whether this worker was asked to stop.
             seconds: Time of a step on this worker; 0 if unknown.
 
@@ -189,8 +190,13 @@ class TensorFlowTrainer:
             Whether any worker was asked to stop, and the mean of `seconds`
             over all workers. Both are the same on all workers.
         """
-        if self.batches is None:
-            self.batches = self._batches(self.completed_steps)
+        first = self.completed_steps
+        if self.batches is None or first == self.batches_end:
+            # Batches of another size; `advance` has a graph for each.
+            self.batches = self._batches(first)
+            self.batches_end = self.config.recipe.same_size_until(first)
+        if self.batches_end is not None:
+            steps = min(steps, self.batches_end - first)
         with strategies.lost_workers(self.strategy):
             messages = self.advance(
                 self.batches,
@@ -209,7 +215,7 @@ class TensorFlowTrainer:
                 recipe.batch_size,
                 seed=self.config.seed,
                 first_step=first_step,
-                augmentation=recipe.augmentation,
+                augmentation=recipe.augmentation_at(first_step),
                 shard=shard,
             ),
         )
@@ -346,6 +352,8 @@ class TensorFlowTrainer:
 
 def _training_network(model, recipe):
     """Returns the network for the size of the training images, if another."""
+    if recipe.progressive_sizes:
+        return evaluation.any_size(model)
     size = recipe.augmentation.train_image_size
     if size in (None, model.input_shape[1]):
         return None
