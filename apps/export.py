@@ -72,7 +72,7 @@ _PRECISION = flags.DEFINE_enum(
     ["float32", "bfloat16", "int8", "int8_weights"],
     "bfloat16: kernels and activations in half the size; faster on processors "
     "with bfloat16 units. int8: kernels, activations and sums in a quarter of "
-    "the size; the fastest on x86 with VNNI or AMX. int8_weights: kernels "
+    "the size; the fastest on x86 processors with VNNI or AMX. int8_weights: kernels "
     "alone in a quarter of the size, computed in float32.",
 )
 _CALIBRATION_IMAGES = flags.DEFINE_list(
@@ -126,6 +126,7 @@ def main(argv):
     from keras_resnet.serving import export
     from keras_resnet.serving import folding
     from keras_resnet.serving import formats
+    from keras_resnet.serving import int8_kernels
     from keras_resnet.serving import model_card
     from keras_resnet.serving import versions
     from keras_resnet.serving import warmup
@@ -142,6 +143,9 @@ def main(argv):
         versions.check_export_dir(_EXPORT_DIR.value)
     with command_line.usage("formats", command_line.text(_FORMATS)):
         formats.check_formats(_FORMATS.value, _PRECISION.value)
+    if _PRECISION.value == "int8":
+        with command_line.usage("precision", _PRECISION.value):
+            int8_kernels.check()
     sizes = command_line.numbers(_WARMUP, int)
     with command_line.usage("warmup_batch_sizes", command_line.text(_WARMUP)):
         warmup.check_batch_sizes(sizes)
@@ -275,15 +279,21 @@ def _labels():
 
 
 def _images(source):
-    """Test images, or None after a note if the data set is missing."""
+    """Test images, or digits after a note, and images to calibrate int8."""
+    from keras_resnet.serving import verification
+
     is_calibrated = _PRECISION.value == "int8"
     if not is_calibrated:
         command_line.only_with(_PRECISION, _CALIBRATION_IMAGES)
     names = _CALIBRATION_IMAGES.value
     calibration = None
     if names:
-        with command_line.usage("calibration_images", ",".join(names)):
+        try:
             calibration = source.views(names)
+        except (ValueError, OSError) as error:
+            raise command_line.UsageError(
+                _CALIBRATION_IMAGES.name, ",".join(names), error
+            ) from error
     try:
         images = source.images(
             _CHECK_IMAGES.value, is_calibrated and calibration is None
@@ -298,7 +308,7 @@ def _images(source):
         command_line.show(
             f"no test images, so bundled digits replace them: {error}"
         )
-        images = source.stand_ins()
+        images = verification.bundled_images(source.preprocessing)
     if calibration is not None:
         images = images._replace(calibration=calibration)
     return images

@@ -5,10 +5,8 @@ Truth is the folded network in float32, whose errors `folding_test` bounds.
 
 import collections
 import os
-import subprocess
-import sys
-import tempfile
 import unittest
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -22,18 +20,25 @@ from keras_resnet import layers
 from keras_resnet.serving import calibration
 from keras_resnet.serving import exportable
 from keras_resnet.serving import folding
-from keras_resnet.serving import int8_kernels
 from keras_resnet.serving import model_sources
 from keras_resnet.serving import quantization
 from tests import folding_test
 
 SUM = "QuantizedConv2DWithBiasSumAndReluAndRequantize"
-IN_FLOAT32 = "QuantizedConv2DWithBiasAndRequantize"
+
+
+def images(size=12, count=32):
+    """Images of different colours and contrasts."""
+    rng = np.random.default_rng(4)
+    noise = rng.normal(size=(count, size, size, 3))
+    contrast = rng.uniform(0.2, 2.0, (count, 1, 1, 1))
+    colour = rng.normal(size=(count, 1, 1, 3))
+    return (contrast * noise + colour).astype("float32")
 
 
 def quantized(model, size=12):
-    """The concrete function of a network that many images calibrate."""
-    function = quantization.quantize(model, folding_test.images(size, 16))
+    """The concrete function of a network that these images calibrate."""
+    function = quantization.quantize(model, images(size))
     shape = [None, size, size, model.input_shape[-1]]
     return tf.function(
         function, [tf.TensorSpec(shape, tf.float32)], autograph=False
@@ -91,10 +96,6 @@ def check_summands(test, definition):
                     before.add(name)
                     waiting.append(name)
         test.assertContainsSubset(of(memory), before | {node.name})
-        # No other operation has this attribute, so TensorFlow merges none.
-        test.assertEqual(
-            nodes[memory].attr["_summand_of"].s.decode(), node.name
-        )
         memories.append(memory)
     test.assertLen(set(memories), len(sums))
     return len(sums)
@@ -105,7 +106,7 @@ class FamilyTest(parameterized.TestCase):
 
     def check(self, model, size=12):
         function = quantized(model, size)
-        x = folding_test.images(size, 16)
+        x = images(size)
         expected = folding.fold(model)(x).numpy()
         error = relative_error(function(tf.constant(x)).numpy(), expected)
         self.assertBetween(error, 1e-4, 0.12)
@@ -175,26 +176,26 @@ class FamilyTest(parameterized.TestCase):
         x = keras.layers.GlobalAveragePooling2D()(base(x))
         model = keras.Model(image, keras.layers.Dense(4)(x))
         function = quantized(folding_test.weighted(model))
-        x = folding_test.images(12, 16)
+        x = images()
         error = relative_error(
             function(tf.constant(x)).numpy(), folding.fold(model)(x).numpy()
         )
         self.assertLess(error, 0.2)
-        self.assertEqual(used(function)["Conv2D"], 1)
+        self.assertEqual(used(function)[SUM], 3)
 
     def test_network_without_convolutions_is_rejected(self):
         image = keras.Input((4, 4, 3))
         x = keras.layers.GlobalAveragePooling2D()(image)
         model = keras.Model(image, keras.layers.Dense(2)(x), name="plain")
         with self.assertRaisesRegex(folding.ModelError, "'plain', which has"):
-            quantization.quantize(model, folding_test.images(4))
+            quantization.quantize(model, images(4))
 
     def test_activations_that_are_not_finite_are_rejected(self):
         model = folding_test.network()
         kernel = model.get_layer("stem_conv").kernel
         kernel.assign(np.full(kernel.shape, 1e38))
         with self.assertRaisesRegex(folding.ModelError, "must be finite"):
-            quantization.quantize(model, folding_test.images())
+            quantization.quantize(model, images())
 
 
 class NoiseTest(parameterized.TestCase):
@@ -288,16 +289,16 @@ class SummandTest(parameterized.TestCase):
         once = folding_test.network(include_top=False)
         twice = [once(image), once(image)]
         return {
-            "output": (image, [*units, model.output], 1),
+            "output": (image, [*units, model.output], 2),
             "late": (image, [model.output * pool(units[0])[:, :1]], 4),
             "stem": (image, [keras.layers.Flatten()(stem), model.output], 4),
-            "twice": (image, [pool(twice[0]) + 2.0 * pool(twice[1])], 6),
-            "branches": (image, [self.branches(image)], 2),
+            "twice": (image, [pool(twice[0]) + 2.0 * pool(twice[1])], 3),
+            "branches": (image, [self.branches(image)], 0),
         }
 
     @staticmethod
     def branches(image):
-        """Two equal layers, of which each sum would overwrite one."""
+        """Two equal projections, which TensorFlow makes one."""
         x = keras.layers.ReLU()(image)
         make = lambda seed: layers.Convolution(3, 3, name=f"conv_{seed}")  # noqa: E731
         equal, others = make("equal"), (make(1), make(2))
@@ -315,7 +316,7 @@ class SummandTest(parameterized.TestCase):
         self.assertEqual(
             check_summands(self, function.graph.as_graph_def()), sums
         )
-        x = folding_test.images(12, 16)
+        x = images()
         expected = [np.asarray(y) for y in keras.tree.flatten(model(x))]
         with tf.Graph().as_default(), tf.compat.v1.Session() as session:
             inputs = tf.compat.v1.placeholder(tf.float32, [None, 12, 12, 3])
@@ -336,7 +337,7 @@ class CalibrationTest(parameterized.TestCase):
     def test_range_has_the_least_error(self, limit):
         """Against a search over ranges on the numbers themselves."""
         rng = np.random.default_rng(0)
-        x = np.abs(rng.standard_t(3, 20_000))
+        x = np.abs(np.append(rng.normal(size=200_000), 12.0))
         counts, _ = np.histogram(x, 2048, (0.0, x.max()))
         found = calibration.least_error(counts, x.max(), limit)
 
@@ -367,8 +368,8 @@ class CalibrationTest(parameterized.TestCase):
 class Cifar10Test(parameterized.TestCase):
     """Trained ResNet-20s on all 10,000 test images of CIFAR-10."""
 
-    SHIPPED = {"weights": "cifar10"}
-    PUBLIC = {
+    SHIPPED: ClassVar = {"weights": "cifar10"}
+    PUBLIC: ClassVar = {
         "weights": "resnet20-12fca82f.th",
         "arguments": {"shortcut": layers.OptionA(zeros="both")},
         "mean": [0.485, 0.456, 0.406],

@@ -50,7 +50,6 @@ def ranges(
         ValueError: If a tensor has a number that is not finite.
     """
 
-    @tf.function(input_signature=[image], autograph=False)
     def extremes(batch):
         tensors = observe(batch)
         return (
@@ -59,7 +58,8 @@ def ranges(
         )
 
     batches = np.split(images, range(_BATCH_SIZE, len(images), _BATCH_SIZE))
-    lows, highs = zip(*map(extremes, batches), strict=True)
+    run = _compiled(extremes, image)
+    lows, highs = zip(*map(run, batches), strict=True)
     low, high = np.min(lows, 0), np.max(highs, 0)
     largest = np.maximum(-low, high)
     if not np.all(np.isfinite(largest)):
@@ -69,7 +69,6 @@ def ranges(
         )
     largest = np.where(largest > 0.0, largest, 1.0)
 
-    @tf.function(input_signature=[image], autograph=False)
     def histograms(batch):
         return tf.stack(
             [
@@ -78,12 +77,21 @@ def ranges(
             ]
         )
 
-    counts = sum(histograms(batch).numpy().astype("int64") for batch in batches)
+    run = _compiled(histograms, image)
+    counts = sum(run(batch).numpy().astype("int64") for batch in batches)
     is_signed = low < 0.0
     return [
-        Range(least_error(*one, int8_kernels.limit(signed)), bool(signed))
-        for *one, signed in zip(counts, largest, is_signed, strict=True)
+        Range(least_error(bins, end, int8_kernels.limit(signed)), bool(signed))
+        for bins, end, signed in zip(counts, largest, is_signed, strict=True)
     ]
+
+
+def _compiled(function, image: tf.TensorSpec):
+    """The function of a batch as one graph, which is traced once."""
+    concrete = tf.function(
+        function, [image], autograph=False
+    ).get_concrete_function()
+    return lambda batch: concrete(tf.constant(batch))
 
 
 def least_error(counts: np.ndarray, largest: float, limit: int) -> float:

@@ -26,6 +26,7 @@ kernel if every other operation that reads h(x) precedes the sum. Otherwise
 float32 computes the sum.
 """
 
+import hashlib
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -43,10 +44,6 @@ from keras_resnet.serving.int8_kernels import Int8Tensor
 
 Function = Callable[..., Any]
 Ranges = dict[str, calibration.Range]
-
-# An attribute without a meaning. TensorFlow merges operations whose attributes
-# are equal, and the result would have the readers of both.
-_MARK = "_summand_of"
 
 
 def quantize(model: keras.Model, images: np.ndarray) -> Function:
@@ -88,8 +85,9 @@ class _Network:
 
     Attributes:
         image: Specification of the input.
-        operations: All operations, each after its inputs.
-        definition: The graph.
+        graph: The graph, without operations that repeat another one.
+        operations: Its operations, each after its inputs.
+        definition: The same as a message.
         outputs: Names of the output tensors.
         structure: Outputs in the structure that the network returns.
     """
@@ -99,10 +97,14 @@ class _Network:
         self._function = tf.function(
             function, [self.image], autograph=False
         ).get_concrete_function()
-        graph = self._function.graph
-        self.operations = graph.get_operations()
-        self.definition = graph.as_graph_def()
-        self.outputs = [tensor.name for tensor in self._function.outputs]
+        self.definition, names = _merged(self._function.graph)
+        self.graph = tf.Graph()
+        with self.graph.as_default():
+            tf.graph_util.import_graph_def(self.definition, name="")
+        self.operations = self.graph.get_operations()
+        self.outputs = [
+            _renamed(tensor.name, names) for tensor in self._function.outputs
+        ]
         self.structure = self._function.structured_outputs
         self._position = {
             operation: i for i, operation in enumerate(self.operations)
@@ -151,6 +153,47 @@ class _Network:
         return set(tensor.consumers()) <= before | {operation}
 
 
+def _merged(
+    graph: tf.Graph,
+) -> tuple[tf.compat.v1.GraphDef, dict[str, str]]:
+    """A graph whose equal operations are one, and the names that this changes.
+
+    TensorFlow does the same before it runs a graph. If two tensors became one
+    only then, it would have the readers of both.
+    """
+    merged = tf.compat.v1.GraphDef()
+    definition = graph.as_graph_def()
+    merged.library.CopyFrom(definition.library)
+    merged.versions.CopyFrom(definition.versions)
+    names: dict[str, str] = {}
+    found: dict[bytes, str] = {}
+    for operation, node in zip(
+        graph.get_operations(), definition.node, strict=True
+    ):
+        name, inputs = node.name, [_renamed(i, names) for i in node.input]
+        del node.input[:]
+        node.input.extend(inputs)
+        if not operation.op_def.is_stateful and node.op != "Placeholder":
+            node.name = ""
+            key = hashlib.sha256(node.SerializeToString(deterministic=True))
+            names[name] = found.setdefault(key.digest(), name)
+            node.name = name
+        if names.get(name, name) == name:
+            merged.node.append(node)
+    return merged, names
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    """A tensor or control input of an operation that may have another name.
+
+    >>> _renamed("^split:1", {"split": "other"})
+    '^other:1'
+    """
+    control = "^" * name.startswith("^")
+    operation, colon, index = name.removeprefix("^").partition(":")
+    return control + names.get(operation, operation) + colon + index
+
+
 class _Convolution(NamedTuple):
     """A convolution of the graph with the operations behind it.
 
@@ -185,8 +228,10 @@ def _convolutions(network: _Network) -> list[_Convolution]:
         y, bias = operation.outputs[0], np.zeros(kernel.shape[-1], "float32")
         following = network.reader(y)
         if following is not None and following.type == "BiasAdd":
-            y, bias = following.outputs[0], _constant(following.inputs[1])
-            following = network.reader(y)
+            constant = _constant(following.inputs[1])
+            if constant is not None:
+                y, bias = following.outputs[0], constant
+                following = network.reader(y)
         if following is not None and following.type == "Relu":
             y = following.outputs[0]
         # The exponential of a sigmoid magnifies the rounding of a gate.
@@ -357,35 +402,28 @@ class _Rewriter:
         self._network = network
         self._convolutions = convolutions
         self._ranges = ranges
-        self._graph = tf.Graph()
         # By the name of the float32 tensor: tensors that kernels return, and
         # float32 tensors that were rounded.
         self._returned: dict[str, Int8Tensor] = {}
         self._rounded: dict[str, Int8Tensor] = {}
-        # Summands, and what each is a summand of, by the operation.
-        self._summands: dict[str, str] = {}
 
     def rewritten(self) -> tuple[tf.compat.v1.GraphDef, list[str]]:
         """Returns the graph and the names of its outputs."""
-        with self._graph.as_default():
-            tf.graph_util.import_graph_def(self._network.definition, name="")
+        with self._network.graph.as_default() as graph:
             for operation in self._network.operations:
                 for y in operation.outputs[:1]:
                     self._add(operation, y)
+            # Kernels return the first output of an operation, and there is only
+            # one.
             replaced = {
-                name: int8_kernels.dequantize(y).name
+                _operation_name(name): int8_kernels.dequantize(y).op.name
                 for name, y in self._returned.items()
             }
-        names = {
-            _node_name(name): _node_name(by) for name, by in replaced.items()
-        }
-        definition = self._graph.as_graph_def()
+        definition = graph.as_graph_def()
         for node in definition.node:
             for i, name in enumerate(node.input):
-                node.input[i] = names.get(name, name)
-            if node.name in self._summands:
-                node.attr[_MARK].s = self._summands[node.name].encode()
-        outputs = [replaced.get(name, name) for name in self._network.outputs]
+                node.input[i] = _renamed(name, replaced)
+        outputs = [_renamed(name, replaced) for name in self._network.outputs]
         return _pruned(definition, outputs), outputs
 
     def _add(self, operation: tf.Operation, y: tf.Tensor) -> None:
@@ -407,12 +445,11 @@ class _Rewriter:
                 # The projection is stored with m added, and F with m less.
                 m = self._ranges[projection.y.name].largest
                 summand = self._convolved(projection, 2.0 * m, False, m)
-                result = self._convolved(convolution, *y, -m, summand)
+                return self._convolved(convolution, *y, -m, summand)
             case tensor:
-                summand = self._int8(tensor)
-                result = self._convolved(convolution, *y, 0.0, summand)
-        self._summands[_memory(summand)] = result.values.op.name
-        return result
+                return self._convolved(
+                    convolution, *y, summand=self._int8(tensor)
+                )
 
     def _convolved(
         self,
@@ -440,23 +477,10 @@ class _Rewriter:
             return self._returned[name]
         if name not in self._rounded:
             self._rounded[name] = int8_kernels.quantize(
-                self._graph.get_tensor_by_name(name),
+                tensor,
                 *self._ranges[_origin(tensor).name],
             )
         return self._rounded[name]
-
-
-def _memory(x: Int8Tensor) -> str:
-    """Name of the operation that allocated the memory of a tensor."""
-    operation = x.values.op
-    while operation.type == "Bitcast":
-        operation = operation.inputs[0].op
-    return operation.name
-
-
-def _node_name(name: str) -> str:
-    """The name of a first output, as the inputs of a node state it."""
-    return name.removesuffix(":0")
 
 
 def _operation_name(name: str) -> str:
