@@ -40,6 +40,7 @@ from keras_resnet.data import views
 from keras_resnet.serving import exportable
 from keras_resnet.serving import folding
 from keras_resnet.serving import formats as formats_lib
+from keras_resnet.serving import int8_kernels
 from keras_resnet.serving import model_card
 from keras_resnet.serving import quantization
 from keras_resnet.serving import saved_model_paths
@@ -175,6 +176,7 @@ def export(
             **model_card.describe(model, preprocessing, labels, about or {}),
             **images.recorded_entry(),
             "precision": precision,
+            **_int8_entry(precision, images),
             "input": {
                 "formats": ["JPEG", "PNG", "GIF", "BMP", "WebP"],
                 "exif_orientation": "applied" if exif else "ignored",
@@ -215,6 +217,18 @@ def _folded(
     return quantization.quantize(
         network, np.asarray(prepare(images.calibration))
     )
+
+
+def _int8_entry(precision: str, images: verification.Images) -> dict[str, Any]:
+    """The entry of the model card for int8."""
+    if precision != "int8" or images.calibration is None:
+        return {}
+    return {
+        "int8": {
+            **int8_kernels.REQUIREMENTS,
+            "calibration_images": len(images.calibration),
+        }
+    }
 
 
 def _write_format(

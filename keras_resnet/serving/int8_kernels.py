@@ -30,6 +30,15 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+#: Where a graph with these kernels runs, for model cards.
+REQUIREMENTS = {
+    "runs_on": (
+        "TensorFlow and TensorFlow Serving for x86-64 with oneDNN, on the CPU, "
+        "without TF_ENABLE_ONEDNN_OPTS=0"
+    ),
+    "fast_and_exact_with": ["AVX512_VNNI", "AVX_VNNI", "AMX_INT8"],
+}
+
 _UNSIGNED_LIMIT = 255
 _SIGNED_LIMIT = 127
 
@@ -235,6 +244,6 @@ def _unsupported(received: str) -> UnsupportedError:
     return UnsupportedError(
         "int8 must run on TensorFlow for x86 with its oneDNN kernels, without "
         f"TF_ENABLE_ONEDNN_OPTS=0, received {received} in TensorFlow "
-        f"{tf.__version__} on {platform.machine()}: export in float32, bfloat16 "
-        "or int8_weights"
+        f"{tf.__version__} on {platform.machine()}: export in float32, "
+        "bfloat16 or int8_weights"
     )
