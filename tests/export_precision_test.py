@@ -42,11 +42,9 @@ class PrecisionTest(parameterized.TestCase):
     def exported(self, precision):
         """A version of the network, one of each precision."""
         if precision not in self.paths:
-            arguments = {
-                "images": verification.Images(
-                    self.views, calibration=self.views, source="noise"
-                )
-            }
+            digits = verification.bundled_images(exports.small_preprocessing())
+            calibration = np.concatenate([self.views, digits.views])
+            arguments = {"images": digits._replace(calibration=calibration)}
             if precision == "float32":
                 arguments = {
                     "images": verification.Images(
@@ -170,7 +168,7 @@ np.save(answers, outputs["probabilities"])
     def test_card_says_where_int8_runs(self):
         card = model_card.read(self.exported("int8"))
         self.assertEqual(card["precision"], "int8")
-        self.assertEqual(card["int8"]["calibration_images"], 70)
+        self.assertEqual(card["int8"]["calibration_images"], 134)
         self.assertIn("x86-64 with oneDNN", card["int8"]["runs_on"])
         self.assertIn("AVX512_VNNI", card["int8"]["fast_and_exact_with"])
         self.assertNotIn("int8", model_card.read(self.exported("bfloat16")))
