@@ -279,39 +279,49 @@ def _labels():
 
 
 def _images(source):
-    """Test images, or digits after a note, and images to calibrate int8."""
+    """Images that verify the export, and that calibrate int8."""
     from keras_resnet.serving import verification
 
-    is_calibrated = _PRECISION.value == "int8"
-    if not is_calibrated:
-        command_line.only_with(_PRECISION, _CALIBRATION_IMAGES)
-    names = _CALIBRATION_IMAGES.value
-    calibration = None
-    if names:
-        try:
-            calibration = source.views(names)
-        except (ValueError, OSError) as error:
-            raise command_line.UsageError(
-                _CALIBRATION_IMAGES.name, ",".join(names), error
-            ) from error
+    calibration = _calibration(source)
+    needs_training_images = _PRECISION.value == "int8" and calibration is None
     try:
-        images = source.images(
-            _CHECK_IMAGES.value, is_calibrated and calibration is None
-        )
+        images = source.images(_CHECK_IMAGES.value, needs_training_images)
     except (ValueError, OSError) as error:
-        if is_calibrated and calibration is None:
+        if needs_training_images:
             raise command_line.UsageError(
-                "precision",
-                "int8",
+                _PRECISION.name,
+                _PRECISION.value,
                 f"needs training images: {error}, or --calibration_images",
             ) from error
+        if calibration is not None:
+            # Digits are beyond the ranges of other images.
+            return verification.Images(
+                calibration,
+                calibration=calibration,
+                source=f"{len(calibration)} calibration images",
+            )
         command_line.show(
             f"no test images, so bundled digits replace them: {error}"
         )
-        images = verification.bundled_images(source.preprocessing)
+        return None
     if calibration is not None:
         images = images._replace(calibration=calibration)
     return images
+
+
+def _calibration(source):
+    """The images of --calibration_images, or None."""
+    names = _CALIBRATION_IMAGES.value
+    if not names:
+        return None
+    if _PRECISION.value != "int8":
+        command_line.only_with(_PRECISION, _CALIBRATION_IMAGES)
+    try:
+        return source.views(names)
+    except (ValueError, OSError) as error:
+        raise command_line.UsageError(
+            _CALIBRATION_IMAGES.name, ",".join(names), error
+        ) from error
 
 
 def cli():

@@ -93,6 +93,7 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual((outcome.code, outcome.err), (0, []))
         card = model_card.read(os.path.join(export_dir, "1"))
         self.assertEqual(card["int8"]["calibration_images"], 2)
+        self.assertEqual(card["checked_on"], "2 calibration images")
 
     @parameterized.parameters(
         (

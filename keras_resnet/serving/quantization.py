@@ -10,14 +10,14 @@ inference:
 3. Replace each convolution, with its bias, the sum of a unit and the ReLU, by
    one kernel (`serving.int8_kernels`).
 
-A tensor keeps its 8 bits until an operation in float32 reads it. These remain
-in float32: the operations without such a kernel, such as a normalization after
-a sum, the scales and sigmoids of gates, the sums without a ReLU of
-pre-activation units, the global pooling, and the dense layers.
+A tensor keeps its 8 bits until an operation in float32 reads it. Operations
+without such a kernel remain in float32. Examples are a normalization after a
+sum, a gate, a scaled shortcut, the sum of a pre-activation unit, which no ReLU
+follows, the global pooling and the dense layers.
 
 A sum `relu(h(x) + F(x))` is part of the last convolution of F. Its kernel takes
-an unsigned h(x) only. A projection can be negative, and is therefore stored as
-h(x) + m with m = max |h(x)|, and the bias of F subtracts m:
+an unsigned h(x) only. A projection has the range -m to m, and is therefore
+stored as h(x) + m, and the bias of F subtracts m:
 
     relu(h(x) + F(x)) = relu((h(x) + m) + (F(x) - m))
 
