@@ -121,6 +121,11 @@ def export(
         verification.DisagreementError: If the exported predictions differ from
             the model's, or the model's error from the recorded one.
     """
+    if precision not in verification.TOLERANCES:
+        raise ValueError(
+            f"precision must be one of {tuple(verification.TOLERANCES)}, "
+            f"received {precision!r}"
+        )
     formats_lib.check_formats(tuple(formats), precision)
     warmup.check_batch_sizes(warmup_batch_sizes)
     if top < 1:
