@@ -5,21 +5,22 @@ arguments that returns when its result is ready. A contender runs in its own
 process (`benchmarks.worker`), and imports its packages there.
 """
 
+import dataclasses
 import importlib
 import importlib.util
-import os
 import tempfile
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
-
-import numpy as np
 
 from benchmarks import inputs
 from benchmarks import prepared
 from benchmarks import runtimes
 
 Step = Callable[[], Any]
+
+# Images that determine the ranges of int8.
+_CALIBRATION = 32
 
 
 class Contender(NamedTuple):
@@ -156,9 +157,14 @@ def _infer_folded(work):
 
     import keras_resnet
     from keras_resnet.serving import folding
+    from keras_resnet.serving import quantization
 
     model = prepared.as_trained(keras_resnet.resnet(work.spec()))
-    network = folding.fold(model, work.dtype)
+    if work.dtype == "int8":
+        noise = dataclasses.replace(work, batch_size=_CALIBRATION)
+        network = quantization.quantize(model, prepared.batch(noise)[0])
+    else:
+        network = folding.fold(model, work.dtype)
     image = tf.TensorSpec([None, *model.input_shape[1:]], name="images")
     with tempfile.TemporaryDirectory() as directory:
         signature = tf.function(

@@ -1,6 +1,8 @@
-"""Exports in float32, bfloat16 and int8, and their model cards."""
+"""Exports in each precision, and their model cards."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from unittest import mock
 
@@ -14,6 +16,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 import keras_resnet
 from keras_resnet.serving import export as export_lib
 from keras_resnet.serving import folding
+from keras_resnet.serving import int8_kernels
 from keras_resnet.serving import model_card
 from keras_resnet.serving import verification
 from tests import colours
@@ -39,7 +42,9 @@ class PrecisionTest(parameterized.TestCase):
     def exported(self, precision):
         """A version of the network, one of each precision."""
         if precision not in self.paths:
-            arguments = {}
+            digits = verification.bundled_images(exports.small_preprocessing())
+            calibration = np.concatenate([self.views, digits.views])
+            arguments = {"images": digits._replace(calibration=calibration)}
             if precision == "float32":
                 arguments = {
                     "images": verification.Images(
@@ -107,8 +112,9 @@ class PrecisionTest(parameterized.TestCase):
         ]
         self.assertEqual(kernels, [precision] * 7)
 
-    def test_kernels_of_int8_are_near_those_of_the_model(self):
-        path = self.exported("int8")
+    @parameterized.parameters("int8_weights", "int8")
+    def test_features_in_8_bits_are_near_those_of_the_model(self, precision):
+        path = self.exported(precision)
         images = exports.images_of_noise(20)
         inputs = exports.small_preprocessing()(images)
         features = np.asarray(exports.pooled(self.model)(inputs))
@@ -119,14 +125,78 @@ class PrecisionTest(parameterized.TestCase):
         self.assertBetween(error, 1e-5, 0.05)
         with open(os.path.join(path, "saved_model.pb"), "rb") as file:
             saved = saved_model_pb2.SavedModel.FromString(file.read())
-        kernels = [
-            tf.as_dtype(node.attr["dtype"].type).name
+        nodes = [
+            node
             for function in saved.meta_graphs[0].graph_def.library.function
             for node in function.node_def
+        ]
+        kernels = [
+            tf.as_dtype(node.attr["dtype"].type).name
+            for node in nodes
             if node.op == "Const"
             and len(node.attr["value"].tensor.tensor_shape.dim) == 4
         ]
-        self.assertEqual(kernels, ["int8"] * 7)
+        is_int8 = precision == "int8"
+        self.assertEqual(kernels, ["qint8" if is_int8 else "int8"] * 7)
+        self.assertEqual(is_int8, all(node.op != "Conv2D" for node in nodes))
+
+    def test_int8_answers_the_same_in_another_process(self):
+        path = self.exported("int8")
+        images = exports.images_of_noise(20)
+        script = """
+import sys
+sys.modules["keras"] = sys.modules["keras_resnet"] = None  # not importable
+import numpy as np, tensorflow as tf
+path, images, answers = sys.argv[1:]
+loaded = tf.saved_model.load(path)
+outputs = loaded.signatures["images"](images=tf.constant(np.load(images)))
+np.save(answers, outputs["probabilities"])
+"""
+        folder = exports.scratch(self)
+        files = [os.path.join(folder, name) for name in ("in.npy", "out.npy")]
+        np.save(files[0], images)
+        subprocess.run(
+            [sys.executable, "-c", script, path, *files],
+            check=True,
+            capture_output=True,
+        )
+        expected = exports.served(self, path).ask("images", images=images)
+        np.testing.assert_allclose(
+            np.load(files[1]), expected["probabilities"], atol=1e-6
+        )
+
+    def test_card_says_where_int8_runs(self):
+        card = model_card.read(self.exported("int8"))
+        self.assertEqual(card["precision"], "int8")
+        self.assertEqual(card["int8"]["calibration_images"], 134)
+        self.assertIn("x86-64 with oneDNN", card["int8"]["runs_on"])
+        self.assertIn("AVX512_VNNI", card["int8"]["fast_and_exact_with"])
+        self.assertNotIn("int8", model_card.read(self.exported("bfloat16")))
+
+    def test_int8_needs_the_kernels_and_images_before_anything_is_written(self):
+        export_dir = exports.scratch(self)
+        unsupported = int8_kernels.UnsupportedError("int8 must run on x86")
+        for error, images, kernels in (
+            ("x86", verification.Images(self.views, None, self.views), False),
+            ("calibrated on real images", None, True),
+        ):
+            with (
+                mock.patch.object(
+                    int8_kernels,
+                    "check",
+                    side_effect=None if kernels else unsupported,
+                ),
+                self.assertRaisesRegex(ValueError, error),
+            ):
+                export_lib.export(
+                    self.model,
+                    exports.small_preprocessing(),
+                    exports.LABELS,
+                    export_dir,
+                    precision="int8",
+                    images=images,
+                )
+            self.assertEmpty(os.listdir(export_dir))
 
     def test_errors_on_images_with_labels_are_on_the_card(self):
         card = model_card.read(self.exported("float32"))

@@ -58,7 +58,7 @@ class ProgramTest(parameterized.TestCase):
         )
         return outcome, export_dir
 
-    @parameterized.parameters("float32", "bfloat16", "int8")
+    @parameterized.parameters("float32", "bfloat16", "int8", "int8_weights")
     @pytest.mark.slow
     def test_program_exports_a_work_directory_that_is_checked(self, precision):
         outcome, export_dir = self.export(f"--precision={precision}")
@@ -84,6 +84,17 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual(card["recipe"]["steps_done"], 30)
         self.assertEqual(card["precision"], precision)
         self.assertEqual(card["checks"]["saved_model"]["images"], 355)
+
+    def test_int8_is_calibrated_on_images_of_the_user(self):
+        outcome, export_dir = self.export(
+            "--precision=int8",
+            f"--calibration_images={exports.CAT},{exports.CAT}",
+            source=["--model=small"],
+        )
+        self.assertEqual((outcome.code, outcome.err), (0, []))
+        card = model_card.read(os.path.join(export_dir, "1"))
+        self.assertEqual(card["int8"]["calibration_images"], 2)
+        self.assertEqual(card["checked_on"], "2 calibration images")
 
     @parameterized.parameters(
         (
@@ -291,13 +302,25 @@ class ProgramTest(parameterized.TestCase):
         (["--workdir=nowhere", "--export_dir=x", "more"], "more"),
         (["--work_dir=x"], "did you mean --workdir"),
         (
+            ["--model=resnet20", "--export_dir=x", "--precision=int8"],
+            "--precision=int8: needs training images",
+        ),
+        (
             [
                 "--model=resnet20",
                 "--export_dir=x",
                 "--precision=int8",
-                "--formats=litert",
+                "--calibration_images=nowhere",
             ],
-            "--precision=int8: needs training images",
+            "--calibration_images=nowhere: nowhere: No such file",
+        ),
+        (
+            [
+                "--model=resnet20",
+                "--export_dir=x",
+                "--calibration_images=nowhere",
+            ],
+            "cannot be combined with --precision=float32",
         ),
     )
     def test_usage_error_is_one_line_and_exit_code_2(self, arguments, message):

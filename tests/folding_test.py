@@ -439,6 +439,11 @@ class GraphTest(parameterized.TestCase):
         normalizations = [n for n in nodes if n.op.startswith("FusedBatchNorm")]
         self.assertLen(normalizations, count)
 
+    @parameterized.parameters(*shortcuts.SHORTCUTS)
+    def test_units_with_every_shortcut_are_folded(self, shortcut):
+        nodes, _ = traced(network(shortcut=shortcut))
+        self.assertNotIn("FusedBatchNormV3", {node.op for node in nodes})
+
     def test_every_sum_is_part_of_a_convolution(self):
         """The kernels that TensorFlow runs on processors with oneDNN."""
         function = folding.fold(network(IMAGENET, 20))

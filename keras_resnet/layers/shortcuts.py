@@ -319,6 +319,8 @@ class ConstantScaling(Shortcut):
 class _Gate(keras.layers.Conv2D):
     """Strided 1x1 convolution of a subsampled input (see `subsampled`)."""
 
+    computes_as = keras.layers.Conv2D
+
     def convolution_op(self, x, kernel):
         x = subsampled(x, self.strides[0])
         return ops.conv(x, kernel, data_format="channels_last")

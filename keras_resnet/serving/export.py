@@ -22,7 +22,7 @@ The version also has `assets/labels.txt`, with one label a line in the order of
 `probabilities`; `assets.extra/tf_serving_warmup_requests` (`serving.warmup`);
 files for other runtimes on request (`serving.formats`); and `model_card.json`
 (`serving.model_card`). The network is folded into constants
-(`serving.folding`).
+(`serving.folding`), and for int8 also quantized (`serving.quantization`).
 """
 
 import os
@@ -39,8 +39,10 @@ from keras_resnet.data import views
 from keras_resnet.serving import exportable
 from keras_resnet.serving import folding
 from keras_resnet.serving import formats as formats_lib
+from keras_resnet.serving import int8_kernels
 from keras_resnet.serving import metadata
 from keras_resnet.serving import model_card
+from keras_resnet.serving import quantization
 from keras_resnet.serving import saved_model_paths
 from keras_resnet.serving import signatures
 from keras_resnet.serving import verification
@@ -87,9 +89,10 @@ def export(
         version: None for one more than the highest existing version.
         precision: `"float32"`; `"bfloat16"` for kernels and activations up to
             the pool: half the size, faster on processors with bfloat16 units
-            (AMX; AVX512_BF16 of AMD), slower on others; or `"int8"` for
-            kernels: a quarter of the size, which TensorFlow converts to
-            float32 when it loads them. The other formats compute in int8.
+            (AMX; AVX512_BF16 of AMD), slower on others; `"int8"` for kernels,
+            activations and sums: a quarter of the size, for TensorFlow on x86
+            (`int8_kernels`); or `"int8_weights"` for kernels alone, which
+            TensorFlow converts to float32 when it loads them.
         formats: `"litert"`, `"onnx"` and `"openvino"` in addition to the
             SavedModel; see `formats.FORMATS`. Without onnxruntime, the check
             of an ONNX file is left out, and the card states this.
@@ -101,7 +104,7 @@ def export(
         scaled_jpeg: Whether large JPEG files are decoded at a smaller size,
             which is faster and changes the views slightly.
         images: Images of the verification; None for the bundled digits. For
-            int8 in another format they must have a `calibration`.
+            int8 they must have a `calibration`.
         warmup_batch_sizes: Batch sizes of the server's warm-up requests.
         about: Further entries of the model card, such as the recipe.
 
@@ -111,12 +114,19 @@ def export(
     Raises:
         FileExistsError: If `version` exists.
         folding.ModelError: If the model is of another kind.
+        int8_kernels.UnsupportedError: If TensorFlow has no int8 kernels here.
         ValueError: If `export_dir` is not a local directory, if the labels,
             the preprocessing and the model do not match, if the precision or a
-            format is unknown, or if `top` is below 1.
+            format is unknown, if int8 has no calibration, or if `top` is
+            below 1.
         verification.DisagreementError: If the exported predictions differ from
             the model's, or the model's error from the recorded one.
     """
+    if precision not in verification.TOLERANCES:
+        raise ValueError(
+            f"precision must be one of {tuple(verification.TOLERANCES)}, "
+            f"received {precision!r}"
+        )
     formats_lib.check_formats(tuple(formats), precision)
     warmup.check_batch_sizes(warmup_batch_sizes)
     if top < 1:
@@ -129,14 +139,12 @@ def export(
         model, preprocessing.image_shape, verification.BATCH_SIZE
     )
     images = images or verification.bundled_images(preprocessing)
-    if formats_lib.are_calibrated(formats, precision):
-        _check_calibration(images)
     network = exportable.with_features(model)
     prepare = exportable.input_function(model, preprocessing)
-    folded = folding.fold(network, precision)
     reference = verification.reference(
         model, network, prepare, images, precision
     )
+    folded = _folded(network, prepare, precision, images)
 
     def write(directory: str) -> None:
         signatures.write_saved_model(
@@ -174,6 +182,7 @@ def export(
             **model_card.describe(model, preprocessing, labels, about or {}),
             **images.recorded_entry(),
             "precision": precision,
+            **_int8_entry(precision, images),
             "input": {
                 "formats": ["JPEG", "PNG", "GIF", "BMP", "WebP"],
                 "exif_orientation": "applied" if exif else "ignored",
@@ -197,12 +206,35 @@ def _without_wildcards(write: Callable[[str], None]) -> Callable[[str], None]:
     return write_at_link
 
 
-def _check_calibration(images: verification.Images) -> None:
+def _folded(
+    network: keras.Model,
+    prepare: signatures.Function,
+    precision: str,
+    images: verification.Images,
+) -> signatures.Function:
+    """The inference function of the precision, over constants."""
+    if precision != "int8":
+        return folding.fold(network, precision)
     if images.calibration is None or not len(images.calibration):
         raise ValueError(
-            "int8 in another format is calibrated on real images: images must "
-            "have a calibration of the kind that the network was trained on"
+            "int8 is calibrated on real images: images must have a calibration "
+            "of the kind that the network was trained on"
         )
+    return quantization.quantize(
+        network, np.asarray(prepare(images.calibration))
+    )
+
+
+def _int8_entry(precision: str, images: verification.Images) -> dict[str, Any]:
+    """The entry of the model card for int8."""
+    if precision != "int8" or images.calibration is None:
+        return {}
+    return {
+        "int8": {
+            **int8_kernels.REQUIREMENTS,
+            "calibration_images": len(images.calibration),
+        }
+    }
 
 
 def _write_format(

@@ -37,8 +37,9 @@ import tensorflow as tf
 
 from keras_resnet import graphs
 from keras_resnet import layers
+from keras_resnet.serving import int8_kernels
 
-PRECISIONS = ("float32", "bfloat16", "int8")
+PRECISIONS = ("float32", "bfloat16", "int8_weights")
 
 Function = Callable[..., tf.Tensor]
 
@@ -66,10 +67,10 @@ def fold(model: keras.Model, precision: str = "float32") -> Callable[..., Any]:
             of outputs, such as a network of `keras_resnet.resnet`, a part of
             one, or a model that contains one.
         precision: `"float32"`; `"bfloat16"` for kernels and activations; or
-            `"int8"` for kernels, with a scale for each output channel and
-            float32 activations. The global pooling, the dense layers and the
-            outputs are always float32. Layers that Keras computes keep their
-            own data type.
+            `"int8_weights"` for kernels, with a scale for each output channel
+            and float32 activations. The global pooling, the dense layers and
+            the outputs are always float32. Layers that Keras computes keep
+            their own data type. `quantization.quantize` computes in int8.
 
     Returns:
         The function from images, `[batch, height, width, channels]`, to
@@ -447,20 +448,20 @@ def _biased(kernel, bias, strides, padding, precision) -> Function:
 
 
 def _compute_dtype(precision: str) -> tf.DType:
-    return tf.as_dtype("float32" if precision == "int8" else precision)
+    is_float32 = precision == "int8_weights"
+    return tf.as_dtype("float32" if is_float32 else precision)
 
 
 def _stored(kernel: np.ndarray, precision: str) -> Callable[[], Any]:
     """A function that returns the kernel, from constants of the precision.
 
-    The loaded graph converts int8 to float32 once, before it runs.
+    The loaded graph converts 8 bits to float32 once, before it runs.
     """
-    if precision != "int8":
+    if precision != "int8_weights":
         kernel = kernel.astype(tf.as_dtype(precision).as_numpy_dtype)
         return lambda: kernel
-    largest = np.abs(kernel).max((0, 1, 2)).clip(np.finfo("float32").tiny)
-    scale = (largest / 127.0).astype("float32")
-    steps = np.round(kernel / scale).astype("int8")
+    steps, largest = int8_kernels.quantized_kernel(kernel)
+    scale = largest / int8_kernels.limit(is_signed=True)
     return lambda: tf.cast(steps, "float32") * scale
 
 

@@ -92,15 +92,6 @@ def check_formats(formats: Sequence[str], precision: str) -> None:
         FORMATS[name].module.check_packages(precision)
 
 
-def are_calibrated(formats: Sequence[str], precision: str) -> bool:
-    """Whether a format needs calibration images in this precision.
-
-    >>> are_calibrated(["saved_model"], "int8")
-    False
-    """
-    return precision == "int8" and any(name in FORMATS for name in formats)
-
-
 def write(
     name: str,
     directory: str,

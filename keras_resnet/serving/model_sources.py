@@ -128,6 +128,29 @@ class ModelSource:
             )
         return verification.Images(views, labels, calibration, source, recorded)
 
+    def views(self, names: Sequence[str]) -> np.ndarray:
+        """Returns image files as the network sees them, uint8.
+
+        Args:
+            names: Files and folders; see `inputs.expand`. Of more than 200
+                images, 200 at equal distances are taken.
+
+        Raises:
+            ValueError: If an image cannot be read or decoded.
+            OSError: If a folder cannot be read.
+        """
+        paths = inputs.expand(names)
+        views = []
+        for i in range(0, len(paths), -(-len(paths) // _CALIBRATION_IMAGES)):
+            try:
+                image = tf.constant(inputs.read(paths[i]))
+                views.append(self.preprocessing.decode(image).numpy())
+            except (ValueError, tf.errors.InvalidArgumentError) as error:
+                (reason, *_) = str(error).splitlines()
+                name = inputs.shown(paths[i])
+                raise ValueError(f"{name}: {reason}") from error
+        return np.stack(views)
+
 
 def from_workdir(
     workdir: str | os.PathLike,

@@ -53,6 +53,7 @@ class Tolerance(NamedTuple):
 TOLERANCES = {
     "float32": Tolerance(1e-4, 1e-4, 1e-4, 1.0),
     "bfloat16": Tolerance(0.1, 1.0, 0.05, 0.97),
+    "int8_weights": Tolerance(0.25, 1.0, 0.05, 0.95),
     "int8": Tolerance(0.25, 1.0, 0.05, 0.95),
 }
 
