@@ -161,6 +161,13 @@ def text(flag: flags.FlagHolder | flags.Flag) -> str:
     return "" if flag.value is None else str(flag.value)
 
 
+def check_not_empty(*given: flags.FlagHolder) -> None:
+    """Rejects flags with an empty value, as from a variable that is not set."""
+    for flag in given:
+        if flag.value == "":
+            raise UsageError(flag.name, "", "give a value, or leave it out")
+
+
 def settings(
     values: list[str], *prefixes: str
 ) -> dict[str, list[tuple[str, str]]]:

@@ -300,16 +300,14 @@ def _planned_recipe(network, dataset, start):
     if start is None and not dataset.name.startswith("folder:"):
         height = dataset.image_shape[0]
         return recipes.default_recipe(dataset.name, height, network)
-    image_size = dataset.image_shape[0]
-    if start is not None and start.preprocessing is not None:
-        image_size = start.preprocessing.image_size
+    prepared = None if start is None else start.preprocessing
     plan = plans.plan(
         dataset.train_size,
-        image_size,
+        prepared.image_size if prepared else dataset.image_shape[0],
         network,
         dataset.has_photos,
         plans.mode(start is not None, _FREEZE.value),
-        keeps_size=start is not None and start.preprocessing is not None,
+        keeps_size=prepared is not None,
     )
     command_line.show(plan.reason)
     return plan.recipe
@@ -511,13 +509,6 @@ def _check(config, dataset, devices):
         configs.check_devices(config.recipe, devices)
     _check_batch(config.recipe, dataset.train_size)
     if config.backend == "jax":
-        if config.weights:
-            raise command_line.UsageError(
-                "weights",
-                config.weights,
-                "on JAX training starts from random weights: set "
-                "KERAS_BACKEND=tensorflow",
-            )
         _check_config_on_jax(config, dataset)
 
 
@@ -582,11 +573,9 @@ def main(argv):
     if _LIST_RECIPES.value:
         _list_recipes()
         return
-    for flag in (_WEIGHTS, _WORKDIR, _DATA_DIR, _RECIPE, _EXPERIMENT):
-        if flag.value == "":  # for example from an unset variable
-            raise command_line.UsageError(
-                flag.name, "", "give a value, or leave it out"
-            )
+    command_line.check_not_empty(
+        _WEIGHTS, _WORKDIR, _DATA_DIR, _RECIPE, _EXPERIMENT
+    )
     profile_steps, _ = _profile_steps(), _minutes_left(start)
     # The devices come first: TensorFlow divides them only once.
     strategy, devices = _devices()

@@ -1,14 +1,11 @@
 """Reports of work directories, and the page of results in docs/."""
 
-import csv
 import dataclasses
 import html.parser
-import itertools
 import json
 import os
 import pathlib
 import re
-import statistics
 import tempfile
 from unittest import mock
 
@@ -21,54 +18,17 @@ from absl.testing import parameterized
 import keras_resnet
 from keras_resnet.analysis import propagation
 from keras_resnet.layers import shortcuts
-from keras_resnet.papers import claims
 from keras_resnet.papers import experiments
 from keras_resnet.papers import figures
 from keras_resnet.papers import pictures
 from keras_resnet.papers import runs
 from keras_resnet.papers import tables
 from keras_resnet.training import configs
-from keras_resnet.training import metrics
 from keras_resnet.training import recipes
+from tests import paper_runs
 from tests import programs
-from tests import reference
 
 ROOT = pathlib.Path(__file__).parent.parent
-RECIPE = recipes.RECIPES["cifar10"].with_steps(1_000)
-
-
-def a_run(name, error, model="resnet20", seed=0, step=1_000, **fields):
-    """Returns a run whose test error falls from 90% to `error`."""
-    shortcut = fields.pop("shortcut", None)
-    arguments = {"shortcut": shortcut} if shortcut else {}
-    fields = {
-        "recipe": RECIPE,
-        "dataset": "cifar10",
-        "model_arguments": arguments,
-        **fields,
-    }
-    rows = [
-        {"step": 500.0, "train_top1_error": 80.0, "test_top1_error": 90.0},
-        {"step": 600.0, "train_top1_error": 70.0},
-        {"step": step, "train_top1_error": 1.0, "test_top1_error": error},
-    ]
-    config = configs.Config(model, seed=seed, **fields)
-    for row in experiments.EXPERIMENTS.values():
-        if row.is_trained_by(config):
-            config = dataclasses.replace(config, experiment=row.name)
-    return runs.Run(name, config, tuple(rows))
-
-
-def save(run, directory):
-    """Writes the two files of a run."""
-    workdir = pathlib.Path(directory) / run.name
-    workdir.mkdir(parents=True)
-    (workdir / "config.json").write_text(json.dumps(run.config.to_json()))
-    with (workdir / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, metrics.COLUMNS)
-        writer.writeheader()
-        writer.writerows(run.metrics)
-    return workdir
 
 
 class ExperimentOfRunTest(parameterized.TestCase):
@@ -81,19 +41,23 @@ class ExperimentOfRunTest(parameterized.TestCase):
         )
         self.assertTrue(row.is_trained_by(config))
         directory = self.enter_context(tempfile.TemporaryDirectory())
-        run = runs.load(save(runs.Run(name, config, ()), directory))
+        run = runs.load(paper_runs.save(runs.Run(name, config, ()), directory))
         self.assertEqual(run.experiment, row)
 
     @parameterized.parameters(
-        {"recipe": dataclasses.replace(RECIPE, learning_rate=0.05)},
-        {"recipe": dataclasses.replace(RECIPE, batch_size=64)},
-        {"recipe": dataclasses.replace(RECIPE, decay_at_steps=(500,))},
+        {"recipe": dataclasses.replace(paper_runs.RECIPE, learning_rate=0.05)},
+        {"recipe": dataclasses.replace(paper_runs.RECIPE, batch_size=64)},
+        {
+            "recipe": dataclasses.replace(
+                paper_runs.RECIPE, decay_at_steps=(500,)
+            )
+        },
         {"dataset": "cifar100"},
         {"model_arguments": {"survival_probability": 0.5}},
         {"model_arguments": {"shortcut": "exclusive_gating(gate_bias=-5.5)"}},
     )
     def test_other_trainings_are_no_row(self, **fields):
-        fields = {"recipe": RECIPE, "dataset": "cifar10", **fields}
+        fields = {"recipe": paper_runs.RECIPE, "dataset": "cifar10", **fields}
         config = configs.Config("resnet20", **fields)
         for row in experiments.EXPERIMENTS.values():
             self.assertFalse(row.is_trained_by(config), row.name)
@@ -110,227 +74,11 @@ class ExperimentOfRunTest(parameterized.TestCase):
             self.assertEqual(run.config.to_json(), json.loads(text))
 
 
-class TablesTest(parameterized.TestCase):
-    def test_seeds_are_averaged_and_counted_once(self):
-        errors = (9.0, 9.5, 8.2)
-        several = [
-            a_run(f"run{seed}", error, seed=seed)
-            for seed, error in enumerate(errors)
-        ]
-        several.append(a_run("the first seed once more", 50.0, seed=0))
-        (result,) = tables.results(several, "resnet20")
-        self.assertEqual(result.errors, errors)
-        # On another backend a seed has other batches.
-        jax = a_run("the first seed on JAX", 9.9, seed=0, backend="jax")
-        (both,) = tables.results([*several, jax], "resnet20")
-        self.assertEqual(both.errors, (*errors, 9.9))
-        mean, deviation = statistics.mean(errors), statistics.stdev(errors)
-        self.assertEqual(str(result), f"{mean:.2f} ± {deviation:.2f}")
-
-    def test_what_is_unlike_is_not_mixed(self):
-        several = [
-            a_run("a", 9.0),
-            a_run("b", 8.0, dtype="mixed_bfloat16"),
-            a_run("c", 7.0, recipe=RECIPE.with_steps(2_000), step=2_000),
-            a_run("other network", 1.0, model="resnet32"),
-            a_run("unfinished", 2.0, step=900, seed=1),
-            a_run(
-                "other rate",
-                3.0,
-                recipe=dataclasses.replace(RECIPE, learning_rate=0.2),
-            ),
-        ]
-        self.assertEqual(
-            [
-                (result.steps, result.dtype, str(result))
-                for result in tables.results(several, "resnet20")
-            ],
-            [
-                (2_000, "float32", "7.00"),
-                (1_000, "mixed_bfloat16", "8.00"),
-                (1_000, "float32", "9.00"),
-            ],
-        )
-
-    def test_the_last_error_counts_and_not_the_best(self):
-        run = a_run("run", 95.0)
-        (result,) = tables.results([run], "resnet20")
-        self.assertEqual(result.errors, (95.0,))
-
-    def test_a_table_has_the_papers_numbers_beside_ours(self):
-        several = [
-            a_run("a", 9.1),
-            a_run("b", 9.2, model="resnet32"),
-            a_run("c", 9.0, model="resnet56"),
-        ]
-        (table,) = (
-            table
-            for table in tables.paper_tables(several)
-            if table.source == "[1, Table 6]"
-        )
-        self.assertEqual(
-            [row[:4] for row in table.rows],
-            [
-                ("resnet20", "8.75", "9.10", "1"),
-                ("resnet32", "7.51", "9.20", "1"),
-                ("resnet56", "6.97", "9.00", "1"),
-            ],
-        )
-        self.assertEqual(
-            table.notes,
-            ("Rows of the paper's table that were run: 3 of 12.",),
-        )
-        claim, finding = table.findings
-        self.assertIn("[1, Sec. 4.2]", claim)
-        self.assertEqual(
-            finding,
-            "Our runs of 1,000 steps in float32: 0 of 3 comparisons agree with "
-            "the claim; one run of each row, so not decided: resnet56 < "
-            "resnet32, resnet56 < resnet20, resnet32 < resnet20.",
-        )
-
-    def test_lengths_stand_side_by_side_and_are_not_mixed(self):
-        long = {"recipe": recipes.RECIPES["cifar10"], "step": 64_000}
-        short = {"recipe": long["recipe"].with_steps(16_000), "step": 16_000}
-        several = [
-            a_run("a", 10.5, **short),
-            a_run("b", 8.6, **long),
-            a_run("c", 10.9, seed=1, **short),
-            a_run("d", 10.0, seed=2, **short),
-        ]
-        (table,) = (
-            table
-            for table in tables.paper_tables(several)
-            if table.source == "[1, Table 6]"
-        )
-        self.assertEqual(
-            table.header,
-            ("experiment", "paper, %", "ours, %", "n")
-            + (
-                "steps",
-                "dtype",
-            ),
-        )
-        self.assertEqual(
-            [row for row in table.rows if row[0] == "resnet20"],
-            [
-                ("resnet20", "8.75", "8.60", "1", "64,000", "float32"),
-                ("resnet20", "8.75", "10.47 ± 0.45", "3", "16,000", "float32"),
-            ],
-        )
-
-    def test_rows_that_were_not_run_are_no_results(self):
-        own = a_run("own", 9.0, dataset="digits")
-        unfinished = a_run("unfinished", 9.0, step=900)
-        self.assertEmpty(tables.paper_tables([own, unfinished]))
-        found = tables.paper_tables([own, a_run("alone", 9.0)])
-        self.assertNotEmpty(found)
-        for table in found:
-            self.assertEqual([row[0] for row in table.rows], ["resnet20"])
-
-    @pytest.mark.slow
-    def test_a_cost_table_has_the_nets_of_the_paper(self):
-        table = tables.cost_table()
-        counts = {row[0]: row[1:4] for row in table.rows}
-        self.assertEqual(
-            list(counts),
-            ["googlenet", "resnet18", "resnet34", "resnet50", "resnet101"]
-            + ["resnet152", "vgg16", "vgg19", "prelu_net"],
-        )
-        self.assertEqual(
-            counts["resnet152"], ("60,192,808", "11,282,415,616", "11.3")
-        )
-        for _, multiply_adds, printed in counts.values():
-            counted = int(multiply_adds.replace(",", "")) / 1e9
-            self.assertAlmostEqual(counted / float(printed), 1, delta=0.06)
-
-    def test_a_row_is_left_until_each_seed_has_the_whole_recipe(self):
-        whole = {"recipe": recipes.RECIPES["cifar10"], "step": 64_000}
-        left = {
-            row[0]: row[1:]
-            for row in tables.remaining_table(
-                [
-                    a_run("a", 9.0, **whole),
-                    a_run("short", 9.0, seed=1),
-                    a_run("b", 9.0, model="resnet32", **whole),
-                ]
-            ).rows
-        }
-        self.assertNotIn("resnet32", left)
-        # 3 seeds [2, Sec. 3], of which one was run; 40.55 million multiply-adds
-        # for an image [1, Table 6] at 2.2e11 a second.
-        counts = reference.counts(reference.layout("resnet20"), "A", "1x1")
-        seconds = 2 * 64_000 * 128 * 3 * counts.multiply_adds / 2.2e11
-        tables_of_20, runs_left, steps, hours, _ = left["resnet20"]
-        self.assertIn("[1, Table 6]", tables_of_20)
-        self.assertEqual((runs_left, steps), ("2", "64,000"))
-        self.assertEqual(hours, f"{seconds / 3600:.1f}")
-        self.assertLen(left, len(experiments.EXPERIMENTS) - 1)
-
-    def test_every_run_is_listed_whatever_came_out(self):
-        several = [
-            a_run("good", 9.0),
-            a_run("bad", 99.0, seed=1),
-            a_run("unfinished", 50.0, step=700),
-            a_run("own", 5.0, model="resnet18"),
-        ]
-        cells = [" ".join(row) for row in tables.run_table(several).rows]
-        self.assertLen(cells, 4)
-        self.assertIn("700 of 1,000", cells[2])
-        self.assertIn("(resnet18)", cells[3])
-
-
-class ClaimsTest(parameterized.TestCase):
-    def test_every_table_has_a_claim_about_its_rows(self):
-        self.assertSameElements(claims.CLAIMS, experiments.TABLES)
-        for table, claim in claims.CLAIMS.items():
-            for name in itertools.chain(*claim.pairs):
-                self.assertIn(table, experiments.get_experiment(name).printed)
-
-    def test_the_papers_errors_agree_with_every_claim(self):
-        for table, claim in claims.CLAIMS.items():
-            for lower, higher in claim.pairs:
-                a, b = (
-                    experiments.get_experiment(name).printed[table]
-                    for name in (lower, higher)
-                )
-                if a is not None and b is not None:  # [1, Fig. 6] is drawn
-                    self.assertLess(a, b, (lower, higher))
-
-    @parameterized.parameters(
-        ([9.0, 9.2], [8.0, 8.2], "1 of 1 comparisons agrees"),
-        ([8.0, 8.2], [9.0, 9.2], "contradicted: resnet56 < resnet20"),
-        # The standard error is 0.1 sqrt(2), the difference 0.2.
-        ([9.1, 9.3], [8.9, 9.1], "not told apart: resnet56 < resnet20"),
-        # The row with one run has the other's variance of 0.02: the standard
-        # error is sqrt(0.01 + 0.02).
-        ([9.0, 9.2], [8.7], "1 of 1 comparisons agrees"),
-        ([9.0, 9.2], [8.8], "not told apart"),
-        ([9.0], [1.0], "one run of each row, so not decided"),
-    )
-    def test_rows_differ_by_more_than_twice_the_standard_error(
-        self, of_20, of_56, expected
-    ):
-        claim = claims.Claim("Deeper is better.", (("resnet56", "resnet20"),))
-        errors = {"resnet20": of_20, "resnet56": of_56}
-        self.assertIn(expected, claims.finding(claim, errors))
-
-    def test_a_comparison_of_a_row_that_was_not_run_is_no_finding(self):
-        claim = claims.CLAIMS["[1, Table 6]"]
-        self.assertEqual(claims.finding(claim, {"resnet20": [9.0, 9.1]}), "")
-        (table,) = (
-            table
-            for table in tables.paper_tables([a_run("alone", 9.0)])
-            if table.source == "[1, Table 6]"
-        )
-        self.assertIn("do not compare", table.findings[1])
-
-
 class CurvesTest(parameterized.TestCase):
     def test_more_experiments_than_curves_can_show_are_dots(self):
         rows = experiments.EXPERIMENTS.values()
         many = [
-            a_run(row.name, 9.0 + i, shortcut=row.shortcut)
+            paper_runs.a_run(row.name, 9.0 + i, shortcut=row.shortcut)
             for i, row in enumerate(
                 row
                 for row in rows
@@ -339,7 +87,9 @@ class CurvesTest(parameterized.TestCase):
             )
         ]
         for some, lines in ((many, len(many)), (many[:3], 0)):
-            unfinished = a_run("unfinished", 1.0, model="plainnet20", step=900)
+            unfinished = paper_runs.a_run(
+                "unfinished", 1.0, model="plainnet20", step=900
+            )
             (picture,) = [
                 picture
                 for picture in pictures.curves([*some, unfinished])
@@ -365,7 +115,7 @@ class InterruptedTest(parameterized.TestCase):
 
     def results(self, text):
         """Returns the results of a finished run with another metrics.csv."""
-        workdir = save(a_run("run", 12.34), self.root)
+        workdir = paper_runs.save(paper_runs.a_run("run", 12.34), self.root)
         whole = (workdir / "metrics.csv").read_text()
         (workdir / "metrics.csv").write_text(text(whole))
         run = runs.load(workdir)
@@ -396,7 +146,7 @@ class InterruptedTest(parameterized.TestCase):
 
     def test_longer_than_its_recipe_is_none(self):
         self.assertEmpty(
-            tables.results([a_run("r", 9.0, step=1_100)], "resnet20")
+            tables.results([paper_runs.a_run("r", 9.0, step=1_100)], "resnet20")
         )
 
 
@@ -452,12 +202,12 @@ class PageTest(parameterized.TestCase):
         patch.start()
         cls.addClassCleanup(patch.stop)
         for run in (
-            a_run("resnet20_0", 9.0),
-            a_run("resnet20_1", 9.5, seed=1),
-            a_run("plain", 11.0, model="plainnet20"),
-            a_run("ours <own>", 5.0, model="resnet18"),
+            paper_runs.a_run("resnet20_0", 9.0),
+            paper_runs.a_run("resnet20_1", 9.5, seed=1),
+            paper_runs.a_run("plain", 11.0, model="plainnet20"),
+            paper_runs.a_run("ours <own>", 5.0, model="resnet18"),
         ):
-            save(run, cls.root / "runs")
+            paper_runs.save(run, cls.root / "runs")
         cls.outcome = cls.report("runs")
 
     @classmethod
@@ -519,7 +269,10 @@ class PageTest(parameterized.TestCase):
             ("my <b> $x$ | run", 9.0),
             ("_my", 8.0),
         ):
-            save(a_run(name, error, dataset="digits"), self.root / "own")
+            paper_runs.save(
+                paper_runs.a_run(name, error, dataset="digits"),
+                self.root / "own",
+            )
         outcome = self.report("own", output="own_report")
         self.assertEqual(outcome.code, 0, outcome.err)
         text = (self.root / "own_report/results.md").read_text()
@@ -548,7 +301,9 @@ class PageTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_a_damaged_run_is_named_and_the_others_are_reported(self):
         directory = self.root / "some_damaged"
-        workdir = save(a_run("a_good_one", 9.0), directory)
+        workdir = paper_runs.save(
+            paper_runs.a_run("a_good_one", 9.0), directory
+        )
         config = json.loads((workdir / "config.json").read_text())
         metrics = (workdir / "metrics.csv").read_text()
         damaged = {
@@ -584,12 +339,14 @@ class PageTest(parameterized.TestCase):
         names = []
         for file, contents in damaged.items():
             for number, content in enumerate(contents):
-                bad = save(a_run(f"{file}_{number}", 9.0), directory)
+                bad = paper_runs.save(
+                    paper_runs.a_run(f"{file}_{number}", 9.0), directory
+                )
                 (bad / file).write_bytes(
                     content.encode("utf-8", "surrogateescape")
                 )
                 names.append((bad, file))
-        pipe = save(a_run("pipe", 9.0), directory)
+        pipe = paper_runs.save(paper_runs.a_run("pipe", 9.0), directory)
         (pipe / "metrics.csv").unlink()
         os.mkfifo(pipe / "metrics.csv")
         names.append((pipe, "metrics.csv"))
@@ -607,7 +364,9 @@ class PageTest(parameterized.TestCase):
         )
 
     def test_a_mark_of_byte_order_is_no_damage(self):
-        workdir = save(a_run("marked", 9.0), self.root / "marked")
+        workdir = paper_runs.save(
+            paper_runs.a_run("marked", 9.0), self.root / "marked"
+        )
         for name in ("config.json", "metrics.csv"):
             path = workdir / name
             path.write_text(path.read_text(), "utf-8-sig")

@@ -81,6 +81,7 @@ def check(config: configs.Config, dataset: datasets.DataSet) -> None:
             not config.sync_batch_norm,
             "False",
         ),
+        ("weights", config.weights, config.weights is None, "random weights"),
         (
             "recipe.average_momentum",
             recipe.average_momentum,
