@@ -12,6 +12,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from keras_resnet.training import budgets
+from keras_resnet.training import interrupts
 from keras_resnet.training import loop
 from keras_resnet.training import workdirs
 from tests import tiny_runs
@@ -125,7 +126,7 @@ class BudgetTest(tiny_runs.TestCase):
 
         with (
             mock.patch.object(budgets, "with_length", measure),
-            self.assertRaises(loop.Interrupted),
+            self.assertRaises(interrupts.Interrupted),
         ):
             self.train(tiny_runs.config(), minutes=1e4)
 

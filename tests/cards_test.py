@@ -37,7 +37,7 @@ class CardTest(parameterized.TestCase):
         other = keras.layers.Dense(classes, activation="softmax")(x)
         model = keras.Model(self.model.input, other)
         self.check(model)
-        with self.assertRaisesRegex(ValueError, "received 0 labels"):
+        with self.assertRaisesRegex(ValueError, "classifier of its weights"):
             keras_resnet.decode_predictions(
                 np.eye(classes)[:1], top=1, model=model
             )

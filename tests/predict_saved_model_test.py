@@ -226,7 +226,7 @@ class ProgramTest(parameterized.TestCase):
         (["--saved_model=b", "--version=", "x.png"], "--version=: give a val"),
         (
             ["--server=b:1", "--model_name=m", "--timeout=nan", "x.png"],
-            "--timeout=nan: .*above 0",
+            "--timeout=nan: must be a finite number",
         ),
         (["--timeout=inf", "x.png"], "--timeout=inf"),
         (

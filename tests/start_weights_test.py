@@ -163,7 +163,7 @@ class StartWeightsTest(parameterized.TestCase):
             )
 
     def test_weights_of_a_run_keep_its_function(self):
-        config = self.config("all", augmentation="none")
+        config = self.config("all", augmentation=Augmentation())
         given = {"padding": "same", "shortcut": "A(zeros='both')"}
         self.train(
             dataclasses.replace(config, weights=None, freeze="none",

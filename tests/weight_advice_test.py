@@ -60,7 +60,9 @@ class AdviceTest(WeightsTestCase):
 
     def test_a_network_of_no_paper_is_described_by_a_spec(self):
         path = self.path(None, "other.weights.h5")
-        saved = randomized(small(unit="pre_activation"), seed=1)
+        # The default of a Spec. The sentence does not name a stride.
+        network = small(unit="pre_activation", bottleneck_stride="1x1")
+        saved = randomized(network, seed=1)
         saved.save_weights(path)
         text = self.assert_refused(built_once("ResNet20"), path, "Spec")
         expression = text.partition("It would fit ")[2]

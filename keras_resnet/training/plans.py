@@ -162,7 +162,7 @@ def recipe_of(
 
 def fine_tuning_recipe(
     dataset: datasets.DataSet, model: str, keeps_size: bool
-) -> recipes.Recipe:
+) -> recipe_lib.Recipe:
     """Returns the recipe of a data set from start weights.
 
     Args:

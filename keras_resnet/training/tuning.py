@@ -417,15 +417,15 @@ def train_flags(
         f"--set=model.{name}={value}"
         for name, value in networks.texts(config.model_arguments).items()
     ]
-    for field in dataclasses.fields(recipe):
-        if field.name in ("name", "source"):
+    before = recipe.fields()
+    for name, value in config.recipe.fields().items():
+        if name in ("name", "source"):
             continue  # of a recipe that was planned for the size of the data
-        value = getattr(config.recipe, field.name)
-        if value != getattr(recipe, field.name):
+        if value != before[name]:
             text = (
                 json.dumps(value) if isinstance(value, tuple | dict) else value
             )
-            words.append(f"--set=recipe.{field.name}={text}")
+            words.append(f"--set=recipe.{name}={text}")
     names = ("dtype", "seed", "deterministic", "exif", "skip_unreadable")
     for name in (*names, "freeze"):
         value = getattr(config, name)

@@ -176,11 +176,12 @@ def _describe(
         and getattr(part, "changes_dimension", False)
     ]
     has = {
-        "bottleneck_stride": unit.bottleneck_stride,
         "padding": unit.padding,
         "batch_norm_epsilon": unit.batch_norm_epsilon,
         **({"zeros": zeros[0]} if zeros else {}),
     }
+    if unit.bottleneck:
+        has["bottleneck_stride"] = unit.bottleneck_stride
     others = [
         f"{name}={origin.decided[name]!r} and not {value!r}"
         for name, value in has.items()
