@@ -5,6 +5,7 @@ import tempfile
 
 import keras
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -66,6 +67,7 @@ class CardTest(parameterized.TestCase):
         ({"network": [1]}, "must be texts and numbers"),
         ({"network": {"padding": [1]}}, "must be texts and numbers"),
     )
+    @pytest.mark.slow
     def test_a_damaged_configuration_is_refused(self, fields, message):
         config = self.model.get_layer("stem_conv").get_config()
         with self.assertRaisesRegex(ValueError, message):

@@ -100,6 +100,7 @@ class ServedSetTest(parameterized.TestCase):
         for a, b in zip(expected.take(7), batches.take(7), strict=True):
             tf.nest.map_structure(np.testing.assert_array_equal, a, b)
 
+    @pytest.mark.slow
     def test_each_of_several_readers_has_its_share(self):
         plain, served = self.sets["folder"], self.served()
         for shard in ((0, 2), (1, 2)):

@@ -151,6 +151,7 @@ class ProtocolTest(parameterized.TestCase):
         self.assertEqual([min(view.shape[1:3]) for view in views], expected)
 
     @parameterized.product(kind=["small", "photos"], protocol=views.PROTOCOLS)
+    @pytest.mark.slow
     def test_scores_are_averaged_and_every_image_counts_once(
         self, kind, protocol
     ):

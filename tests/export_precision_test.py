@@ -8,6 +8,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -113,6 +114,7 @@ class PrecisionTest(parameterized.TestCase):
         self.assertEqual(kernels, [precision] * 7)
 
     @parameterized.parameters("int8_weights", "int8")
+    @pytest.mark.slow
     def test_features_in_8_bits_are_near_those_of_the_model(self, precision):
         path = self.exported(precision)
         images = exports.images_of_noise(20)
@@ -165,6 +167,7 @@ np.save(answers, outputs["probabilities"])
             np.load(files[1]), expected["probabilities"], atol=1e-6
         )
 
+    @pytest.mark.slow
     def test_card_says_where_int8_runs(self):
         card = model_card.read(self.exported("int8"))
         self.assertEqual(card["precision"], "int8")
@@ -198,6 +201,7 @@ np.save(answers, outputs["probabilities"])
                 )
             self.assertEmpty(os.listdir(export_dir))
 
+    @pytest.mark.slow
     def test_errors_on_images_with_labels_are_on_the_card(self):
         card = model_card.read(self.exported("float32"))
         check = card["checks"]["saved_model"]
@@ -207,6 +211,7 @@ np.save(answers, outputs["probabilities"])
         self.assertEqual(card["recipe"], {"steps": 3})
         self.assertEqual(card["network"]["shortcut"], "A")
 
+    @pytest.mark.slow
     def test_export_of_another_class_is_not_published(self):
         def of_the_next_class(model, precision="float32"):
             copy = keras.models.clone_model(model)
@@ -251,6 +256,7 @@ np.save(answers, outputs["probabilities"])
         with self.assertRaises(verification.DisagreementError):
             verification.check_classes("file", found, reference)
 
+    @pytest.mark.slow
     def test_looped_network_is_exported(self):
         spec = keras_resnet.Spec(
             name="looped",

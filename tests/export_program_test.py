@@ -198,6 +198,7 @@ class ProgramTest(parameterized.TestCase):
                 self.assertIn(way, outcome.err[0])
             self.assertFalse(os.path.exists(export_dir))
 
+    @pytest.mark.slow
     def test_an_assumed_preprocessing_is_a_warning(self):
         """Without labels and images the export claims nothing of classes."""
         outcome, _ = self.export(source=["--model={}/colour.keras"])
@@ -205,6 +206,7 @@ class ProgramTest(parameterized.TestCase):
         (warning,) = [line for line in outcome.out if "WARNING" in line]
         self.assertIn("does not contain the preprocessing", warning)
 
+    @pytest.mark.slow
     def test_weights_that_ship_are_exported_by_their_name(self):
         outcome, export_dir = self.export(
             *("--top=3", "--noexif", "--scaled_jpeg"),

@@ -8,6 +8,7 @@ import time
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -158,6 +159,7 @@ class SharesTest(parameterized.TestCase):
 
 
 class ProgramTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_program_loads_a_server(self):
         with tempfile.TemporaryDirectory() as folder:
             colours.publish(os.path.join(folder, "exported"))
@@ -186,6 +188,7 @@ class ProgramTest(parameterized.TestCase):
                     )
                     self.assertRegex(out[0], "decoding .*network .*protocol")
 
+    @pytest.mark.slow
     def test_shares_of_a_network_in_this_process(self):
         with tempfile.TemporaryDirectory() as folder:
             colours.publish(os.path.join(folder, "exported"))

@@ -85,6 +85,7 @@ class PipelinesTest(parameterized.TestCase):
         self.assertEqual(from_start[0][0].shape, (8, *dataset.image_shape))
 
     @parameterized.parameters("memory", "files", "records")
+    @pytest.mark.slow
     def test_mixed_batch_is_a_pure_function_of_seed_step_and_share(self, kind):
         dataset = self.sets[kind]
 

@@ -10,6 +10,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -120,6 +121,7 @@ class ProgramTest(parameterized.TestCase):
         )
         self.assertIn("start with file: or data:", answers[5]["error"])
 
+    @pytest.mark.slow
     def test_program_asks_the_version_that_is_named(self):
         with tempfile.TemporaryDirectory() as export_dir:
             colours.publish(export_dir)
@@ -146,6 +148,7 @@ class ProgramTest(parameterized.TestCase):
                     err[0],
                 )
 
+    @pytest.mark.slow
     def test_whatever_an_image_is_and_is_called_the_others_are_answered(self):
         """In a process: its libraries write to stderr below Python."""
         jpeg = tf.io.encode_jpeg(np.zeros([16, 16, 3], np.uint8)).numpy()

@@ -184,6 +184,7 @@ class ProtocolTest(ServersTestCase):
             network.predict([colours.image("red")])
 
     @parameterized.parameters("grpc", "rest")
+    @pytest.mark.slow
     def test_version_and_labels_of_versions_are_asked_for(self, kind):
         folder = self.enter_context(tempfile.TemporaryDirectory())
         colours.publish(folder)
@@ -442,6 +443,7 @@ class TensorFlowServingTest(ServersTestCase):
             self.assertEqual(answer.status_code, 400)
             self.assertIn(message, answer.json()["error"])
 
+    @pytest.mark.slow
     def test_a_second_client_gets_the_same_answers(self):
         """ovmsclient, in a process of its own: it brings its own messages."""
         script = """

@@ -273,6 +273,7 @@ class SignatureTest(parameterized.TestCase):
         mode = os.stat(self.path).st_mode & 0o777
         self.assertEqual(mode, 0o777 & ~umask)
 
+    @pytest.mark.slow
     def test_saved_model_cli_without_keras_gets_the_answers_of_the_model(self):
         folder = exports.scratch(self)
         images = exports.images_of_noise()
@@ -491,6 +492,7 @@ class VariantTest(parameterized.TestCase):
             atol=1e-4 * np.abs(expected).max(),
         )
 
+    @pytest.mark.slow
     def test_pixels_and_several_ways_to_hold_them_are_exported(self):
         """Integers, and dicts of one image and one output."""
         base = exports.small_network()

@@ -84,6 +84,7 @@ class StartWeightsTest(parameterized.TestCase):
             np.testing.assert_array_equal(found.arrays[variable.path], variable)
         np.testing.assert_array_equal(found.preprocessing.mean, shipped.mean())
 
+    @pytest.mark.slow
     def test_frozen_layers_keep_their_weights_and_statistics(self):
         expected = start_weights.read(
             "cifar10", networks.get_network("resnet20")
@@ -116,6 +117,7 @@ class StartWeightsTest(parameterized.TestCase):
         self.assertEqual(trained.model.input_shape, (None, 32, 32, 3))
         self.assertEqual(trained.labels, ["a", "b"])
 
+    @pytest.mark.slow
     def test_second_phase_starts_with_the_classifier_of_the_first(self):
         self.train(self.config("all", augmentation=Augmentation()), "first")
         _, first = self.values("first")
@@ -192,6 +194,7 @@ class StartWeightsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "freeze must be all, none"):
             configs.freeze(keras_resnet.ResNet20(), freeze)
 
+    @pytest.mark.slow
     def test_a_layer_must_be_trained(self):
         everything = "stem,stage,predictions"
         with self.assertRaisesRegex(ValueError, "must leave a layer to train"):

@@ -105,6 +105,7 @@ class WorkdirTest(tiny_runs.TestCase):
         is_tested = [not row.endswith(",,,") for row in rows[1:]]
         self.assertEqual(is_tested, [False, True, False, True])
 
+    @pytest.mark.slow
     def test_other_configuration_is_refused_and_nothing_changed(self):
         self.train(tiny_runs.config())
         before = {p: p.stat().st_mtime_ns for p in self.workdir.rglob("*")}
