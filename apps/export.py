@@ -72,8 +72,8 @@ _PRECISION = flags.DEFINE_enum(
     ["float32", "bfloat16", "int8", "int8_weights"],
     "bfloat16: kernels and activations in half the size; faster on processors "
     "with bfloat16 units. int8: kernels, activations and sums in a quarter of "
-    "the size; the fastest on x86 processors with VNNI or AMX. int8_weights: "
-    "kernels alone in a quarter of the size, computed in float32.",
+    "the size. It needs TensorFlow on x86, and is fast with VNNI or AMX. "
+    "int8_weights: kernels alone in a quarter of the size, used in float32.",
 )
 _CALIBRATION_IMAGES = flags.DEFINE_list(
     "calibration_images",
