@@ -414,7 +414,7 @@ def _mixup(augmentation, images, others, key):
 
 
 def _cutmix(augmentation, images, others, key):
-    _, height, width, _ = images.shape
+    _, height, width, channels = images.shape
     share = beta(augmentation.cutmix_alpha, _fold_in(key, 3))
     random = tf.random.stateless_uniform([2], _fold_in(key, 4))
 
@@ -428,7 +428,13 @@ def _cutmix(augmentation, images, others, key):
     rows, columns = span(height, random[0]), span(width, random[1])
     inside = rows[:, None] & columns
     left = 1.0 - tf.reduce_mean(tf.cast(inside, tf.float32))
-    return tf.where(inside[None, :, :, None], others, images), left
+    # Whole rows, as in `_without`.
+    is_other = tf.cast(tf.repeat(inside, channels, axis=1), images.dtype)
+    mixed, others = (
+        tf.reshape(x, [-1, height, width * channels]) for x in (images, others)
+    )
+    mixed = mixed * (1.0 - is_other) + others * is_other
+    return tf.reshape(mixed, tf.shape(images)), left
 
 
 def beta(alpha, key):

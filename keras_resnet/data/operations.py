@@ -20,7 +20,7 @@ from keras_resnet import names
 _BINS = 31  # magnitudes of TrivialAugment: 0, 1/30, ... 1
 
 # Weights of red, green and blue in grey, of 2**16, as in Pillow.
-_GREY = (19595, 38470, 7471)
+_GREY = (19595.0, 38470.0, 7471.0)
 
 
 # --- Operations ---------------------------------------------------------------
@@ -33,10 +33,18 @@ def identity(image, value):
 
 def auto_contrast(image, value):
     """Stretches each channel to 0 ... 255."""
-    x = tf.cast(image, tf.int32)
-    low, high = (reduce(x, [0, 1]) for reduce in (tf.reduce_min, tf.reduce_max))
-    stretched = (x - low) * 255 // tf.maximum(high - low, 1)
-    return tf.cast(tf.where(high > low, stretched, x), tf.uint8)
+    rows = _rows(image)
+    channels = image.shape[-1]
+    low, high = (
+        _repeated(reduce(tf.reshape(reduce(rows, 0), [-1, channels]), 0), image)
+        for reduce in (tf.reduce_min, tf.reduce_max)
+    )
+    # A float32 is exact here: the quotient is a whole number, or at least 1/255
+    # away from the next one.
+    stretched = (rows - low) * 255.0 / tf.maximum(high - low, 1.0)
+    # A channel of one value stays.
+    stretched += tf.cast(high <= low, tf.float32) * low
+    return tf.cast(tf.reshape(stretched, image.shape), tf.uint8)
 
 
 def equalize(image, value):
@@ -62,21 +70,22 @@ def invert(image, value):
 
 def posterize(image, value):
     """Keeps the first `value` bits of each pixel."""
-    step = tf.bitwise.left_shift(1, 8 - tf.cast(value, tf.int32))
-    x = tf.cast(image, tf.int32)
-    return tf.cast(x - x % step, tf.uint8)
+    bits = 256 - tf.bitwise.left_shift(1, 8 - tf.cast(value, tf.int32))
+    return tf.bitwise.bitwise_and(image, tf.cast(bits, tf.uint8))
 
 
 def solarize(image, value):
     """Inverts the pixels that are at least `value`."""
-    return tf.where(tf.cast(image, tf.float32) < value, image, 255 - image)
+    x = tf.cast(image, tf.float32)
+    is_inverted = tf.cast(x >= value, tf.float32)
+    return tf.cast(x + is_inverted * (255.0 - 2.0 * x), tf.uint8)
 
 
 def solarize_add(image, value):
     """Adds `value` to the pixels below 128."""
-    x = tf.cast(image, tf.int32)
-    x = tf.where(x < 128, tf.minimum(x + tf.cast(value, tf.int32), 255), x)
-    return tf.cast(x, tf.uint8)
+    x = tf.cast(image, tf.float32)
+    added = tf.cast(x < 128.0, tf.float32) * tf.floor(value)
+    return tf.cast(tf.minimum(x + added, 255.0), tf.uint8)
 
 
 def brightness(image, value):
@@ -86,12 +95,12 @@ def brightness(image, value):
 
 def saturation(image, value):
     """Moves from grey (0) to the image (1) and beyond."""
-    return _blended(tf.cast(grey(image), tf.float32), image, value)
+    return _blended(grey(image, image.shape[-1]), image, value)
 
 
 def contrast(image, value):
     """Moves from the mean of the grey image (0) to the image (1) and beyond."""
-    mean = tf.reduce_mean(tf.cast(grey(image), tf.float32))
+    mean = tf.reduce_mean(grey(image, 1))
     return _blended(tf.floor(mean + 0.5), image, value)
 
 
@@ -105,13 +114,35 @@ def sharpness(image, value):
     return _blended(tf.concat([x[:1], inside, x[-1:]], 0), image, value)
 
 
-def grey(image):
-    """Returns an image in grey, int32 `[height, width, 1]`."""
-    x = tf.cast(image, tf.int32)
+def grey(image, channels=1):
+    """Returns an image in grey, float32 `[height, width, channels]`."""
+    x = tf.cast(image, tf.float32)
     if image.shape[-1] == 1:
         return x
-    sums = tf.reduce_sum(x * tf.constant(_GREY), -1, keepdims=True)
-    return (sums + 2**15) // 2**16
+    # A product of matrices is the fastest sum over channels. Its float32 is
+    # exact: the largest sum is 255 * 2**16 < 2**24.
+    sums = tf.linalg.matmul(x, tf.constant([[w] * channels for w in _GREY]))
+    return tf.floor((sums + 2.0**15) / 2.0**16)
+
+
+def _rows(image):
+    """Returns an image as float32 `[height, width * channels]`.
+
+    TensorFlow adds a vector to each row faster than to each pixel.
+    """
+    rows = tf.reshape(image, [image.shape[0], -1])
+    return tf.cast(rows, tf.float32)
+
+
+def _image(rows, image):
+    """Returns the uint8 image that has the rounded values of `rows`."""
+    x = tf.clip_by_value(tf.round(rows), 0.0, 255.0)
+    return tf.reshape(tf.cast(x, tf.uint8), image.shape)
+
+
+def _repeated(colour, image):
+    """Returns the colour of one pixel as a row of `_rows`."""
+    return tf.tile(colour, [image.shape[1]])
 
 
 def _blended(other, image, value):
@@ -145,12 +176,35 @@ def shear_y(image, value, fill):
 
 def translate_x(image, value, fill):
     """Moves the image to the left by `value` pixels."""
-    return affine(image, [1.0, 0.0, value, 0.0, 1.0, 0.0], fill)
+    return _translated(image, value, 1, fill)
 
 
 def translate_y(image, value, fill):
     """Moves the image up by `value` pixels."""
-    return affine(image, [1.0, 0.0, 0.0, 0.0, 1.0, value], fill)
+    return _translated(image, value, 0, fill)
+
+
+def _translated(image, value, axis, fill):
+    """Moves the image against an axis by `value` pixels, bilinearly."""
+    fill = _repeated(tf.constant(fill, tf.float32)[: image.shape[-1]], image)
+    rows = _rows(image) - fill
+    whole = tf.floor(value)
+    share = value - whole
+    shift = tf.cast(whole, tf.int32)
+    before, after = tf.maximum(-shift, 0), tf.maximum(shift + 1, 0)
+    pixel = image.shape[-1] if axis else 1
+    pads = [[0, 0], [0, 0]]
+    pads[axis] = [before * pixel, after * pixel]
+    padded = tf.pad(rows, pads)
+
+    def part(start):
+        begin = [0, 0]
+        begin[axis] = start * pixel
+        return tf.slice(padded, begin, rows.shape)
+
+    first = shift + before
+    moved = (1.0 - share) * part(first) + share * part(first + 1)
+    return _image(moved + fill, image)
 
 
 def affine(image, matrix, fill):
@@ -169,16 +223,17 @@ def affine(image, matrix, fill):
     # TensorFlow counts places from the centre of the first pixel.
     c, f = c + (a + b - 1.0) / 2.0, f + (d + e - 1.0) / 2.0
     fill = tf.constant(fill, tf.float32)[: image.shape[-1]]
+    fill = _repeated(fill, image)
+    rows = _rows(image) - fill
     moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=(tf.cast(image, tf.float32) - fill)[None],
+        images=tf.reshape(rows, (1, *image.shape)),
         transforms=[tf.stack([a, b, c, d, e, f, 0.0, 0.0])],
         output_shape=image.shape[:2],
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
         fill_value=0.0,
     )
-    moved = tf.clip_by_value(tf.round(moved[0] + fill), 0.0, 255.0)
-    return tf.cast(moved, tf.uint8)
+    return _image(tf.reshape(moved, rows.shape) + fill, image)
 
 
 # --- Policies -----------------------------------------------------------------
