@@ -122,15 +122,7 @@ def export(
         verification.DisagreementError: If the exported predictions differ from
             the model's, or the model's error from the recorded one.
     """
-    if precision not in verification.TOLERANCES:
-        raise ValueError(
-            f"precision must be one of {tuple(verification.TOLERANCES)}, "
-            f"received {precision!r}"
-        )
-    formats_lib.check_formats(tuple(formats), precision)
-    warmup.check_batch_sizes(warmup_batch_sizes)
-    if top < 1:
-        raise ValueError(f"top must be 1 or more, received {top}")
+    _check_options(precision, formats, warmup_batch_sizes, top)
     versions.check_export_dir(export_dir)
     exportable.check_model(model)
     exportable.check_labels(model, labels)
@@ -183,11 +175,7 @@ def export(
             **images.recorded_entry(),
             "precision": precision,
             **_int8_entry(precision, images),
-            "input": {
-                "formats": ["JPEG", "PNG", "GIF", "BMP", "WebP"],
-                "exif_orientation": "applied" if exif else "ignored",
-                "scaled_jpeg": scaled_jpeg,
-            },
+            "input": _input_entry(exif, scaled_jpeg),
             "max_pixels": max_pixels,
             "top": min(top, len(labels)),
             "checked_on": images.source,
@@ -196,6 +184,24 @@ def export(
         model_card.write(directory, card)
 
     return versions.publish(export_dir, _without_wildcards(write), version)
+
+
+def _check_options(
+    precision: str,
+    formats: Sequence[str],
+    warmup_batch_sizes: Sequence[int],
+    top: int,
+) -> None:
+    """Raises a ValueError for options that no model can have."""
+    if precision not in verification.TOLERANCES:
+        raise ValueError(
+            f"precision must be one of {tuple(verification.TOLERANCES)}, "
+            f"received {precision!r}"
+        )
+    formats_lib.check_formats(tuple(formats), precision)
+    warmup.check_batch_sizes(warmup_batch_sizes)
+    if top < 1:
+        raise ValueError(f"top must be 1 or more, received {top}")
 
 
 def _without_wildcards(write: Callable[[str], None]) -> Callable[[str], None]:
@@ -223,6 +229,15 @@ def _folded(
     return quantization.quantize(
         network, np.asarray(prepare(images.calibration))
     )
+
+
+def _input_entry(exif: bool, scaled_jpeg: bool) -> dict[str, Any]:
+    """The entry of the model card for encoded images."""
+    return {
+        "formats": ["JPEG", "PNG", "GIF", "BMP", "WebP"],
+        "exif_orientation": "applied" if exif else "ignored",
+        "scaled_jpeg": scaled_jpeg,
+    }
 
 
 def _int8_entry(precision: str, images: verification.Images) -> dict[str, Any]:
