@@ -8,6 +8,7 @@ a stop, run the same command again. `apps.report` reads the work directories.
 """
 
 import concurrent.futures
+import os
 import subprocess
 import sys
 import threading
@@ -42,7 +43,11 @@ _DTYPE = flags.DEFINE_string(
     "dtype", "float32", "As for apps.train; the same for all runs."
 )
 _AT_ONCE = flags.DEFINE_integer(
-    "at_once", 1, "Number of runs at the same time.", lower_bound=1
+    "at_once",
+    1,
+    "Number of runs at the same time. Without an accelerator each has its "
+    "share of the processor's cores.",
+    lower_bound=1,
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run",
@@ -153,6 +158,14 @@ def _train(left) -> list[str]:
     running: set[subprocess.Popen] = set()
     lock = threading.Lock()
     stopped = threading.Event()
+    at_once = min(_AT_ONCE.value, len(left))
+    shares = _core_shares(at_once)
+
+    def keep_to_share():
+        # The processes that this thread starts inherit its cores.
+        with lock:
+            if shares:
+                os.sched_setaffinity(0, shares.pop())
 
     def train(run):
         with lock:
@@ -174,7 +187,9 @@ def _train(left) -> list[str]:
             running.discard(process)
         return name if code else None
 
-    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE.value) as pool:
+    with concurrent.futures.ThreadPoolExecutor(
+        at_once, initializer=keep_to_share
+    ) as pool:
         try:
             found = list(pool.map(train, left))
         finally:
@@ -184,6 +199,24 @@ def _train(left) -> list[str]:
                 for process in running:
                     process.terminate()
     return [name for name in found if name]
+
+
+def _core_shares(count: int) -> list[set[int]]:
+    """Returns the cores of each of the runs that train at the same time.
+
+    Runs that share all cores wait for one another. The list is empty if an
+    accelerator trains, if there are fewer cores than runs, or if the system
+    cannot keep a process to some cores.
+    """
+    import keras
+
+    if not hasattr(os, "sched_setaffinity"):
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    devices = keras.distribution.list_devices()
+    if len(cores) < count or not all(d.startswith("cpu") for d in devices):
+        return []
+    return [set(cores[i::count]) for i in range(count)]
 
 
 def _flags(run) -> list[str]:

@@ -1,9 +1,12 @@
 """Queues of runs, and the program that trains them."""
 
 import json
+import os
 import pathlib
 import subprocess
 import tempfile
+import threading
+import unittest
 from unittest import mock
 
 from absl.testing import absltest
@@ -115,6 +118,30 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual(outcome.code, 1)
         (line,) = outcome.err
         self.assertIn("2 of 2 runs ended with an error: resnet20_10_0", line)
+
+    @unittest.skipUnless(
+        hasattr(os, "sched_getaffinity") and os.cpu_count() > 1,
+        "needs Linux and two cores",
+    )
+    def test_runs_at_the_same_time_share_the_cores(self):
+        both, cores = threading.Barrier(2, timeout=60), []
+
+        def start(*arguments, **options):
+            cores.append(os.sched_getaffinity(0))
+            return mock.Mock(stdout=[], wait=lambda: 0 * both.wait())
+
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.object(subprocess, "Popen", start),
+        ):
+            outcome = programs.run(
+                *("experiments", "--experiments=resnet20", "--seeds=0,1"),
+                *("--steps=10", "--at_once=8", f"--workdirs={folder}"),
+            )
+        self.assertEqual(outcome.code, 0, outcome.err)
+        first, second = cores
+        self.assertEmpty(first & second)
+        self.assertEqual(first | second, os.sched_getaffinity(0))
 
     @parameterized.parameters(
         ([], "name one or more rows"),
