@@ -5,7 +5,6 @@ arguments that returns when its result is ready. A contender runs in its own
 process (`benchmarks.worker`), and imports its packages there.
 """
 
-import dataclasses
 import importlib
 import importlib.util
 import tempfile
@@ -18,9 +17,6 @@ from benchmarks import prepared
 from benchmarks import runtimes
 
 Step = Callable[[], Any]
-
-# Images that determine the ranges of int8.
-_CALIBRATION = 32
 
 
 class Contender(NamedTuple):
@@ -157,14 +153,11 @@ def _infer_folded(work):
 
     import keras_resnet
     from keras_resnet.serving import folding
-    from keras_resnet.serving import quantization
 
-    model = prepared.as_trained(keras_resnet.resnet(work.spec()))
     if work.dtype == "int8":
-        noise = dataclasses.replace(work, batch_size=_CALIBRATION)
-        network = quantization.quantize(model, prepared.batch(noise)[0])
-    else:
-        network = folding.fold(model, work.dtype)
+        return runtimes.infer_saved_model(work)
+    model = prepared.as_trained(keras_resnet.resnet(work.spec()))
+    network = folding.fold(model, work.dtype)
     image = tf.TensorSpec([None, *model.input_shape[1:]], name="images")
     with tempfile.TemporaryDirectory() as directory:
         signature = tf.function(

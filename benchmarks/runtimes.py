@@ -1,4 +1,4 @@
-"""Predictions in ONNX Runtime, OpenVINO and LiteRT: our files, and torch's.
+"""Predictions of files: our SavedModel in int8; ours and torch's elsewhere.
 
 Our files are those of `apps.export --formats`: they take uint8 images with
 channels last and normalize them. The file of torch takes normalized float32
@@ -101,6 +101,38 @@ def _by_nncf(model, images: np.ndarray):
         )
 
 
+def infer_saved_model(work):
+    """Predicts in TensorFlow, as the signature `images` of an export does."""
+    import tensorflow as tf
+
+    from keras_resnet.serving import folding
+    from keras_resnet.serving import quantization
+
+    model, preprocessing = _network(work)
+
+    def predict(network):
+        signature = tf.function(
+            lambda images: {"probabilities": network(preprocessing(images))},
+            input_signature=[_image(preprocessing)],
+            autograph=False,
+        )
+        with tempfile.TemporaryDirectory() as directory:
+            tf.saved_model.save(tf.Module(), directory, {"images": signature})
+            loaded = tf.saved_model.load(directory)
+        run = loaded.signatures["images"]
+
+        def probabilities(images, loaded=loaded):  # `run` has no reference
+            return run(images=tf.constant(images))["probabilities"].numpy()
+
+        return probabilities
+
+    def quantized(_, images):
+        return quantization.quantize(model, np.asarray(preprocessing(images)))
+
+    file = _File(folding.fold(model), lambda images: images)
+    return _step(work, file, predict, quantized)
+
+
 def infer_litert(work):
     """Predicts in LiteRT with XNNPACK; int8 is LiteRT's post-training."""
     from ai_edge_litert import interpreter
@@ -182,8 +214,16 @@ def _our_file(work) -> _File:
 
 def _folded(work):
     """Returns our network with normalization, and the spec of its input."""
+    from keras_resnet.serving import folding
+
+    model, preprocessing = _network(work)
+    folded = folding.fold(model)
+    return lambda images: folded(preprocessing(images)), _image(preprocessing)
+
+
+def _network(work):
+    """Returns our network and its preprocessing."""
     import keras
-    import tensorflow as tf
 
     import keras_resnet
     from keras_resnet.data import views
@@ -199,12 +239,14 @@ def _folded(work):
         scale = np.std(logits - np.mean(logits, 0))
         layer.kernel.assign(layer.kernel / scale)
         layer.bias.assign(-np.mean(logits, 0) / scale)
-    folded = folding.fold(model)
+    return model, preprocessing
+
+
+def _image(preprocessing):
+    import tensorflow as tf
+
     shape = [None, *preprocessing.image_shape]
-    return (
-        lambda images: folded(preprocessing(images)),
-        tf.TensorSpec(shape, tf.uint8, "images"),
-    )
+    return tf.TensorSpec(shape, tf.uint8, "images")
 
 
 def _torch_file(work) -> _File:
