@@ -66,6 +66,35 @@ class TablesTest(parameterized.TestCase):
             ],
         )
 
+    def test_recipes_of_one_length_stand_one_below_the_other(self):
+        def a_run(name, error, recipe, steps=1_000, **fields):
+            row = recipes.get_recipe(recipe).with_steps(steps)
+            changed = dataclasses.replace(row, **fields.pop("changed", {}))
+            return paper_runs.a_run(
+                name, error, recipe=changed, step=steps, **fields
+            )
+
+        several = [
+            a_run("a", 9.0, "cifar10"),
+            a_run("b", 9.5, "cifar10", seed=1),
+            a_run("c", 8.0, "cifar10_modern"),
+            a_run("other rate", 1.0, "cifar10", changed={"learning_rate": 1.0}),
+            a_run("other seed", 1.0, "cifar10", seed=0),
+            a_run(
+                "arguments", 1.0, "cifar10", model_arguments={"shortcut": "B"}
+            ),
+            a_run("alone", 7.0, "cifar10", steps=2_000),
+            a_run("other network", 2.0, "cifar10_modern", model="resnet32"),
+        ]
+        rows = tables.recipe_table(several).rows
+        self.assertEqual(
+            [row[1:-1] for row in rows],
+            [
+                ("resnet20", "cifar10", "1,000", "9.25 ± 0.35", "2"),
+                ("resnet20", "cifar10_modern", "1,000", "8.00", "1"),
+            ],
+        )
+
     def test_the_last_error_counts_and_not_the_best(self):
         run = paper_runs.a_run("run", 95.0)
         (result,) = tables.results([run], "resnet20")

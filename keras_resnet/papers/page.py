@@ -76,6 +76,7 @@ def write(
     ]
     sections = [
         tables.run_table(runs, damaged),
+        tables.recipe_table(runs),
         tables.Table("", tables.PREDICTIONS, (), ()),
     ]
     if papers := tables.paper_tables(runs):

@@ -23,6 +23,7 @@ from keras_resnet.training import recipes
 
 #: Sections of the page without a table of the papers.
 RUNS = "Runs"
+RECIPES = "Recipes"
 PREDICTIONS = "Predictions"
 COSTS = "Costs"
 REMAINING = "Not run yet"
@@ -180,6 +181,58 @@ def _paper_table(runs, source, about):
         tuple(notes),
         tuple(findings),
     )
+
+
+def recipe_table(runs: Iterable[Run]) -> Table:
+    """Returns the errors of networks that were trained by different recipes.
+
+    Args:
+        runs: Runs of the papers' rows, or other runs. Those that are not
+            finished, that changed a field of the recipe other than its length,
+            or that gave the network arguments, do not count.
+
+    Returns:
+        A row for each recipe, with those of the same network, length and dtype
+        one below the other. There is none for a network with one recipe.
+    """
+    by_length: dict[tuple, dict[str, dict[tuple[str, int], float]]] = {}
+    for run in runs:
+        config = run.config
+        if not run.is_finished or config.model_arguments or not _is_row(config):
+            continue
+        length = (
+            *(config.dataset, config.model),
+            *(config.recipe.steps, config.dtype),
+        )
+        errors = by_length.setdefault(length, {})
+        errors.setdefault(config.recipe.name, {}).setdefault(
+            (config.backend, config.seed), run.test_error
+        )
+    rows = []
+    for (dataset, model, steps, dtype), by_recipe in sorted(by_length.items()):
+        if len(by_recipe) < 2:
+            continue
+        for name, errors in sorted(by_recipe.items()):
+            result = Result(steps, dtype, tuple(errors.values()))
+            count = str(len(errors))
+            rows.append(
+                (dataset, model, name, f"{steps:,}", str(result), count, dtype)
+            )
+    header = ("data set", "network", "recipe", "steps", "error, %", "n")
+    return Table("", RECIPES, (*header, "dtype"), tuple(rows))
+
+
+def _is_row(config) -> bool:
+    """Whether a recipe is the one of its name, at another length or not."""
+
+    def numbers(recipe):
+        return dataclasses.replace(recipe, source="", expected_errors={})
+
+    recipe = config.recipe
+    if recipe.name not in recipes.RECIPES:
+        return False
+    row = recipes.get_recipe(recipe.name).with_steps(recipe.steps)
+    return numbers(row) == numbers(recipe)
 
 
 def _printed(error: float | None) -> str:
