@@ -75,6 +75,7 @@ class WorkerTest(absltest.TestCase):
         self.assertEqual(turn["seconds"], 40 * 0.25)
         self.assertLen(asked, 2)  # the first step, and the turn
 
+    @pytest.mark.slow
     def test_peak_of_memory_is_that_of_the_worker_alone(self):
         script = """
 from benchmarks import worker

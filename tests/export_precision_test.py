@@ -142,6 +142,7 @@ class PrecisionTest(parameterized.TestCase):
         self.assertEqual(kernels, ["qint8" if is_int8 else "int8"] * 7)
         self.assertEqual(is_int8, all(node.op != "Conv2D" for node in nodes))
 
+    @pytest.mark.slow
     def test_int8_answers_the_same_in_another_process(self):
         path = self.exported("int8")
         images = exports.images_of_noise(20)

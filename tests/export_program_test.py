@@ -85,6 +85,7 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual(card["precision"], precision)
         self.assertEqual(card["checks"]["saved_model"]["images"], 355)
 
+    @pytest.mark.slow
     def test_int8_is_calibrated_on_images_of_the_user(self):
         outcome, export_dir = self.export(
             "--precision=int8",

@@ -175,6 +175,7 @@ class FormatsTest(parameterized.TestCase):
         ):
             formats.check_formats((name,), precision)
 
+    @pytest.mark.slow
     def test_without_its_runtime_a_file_is_written_and_not_checked(self):
         needs("tf2onnx")
         model = network()
@@ -277,6 +278,7 @@ class MetadataTest(absltest.TestCase):
         }
         self.check(json.loads(found["labels"]), found["preprocessing"])
 
+    @pytest.mark.slow
     def test_litert_has_them_as_its_associated_files(self):
         path = self.written("litert")
         with zipfile.ZipFile(path) as archive:
