@@ -194,7 +194,7 @@ class RecipesTest(parameterized.TestCase):
             digits.split(), ["digits", "resnet20", "3", "800", f"{cost:.1e}"]
         )
         self.assertEqual(
-            fast.split(), ["cifar10_fast", "any", "not", "measured", "4,000"]
+            fast.split(), ["cifar10_fast", "any", "not", "measured", "7,000"]
         )
 
     def test_one_cycle_is_a_triangle(self):
