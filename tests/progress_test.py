@@ -1,6 +1,7 @@
 """The lines of a run: early, then now and then, and one for each row."""
 
 import dataclasses
+import threading
 from unittest import mock
 
 from absl.testing import absltest
@@ -9,6 +10,31 @@ from keras_resnet.training import progress
 from keras_resnet.training import recipes
 
 ROW = {"step": 4, "train_loss": 0.5, "train_top1_error": 25.0}
+
+
+class StallsTest(absltest.TestCase):
+    def test_a_step_that_does_not_end_is_reported_until_it_does(self):
+        lines, twice = [], threading.Event()
+
+        def report(line):
+            lines.append(line)
+            if len(lines) == 2:
+                twice.set()
+
+        with progress.stalls(report, "a worker may be lost", seconds=0.01):
+            self.assertTrue(twice.wait(60))
+        ended = len(lines)
+        self.assertEqual(
+            lines[0], "no step for 0 seconds: a worker may be lost"
+        )
+        self.assertFalse(threading.Event().wait(0.05))
+        self.assertLen(lines, ended)
+
+    def test_without_a_reason_no_line_comes(self):
+        lines = []
+        with progress.stalls(lines.append, "", seconds=0.001):
+            threading.Event().wait(0.05)
+        self.assertEmpty(lines)
 
 
 class ProgressTest(absltest.TestCase):

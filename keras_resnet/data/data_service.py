@@ -86,6 +86,11 @@ class ServedSet(datasets.DataSet):
             held in memory.
     """
 
+    stall_reason = (
+        "a worker of the data service may be lost; start it again, and run the "
+        "same command again to resume"
+    )
+
     def __init__(self, dataset: datasets.DataSet, address: str):
         super().__init__(
             dataset.name,

@@ -61,6 +61,9 @@ class DataSet:
     (TensorShape([128, 8, 8, 1]), tf.int32)
     """
 
+    #: What may be the reason if a batch never comes; empty if nothing is known.
+    stall_reason = ""
+
     def __init__(
         self,
         name: str,

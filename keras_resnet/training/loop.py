@@ -383,7 +383,10 @@ class _Loop:
         """Calls `take` of the trainer, and explains its errors."""
         stop_requested = self.signals.received is not None
         try:
-            stops, seconds = self.trainer.take(steps, stop_requested, seconds)
+            with progress.stalls(self.report, self.dataset.stall_reason):
+                stops, seconds = self.trainer.take(
+                    steps, stop_requested, seconds
+                )
         except datasets.UNREADABLE as error:
             self.dataset.check(error)  # names the image that does not decode
             raise

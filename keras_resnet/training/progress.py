@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from keras_resnet.training.recipe import Recipe
 # then shows early that a run is alive, and how long it will take.
 _FIRST_SECONDS = 5.0
 _SECONDS = 30.0
+# Time between two lines about a step that does not end.
+_STALL_SECONDS = 60.0
 
 
 def train_row(trainer, step: int) -> dict:
@@ -31,6 +34,36 @@ def train_row(trainer, step: int) -> dict:
         "train_top1_error": 100 * top1_errors / images,
         "train_top5_error": 100 * top5_errors / images,
     }
+
+
+@contextlib.contextmanager
+def stalls(
+    report: Callable[[str], None], reason: str, seconds: float = _STALL_SECONDS
+) -> Iterator[None]:
+    """Reports again and again that the steps inside do not end.
+
+    Args:
+        report: Receives lines, in another thread.
+        reason: What may be the reason; empty for no lines.
+        seconds: Time until the first line, and between two lines.
+    """
+    ended = threading.Event()
+    start = time.monotonic()
+
+    def wait():
+        while not ended.wait(seconds):
+            waited = time.monotonic() - start
+            report(f"no step for {waited:.0f} seconds: {reason}")
+
+    thread = threading.Thread(target=wait, daemon=True)
+    if reason:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if reason:
+            thread.join()
 
 
 class Progress:
