@@ -147,10 +147,10 @@ class ImagePreparation(keras.layers.Layer):
 
     Call arguments:
         images: Pixels of 0 to 255, `[height, width, c]` or `[batch, height,
-            width, c]` of any size: an array, a tensor, or a list of images of
-            one size. c is 1 or 2 (grey, alpha) or 3 or 4 (red, green, blue,
-            alpha). Alpha is dropped. An image of Pillow is turned as its EXIF
-            orientation says.
+            width, c]` of any size. c is 1 or 2 (grey, alpha) or 3 or 4 (red,
+            green, blue, alpha). Alpha is dropped. A list is a batch: its images
+            have one size. An image of Pillow is turned as its EXIF orientation
+            says.
 
     Returns:
         A float32 tensor `[height, width, channels]` or `[batch, height, width,
@@ -279,8 +279,8 @@ def _as_array(images):
             images = stack(images)
         except Exception as error:  # each backend raises its own
             raise ValueError(
-                "images of one call must have one size, received a list of "
-                f"{len(images)} which differ: prepare each image by itself"
+                "images of a list must have one size, received "
+                f"{len(images)} of several sizes: prepare each image by itself"
             ) from error
     elif not (
         isinstance(images, keras.KerasTensor) or hasattr(images, "__array__")
