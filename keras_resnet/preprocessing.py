@@ -194,7 +194,6 @@ class ImagePreparation(keras.layers.Layer):
 
     def _resized(self, x):
         size = (self.height, self.width)
-        height, width = ops.shape(x)[-3:-1]
         shorter_side = self.preparation.shorter_side
         if shorter_side is None:
             return self._resize(x, size)
@@ -202,8 +201,9 @@ class ImagePreparation(keras.layers.Layer):
         shorter_side = round(
             shorter_side * longest / self.preparation.image_size
         )
-        is_known = isinstance(height, int) and isinstance(width, int)
-        least = (min if is_known else ops.minimum)(height, width)
+        x = _without_far_ends(x)
+        height, width = ops.shape(x)[-3:-1]
+        least = _least(height, width)
         sides = (shorter_side * height // least, shorter_side * width // least)
         x = self._resize(x, sides)
         top, left = map(_start, sides, size)
@@ -357,6 +357,29 @@ def _resized(x, sides, interpolation):
     return ops.image.resize(
         x, sides, interpolation, antialias=True, data_format="channels_last"
     )
+
+
+# Ratio of the sides up to which an image is resized whole, as Pillow does.
+_LONGEST_RATIO = 8
+
+
+def _without_far_ends(x):
+    """Cuts the ends off an image that is much longer than wide.
+
+    Its view is the centre. Resized whole, one of 1 x 20,000 pixels would fill
+    16 GB.
+    """
+    height, width = ops.shape(x)[-3:-1]
+    longest = _LONGEST_RATIO * _least(height, width)
+    top, left = (
+        (side - _least(side, longest)) // 2 for side in (height, width)
+    )
+    return x[..., top : height - top, left : width - left, :]
+
+
+def _least(side, other):
+    is_known = isinstance(side, int) and isinstance(other, int)
+    return (min if is_known else ops.minimum)(side, other)
 
 
 def _start(side, size):

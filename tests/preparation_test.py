@@ -67,6 +67,30 @@ class ImagesTest(parameterized.TestCase):
         self.assertLess(np.mean(difference > 1.001), 1e-3)
         self.assertLess(difference.max(), 2.001)
 
+    @parameterized.parameters((20, 400), (401, 20), (20, 161), (20, 160))
+    def test_a_long_image_has_its_centre_as_view(self, height, width):
+        preparation = published.Preparation(32, 36, **PLAIN)
+        layer = ImagePreparation(preparation, 32, 32)
+        image = photo(height, width)
+        expected = as_torchvision(image, 36, 32, PIL.Image.Resampling.BILINEAR)
+        for call in (layer, tf.function(layer.__call__, autograph=False)):
+            view = np.array(call(tf.constant(image))) * 255
+            # An end of odd length moves the view by half a pixel.
+            self.assertLess(np.mean(np.abs(view - expected)), 4)
+        spec = tf.TensorSpec((None, None, 3), tf.uint8)
+        graph = tf.function(
+            layer.__call__, input_signature=[spec], autograph=False
+        )
+        np.testing.assert_allclose(
+            graph(tf.constant(image)), layer(image), atol=1e-6
+        )
+
+    def test_a_very_long_image_needs_little_memory(self):
+        layer = ImagePreparation(published.Preparation(224, 256), 224, 224)
+        for shape in ((1, 100_000, 3), (100_000, 1, 3)):
+            view = layer(np.zeros(shape, "uint8"))
+            self.assertEqual(view.shape, (224, 224, 3))
+
     def test_the_same_view_in_a_batch_a_graph_and_a_model(self):
         preparation = published.Preparation(224, 256)
         layer = ImagePreparation(preparation, 64, 64)
