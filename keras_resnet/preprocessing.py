@@ -1,6 +1,7 @@
 """Preprocessing of images, and labels of predictions."""
 
 import dataclasses
+import numbers
 
 import keras
 import numpy as np
@@ -146,17 +147,18 @@ class ImagePreparation(keras.layers.Layer):
 
     Call arguments:
         images: Pixels of 0 to 255, `[height, width, c]` or `[batch, height,
-            width, c]` of any size. c is 1 (grey), 3 (red, green, blue) or 4,
-            whose last channel (alpha) is dropped. Or an image of Pillow, which
-            is turned as its EXIF orientation says.
+            width, c]` of any size. c is 1 or 2 (grey, alpha) or 3 or 4 (red,
+            green, blue, alpha). Alpha is dropped. A list is a batch: its images
+            have one size. An image of Pillow is turned as its EXIF orientation
+            says.
 
     Returns:
         A float32 tensor `[height, width, channels]` or `[batch, height, width,
         channels]`.
 
     Raises:
-        ValueError: If the values are known and are not pixels of 0 to 255, but
-            of 0 to 1 or standardized.
+        ValueError: If the shape is another one, or the values are known and are
+            not pixels of 0 to 255, but of 0 to 1, standardized or NaN.
     """
 
     def __init__(
@@ -177,8 +179,9 @@ class ImagePreparation(keras.layers.Layer):
         self.height, self.width, self.channels = height, width, channels
 
     def __call__(self, images, *args, **kwargs):
-        if type(images).__module__.startswith("PIL."):
-            images = _of_pillow(images)
+        # Here, because Keras adds lines to an error of `call`.
+        images = _as_array(images)
+        _check_shape(images)
         _check_pixels(images)
         return super().__call__(images, *args, **kwargs)
 
@@ -191,7 +194,6 @@ class ImagePreparation(keras.layers.Layer):
 
     def _resized(self, x):
         size = (self.height, self.width)
-        height, width = ops.shape(x)[-3:-1]
         shorter_side = self.preparation.shorter_side
         if shorter_side is None:
             return self._resize(x, size)
@@ -199,8 +201,9 @@ class ImagePreparation(keras.layers.Layer):
         shorter_side = round(
             shorter_side * longest / self.preparation.image_size
         )
-        is_known = isinstance(height, int) and isinstance(width, int)
-        least = (min if is_known else ops.minimum)(height, width)
+        x = _without_far_ends(x)
+        height, width = ops.shape(x)[-3:-1]
+        least = _least(height, width)
         sides = (shorter_side * height // least, shorter_side * width // least)
         x = self._resize(x, sides)
         top, left = map(_start, sides, size)
@@ -261,8 +264,62 @@ def _of_pillow(image):
     return np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
 
 
+def _is_of(library: str, x) -> bool:
+    return type(x).__module__.startswith(f"{library}.")
+
+
+def _as_array(images):
+    """Returns images as one array or tensor of numbers."""
+    if _is_of("PIL", images):
+        images = _of_pillow(images)
+    if isinstance(images, list | tuple):
+        images = [_of_pillow(x) if _is_of("PIL", x) else x for x in images]
+        stack = ops.stack if any(map(_is_tensor, images)) else np.array
+        try:
+            images = stack(images)
+        except Exception as error:  # each backend raises its own
+            raise ValueError(
+                "images of a list must have one size, received "
+                f"{len(images)} of several sizes: prepare each image by itself"
+            ) from error
+    elif not (
+        isinstance(images, keras.KerasTensor) or hasattr(images, "__array__")
+    ):
+        raise ValueError(
+            "images must be an array, a tensor or a list of images, received "
+            f"{type(images).__name__}"
+        )
+    dtype = str(getattr(images.dtype, "name", images.dtype))
+    if not dtype.startswith(("uint", "int", "float", "bfloat")):
+        raise ValueError(
+            f"images must have pixels of 0 to 255, received values of {dtype}"
+        )
+    return images
+
+
+def _check_shape(images):
+    """Raises ValueError unless a shape, as far as it is known, is of images."""
+    shape = getattr(images, "shape", ())
+    if getattr(shape, "rank", 0) is None:
+        raise ValueError(
+            "images must have a known number of axes, received a tensor "
+            "without: decode with expand_animations=False"
+        )
+    shape = tuple(shape)
+    has_channels = len(shape) in (3, 4) and shape[-1] in (1, 2, 3, 4)
+    if has_channels and 0 not in shape[-3:-1]:
+        return
+    is_grey = len(shape) in (2, 3) and 0 not in shape
+    raise ValueError(
+        "images must have the shape [height, width, channels] or [batch, "
+        "height, width, channels], with at least one pixel and 1 to 4 "
+        f"channels, received {shape}"
+        f"{': give grey images as images[..., None]' if is_grey else ''}"
+    )
+
+
 # A resize may leave 0 to 255 by a part of that. Standardized pixels are small.
-_LARGEST_PIXEL = 511
+_LEAST_PIXEL, _LARGEST_PIXEL = -64, 511
 _STANDARDIZED = 16
 
 
@@ -278,7 +335,8 @@ def _check_pixels(images):
         return
     least, most = float(values.min()), float(values.max())
     is_scaled = least >= 0 and most <= 1 and bool(np.any(values % 1))
-    if is_scaled or (least < 0 and most < _STANDARDIZED):
+    is_centred = least < _LEAST_PIXEL or (least < 0 and most < _STANDARDIZED)
+    if is_scaled or is_centred or np.isnan(least):
         advice = "give the pixels as they were decoded"
     elif most > _LARGEST_PIXEL:
         advice = "divide images of 16 bits by 257"
@@ -301,6 +359,29 @@ def _resized(x, sides, interpolation):
     )
 
 
+# Ratio of the sides up to which an image is resized whole, as Pillow does.
+_LONGEST_RATIO = 8
+
+
+def _without_far_ends(x):
+    """Cuts the ends off an image that is much longer than wide.
+
+    Its view is the centre. Resized whole, one of 1 x 20,000 pixels would fill
+    16 GB.
+    """
+    height, width = ops.shape(x)[-3:-1]
+    longest = _LONGEST_RATIO * _least(height, width)
+    top, left = (
+        (side - _least(side, longest)) // 2 for side in (height, width)
+    )
+    return x[..., top : height - top, left : width - left, :]
+
+
+def _least(side, other):
+    is_known = isinstance(side, int) and isinstance(other, int)
+    return (min if is_known else ops.minimum)(side, other)
+
+
 def _start(side, size):
     """First pixel of the centre: half of the rest, rounded to even."""
     rest = side - size
@@ -316,15 +397,10 @@ def _with_channels(x, channels):
         return x
     if found == 1:
         return ops.repeat(x, channels, axis=-1)
-    if found == 3:
-        grey = ops.sum(
-            x * np.array([0.299, 0.587, 0.114], "float32"), -1, keepdims=True
-        )
-        return ops.floor(grey + 0.5)
-    raise ValueError(
-        "images must have 1, 3 or 4 channels at the end of their shape, "
-        f"received {tuple(x.shape)}"
+    grey = ops.sum(
+        x * np.array([0.299, 0.587, 0.114], "float32"), -1, keepdims=True
     )
+    return ops.floor(grey + 0.5)
 
 
 # Layers in front of a network that change pixels.
@@ -407,17 +483,21 @@ def decode_predictions(
         label.
 
     Raises:
-        ValueError: If `p` has another shape, `top` is less than 1, or the
-            labels are not known.
+        ValueError: If `p` has another shape or a NaN, `top` is less than 1, or
+            the labels are not known.
 
     >>> import keras_resnet
     >>> model = keras_resnet.ResNet20(weights="cifar10")
     >>> decode_predictions([[0.0] * 9 + [1.0]], top=1, model=model)
     [[('truck', 'truck', 1.0)]]
     """
-    if top < 1:
-        raise ValueError(f"top must be at least 1, received {top}")
+    if not isinstance(top, numbers.Integral) or top < 1:
+        raise ValueError(
+            f"top must be an integer of at least 1, received {top}"
+        )
     p = keras.ops.convert_to_numpy(p).astype("float32")
+    if np.isnan(p).any():
+        raise ValueError("p must be probabilities, received NaN")
     card = None if model is None else cards.card(model)
     if model and card and not cards.has_classifier(model, card):
         raise ValueError(

@@ -67,6 +67,30 @@ class ImagesTest(parameterized.TestCase):
         self.assertLess(np.mean(difference > 1.001), 1e-3)
         self.assertLess(difference.max(), 2.001)
 
+    @parameterized.parameters((20, 400), (401, 20), (20, 161), (20, 160))
+    def test_a_long_image_has_its_centre_as_view(self, height, width):
+        preparation = published.Preparation(32, 36, **PLAIN)
+        layer = ImagePreparation(preparation, 32, 32)
+        image = photo(height, width)
+        expected = as_torchvision(image, 36, 32, PIL.Image.Resampling.BILINEAR)
+        for call in (layer, tf.function(layer.__call__, autograph=False)):
+            view = np.array(call(tf.constant(image))) * 255
+            # An end of odd length moves the view by half a pixel.
+            self.assertLess(np.mean(np.abs(view - expected)), 4)
+        spec = tf.TensorSpec((None, None, 3), tf.uint8)
+        graph = tf.function(
+            layer.__call__, input_signature=[spec], autograph=False
+        )
+        np.testing.assert_allclose(
+            graph(tf.constant(image)), layer(image), atol=1e-6
+        )
+
+    def test_a_very_long_image_needs_little_memory(self):
+        layer = ImagePreparation(published.Preparation(224, 256), 224, 224)
+        for shape in ((1, 100_000, 3), (100_000, 1, 3)):
+            view = layer(np.zeros(shape, "uint8"))
+            self.assertEqual(view.shape, (224, 224, 3))
+
     def test_the_same_view_in_a_batch_a_graph_and_a_model(self):
         preparation = published.Preparation(224, 256)
         layer = ImagePreparation(preparation, 64, 64)
@@ -102,9 +126,81 @@ class ImagesTest(parameterized.TestCase):
         np.testing.assert_allclose(
             grey(image)[..., 0] * 255, expected, atol=1.001
         )
-        for channels in (5, 7):
-            with self.assertRaisesRegex(ValueError, "1, 3 or 4 channels"):
-                colour(np.zeros((8, 8, channels)))
+
+    @parameterized.parameters(
+        ((9, 9), r"received \(9, 9\): give grey images as images\[..., None\]"),
+        ((2, 50, 60), r"received \(2, 50, 60\): give grey"),
+        ((9, 9, 5), "1 to 4 channels, received"),
+        ((1, 9, 9, 5), r"1 to 4 channels, received \(1, 9, 9, 5\)"),
+        ((9, 9, 0), r"1 to 4 channels, received \(9, 9, 0\)"),
+        ((1, 0, 9, 3), "at least one pixel"),
+        ((0, 9, 3), "at least one pixel"),
+        ((9,), "the shape"),
+        ((), "the shape"),
+        ((1, 1, 9, 9, 3), "the shape"),
+    )
+    def test_another_shape_is_one_line(self, shape, message):
+        layer = ImagePreparation(published.Preparation(32, None), 32, 32)
+        images = np.full(shape, 9, "uint8")
+        known = [images, tf.constant(images)]
+        if shape:
+            known.append(images.tolist())
+        if len(shape) > 2:
+            known.append(keras.KerasTensor(shape))
+        for given in known:
+            with self.assertRaisesRegex(ValueError, message) as caught:
+                layer(given)
+            self.assertNotIn("\n", str(caught.exception))
+
+    @parameterized.parameters(
+        (np.array(["a"]), "pixels of 0 to 255, received values of str"),
+        (tf.constant(["a"]), "pixels of 0 to 255, received values of string"),
+        (np.zeros((9, 9, 3), "bool"), "received values of bool"),
+        (np.zeros((9, 9, 3), "complex64"), "received values of complex64"),
+        (np.full((9, 9, 3), None), "received values of object"),
+        (np.full((9, 9, 3), np.nan), "received values of nan to nan"),
+        (np.full((9, 9, 3), np.inf), "received values of inf to inf"),
+        (np.linspace(-123, 151, 243).reshape(9, 9, 3), "as they were decoded"),
+        ([np.zeros((9, 9, 3)), np.zeros((9, 8, 3))], "must have one size"),
+        ([tf.zeros((9, 9, 3)), tf.zeros((9, 8, 3))], "must have one size"),
+        (tf.ragged.constant([[1], [1, 2]]), "received RaggedTensor"),
+        (None, "received NoneType"),
+        ("photo.jpg", "received str"),
+        ({"images": 1}, "received dict"),
+    )
+    def test_what_is_no_image_is_one_line(self, images, message):
+        layer = ImagePreparation(published.Preparation(32, None), 32, 32)
+        with self.assertRaisesRegex(ValueError, message) as caught:
+            layer(images)
+        self.assertNotIn("\n", str(caught.exception))
+
+    def test_a_tensor_of_unknown_axes_is_one_line(self):
+        layer = ImagePreparation(published.Preparation(32, None), 32, 32)
+        for shape, message in (
+            (None, "expand_animations=False"),
+            ((None, None, None), "1 to 4 channels"),
+        ):
+            spec = tf.TensorSpec(shape, tf.uint8)
+            function = tf.function(
+                layer.__call__, input_signature=[spec], autograph=False
+            )
+            with self.assertRaisesRegex(ValueError, message) as caught:
+                function.get_concrete_function()
+            self.assertNotIn("\n", str(caught.exception))
+
+    def test_a_batch_may_be_empty_or_a_list(self):
+        layer = ImagePreparation(published.Preparation(32, None), 32, 32)
+        empty = layer(np.zeros((0, 9, 9, 3), "uint8"))
+        self.assertEqual(empty.shape, (0, 32, 32, 3))
+        image = photo(40, 60)
+        turned = PIL.Image.fromarray(image).transpose(
+            PIL.Image.Transpose.ROTATE_90
+        )
+        turned.getexif()[0x0112] = 6
+        for images in ([image] * 2, [tf.constant(image)] * 2, [turned, image]):
+            views = np.array(layer(images))
+            np.testing.assert_array_equal(views[0], layer(image))
+            np.testing.assert_array_equal(views[1], views[0])
 
     def test_blue_comes_first_for_the_authors_weights(self):
         layer = ImagePreparation(published.CAFFE, 224, 224)
@@ -201,6 +297,26 @@ class NetworksTest(parameterized.TestCase):
         network = keras_resnet.ResNet20()
         with self.assertRaisesRegex(ValueError, "one label for each column"):
             keras_resnet.decode_predictions(np.ones((1, 10)), model=network)
+
+    @parameterized.parameters("resnet20", None)
+    def test_what_is_no_model_is_an_error_that_says_so(self, model):
+        message = f"model must be a Keras model, received {model!r}"
+        for function in (keras_resnet.preprocess, cards.card):
+            with self.assertRaisesRegex(ValueError, message):
+                function(model)
+
+    @parameterized.parameters(
+        (np.full((1, 10), np.nan), 5, "p must be probabilities, received NaN"),
+        (np.zeros((1, 10)), 0, "top must be an integer of at least 1"),
+        (np.zeros((1, 10)), 1.5, "top must be an integer of at least 1"),
+    )
+    def test_predictions_without_a_best_class_are_an_error(
+        self, p, top, message
+    ):
+        network = keras_resnet.ResNet20(weights="cifar10")
+        for model in (network, None):
+            with self.assertRaisesRegex(ValueError, message):
+                keras_resnet.decode_predictions(p, top, model)
 
     def test_the_network_decides_the_size_and_the_channels(self):
         for shape, expected in (

@@ -118,6 +118,8 @@ def is_same(name: str, value: Any, other: Any) -> bool:
 
 
 def _stems(model: keras.Model) -> list[Stem]:
+    if not isinstance(model, keras.Layer):
+        raise ValueError(f"model must be a Keras model, received {model!r}")
     layers = model._flatten_layers()
     found = {id(layer): layer for layer in layers if isinstance(layer, Stem)}
     return list(found.values())
@@ -132,7 +134,8 @@ def card(model: keras.Model) -> Card | None:
             change it.
 
     Raises:
-        ValueError: If the model has networks with different cards.
+        ValueError: If `model` is no model, or has networks with different
+            cards.
 
     >>> import keras_resnet
     >>> card(keras_resnet.ResNet20(weights="cifar10")).top1
