@@ -126,7 +126,8 @@ class WorkdirTest(tiny_runs.TestCase):
             self.assertEqual(workdirs._differing_images(before, now), expected)
         now = record(digest="1", cat=(24, 6), dog=(1, 6))
         self.assertIn(
-            "test/cat has 6 images as before, but not the same ones",
+            "test/cat has 6 images as before, with other names, sizes or "
+            "contents",
             workdirs._differing_images(before, now),
         )
         version = workdirs._differing_images(

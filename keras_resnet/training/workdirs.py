@@ -359,7 +359,10 @@ def _image_difference(name, old, new):
         return _difference(name, old, new)
     before, now = (int(count[1]) for count in counts)
     if before == now:
-        return f"{name} has {_images(now)} as before, but not the same ones"
+        return (
+            f"{name} has {_images(now)} as before, with other names, sizes or "
+            "contents"
+        )
     return f"{name} had {_images(before)}, has {now}"
 
 
