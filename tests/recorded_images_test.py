@@ -130,6 +130,9 @@ class WorkdirTest(tiny_runs.TestCase):
             "contents",
             workdirs._differing_images(before, now),
         )
+        huge = workdirs._differing_images(record(cat=("9" * 5000, 1)), before)
+        self.assertIn("class dog had 0 images, has 7", huge)
+        self.assertLess(max(map(len, huge)), 300)
         version = workdirs._differing_images(
             {"version": "3.0.1", "train": 5}, {"version": "3.0.2", "train": 5}
         )

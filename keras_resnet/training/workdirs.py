@@ -34,7 +34,7 @@ _FOLDERS = (*CHECKPOINTS.values(), "events", "trials", "tuner")
 _LARGEST_FILE = 2**26  # bytes; dataset.json of ImageNet has less than a MB
 _MOST_DIFFERENCES = 5  # named in one line
 # The images of a class in the record of a folder.
-_CLASS = re.compile(r"(\d+) images? \(sha256 \w+\)")
+_CLASS = re.compile(r"(\d{1,12}) images? \(sha256 \w+\)")
 
 
 class WorkdirError(ValueError):
