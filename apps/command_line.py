@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import difflib
 import functools
+import io
 import json
 import math
 import os
@@ -315,6 +316,9 @@ def run(
         sys.exit(signals.exit_code() or code)
 
     signals.install()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The encoding of a terminal may lack the letters of a label.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app.run(outcome, flags_parser=functools.partial(_parse, main))
 
 

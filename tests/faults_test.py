@@ -6,6 +6,7 @@ import json
 import resource
 import socket
 import tempfile
+import time
 import urllib.error
 from pathlib import Path
 from unittest import mock
@@ -20,6 +21,7 @@ from keras_resnet.training import checkpoints
 from keras_resnet.training import configs
 from keras_resnet.training import loop
 from keras_resnet.training import recipes
+from keras_resnet.training import rendezvous
 from keras_resnet.training import trained_networks
 from keras_resnet.training import workdirs
 from tests import programs
@@ -319,6 +321,32 @@ class WorkersTest(absltest.TestCase):
         self.assertRegex(
             run.err[0],
             r"did not connect within 1 seconds.*number 1 \(127.0.0.1:1",
+        )
+        self.assertFalse((self.root / "run").exists())
+
+    @pytest.mark.slow
+    def test_link_that_is_cut_before_tensorflow_connects(self):
+        """The first worker here leaves when both have met."""
+        first, second = (f"127.0.0.1:{p}" for p in runs.free_ports(2))
+        task = {"type": "worker", "index": 1}
+        config = {"cluster": {"worker": [first, second]}, "task": task}
+        run = runs.train(
+            self.root,
+            f"--workdir={self.root}/run",
+            "--connect_timeout=3",
+            environment={"TF_CONFIG": json.dumps(config)},
+        )
+        rendezvous.wait_for_workers([first, second], 0, 60)
+        self.assertEqual(run.wait(), 1)
+        for _ in range(200):  # a process of its own writes the line
+            if run.err:
+                break
+            time.sleep(0.05)
+        self.assertLen(run.err, 1, run.err)
+        self.assertRegex(
+            run.err[0],
+            "^train: another worker stopped responding; start all workers "
+            r".* \(TensorFlow waited 3 seconds\)$",
         )
         self.assertFalse((self.root / "run").exists())
 

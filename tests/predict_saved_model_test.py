@@ -154,7 +154,7 @@ class ProgramTest(parameterized.TestCase):
         jpeg = tf.io.encode_jpeg(np.zeros([16, 16, 3], np.uint8)).numpy()
         with tempfile.TemporaryDirectory() as folder:
             for name, content in (
-                (b"1.png", self.images["red"]),
+                ("1\xe9.png".encode(), self.images["red"]),
                 (b"2.jpg", jpeg[:-2] + jpeg[2:]),  # a JPEG inside of one
                 (b"\xff.png", self.images["blue"]),  # no UTF-8
             ):
@@ -164,7 +164,7 @@ class ProgramTest(parameterized.TestCase):
             outcome = subprocess.run(
                 [*command, f"--saved_model={self.path}", folder],
                 capture_output=True,
-                env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+                env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
             )
             lines = self.predict(
                 f"--saved_model={self.path}", "--top=1", "--json", folder
@@ -174,6 +174,7 @@ class ProgramTest(parameterized.TestCase):
             outcome.stderr.decode().splitlines(),
             ["predict: 1 of 3 images have no prediction"],
         )
+        self.assertIn(rb"1\xe9.png", outcome.stdout)
         for red, error, blue in (
             outcome.stdout.decode().splitlines()[-3:],
             lines,

@@ -57,12 +57,22 @@ class WorkdirTest(tiny_runs.TestCase):
         name = "folder:images"
         self.train(self.config(), dataset=datasets.load(name))
         workdirs.prepare(self.config(), datasets.load(name), self.workdir)
+        with self.assertRaisesRegex(workdirs.WorkdirError, "seed was 0, is 1"):
+            workdirs.check(
+                self.config(seed=1), self.workdir, datasets.load(name)
+            )
         moved = next((images / "a").iterdir())
         moved.rename(images / "b" / moved.name)
         changed = datasets.load(name)
-        line = r"/a was '\d+ images \(sha256 \w+\)', is '\d+ images"
-        with self.assertRaisesRegex(workdirs.WorkdirError, line):
-            workdirs.prepare(self.config(), changed, self.workdir)
+        line = "class a had 12 images, has 11; class b had 12 images, has 13"
+        # A planned recipe follows the number of images.
+        planned = self.config(seed=1)
+        for config in (self.config(), planned):
+            with self.assertRaisesRegex(
+                workdirs.WorkdirError, f"trained on other data: {line}"
+            ):
+                workdirs.check(config, self.workdir, changed)
+                workdirs.prepare(config, changed, self.workdir)
         self.assert_evaluates(line=line)
         self.assert_evaluates(f"--dataset={name}")
         with mock.patch.object(memory, "available_bytes", return_value=100):
@@ -79,6 +89,54 @@ class WorkdirTest(tiny_runs.TestCase):
         inside = str(self.workdir / "data")
         self.change_json("config.json", lambda c: c.update(data_dir=inside))
         self.assert_evaluates(line=f"--data_dir={inside} if you trust")
+
+    def test_differences_of_records_are_by_class(self):
+        def record(digest="0", **counts):
+            """Of (train, test) images of each class."""
+            return {
+                split: {
+                    label: f"{count[i]} images (sha256 {digest})"
+                    for label, count in counts.items()
+                }
+                for i, split in enumerate(("train", "test"))
+            }
+
+        before = record(cat=(24, 6), dog=(1, 6))
+        for now, expected in (
+            (before, []),
+            (
+                record(cat=(24, 5), dog=(2, 6)),
+                [
+                    "class cat had 30 images, has 29",
+                    "class dog had 7 images, has 8",
+                ],
+            ),
+            (
+                record(cat=(25, 5), dog=(1, 6)),
+                [
+                    "test/cat had 6 images, has 5",
+                    "train/cat had 24 images, has 25",
+                ],
+            ),
+            (
+                record(cat=(24, 6)),
+                ["class dog had 7 images, has 0"],
+            ),
+        ):
+            self.assertEqual(workdirs._differing_images(before, now), expected)
+        now = record(digest="1", cat=(24, 6), dog=(1, 6))
+        self.assertIn(
+            "test/cat has 6 images as before, with other names, sizes or "
+            "contents",
+            workdirs._differing_images(before, now),
+        )
+        huge = workdirs._differing_images(record(cat=("9" * 5000, 1)), before)
+        self.assertIn("class dog had 0 images, has 7", huge)
+        self.assertLess(max(map(len, huge)), 300)
+        version = workdirs._differing_images(
+            {"version": "3.0.1", "train": 5}, {"version": "3.0.2", "train": 5}
+        )
+        self.assertEqual(version, ["version was '3.0.1', is '3.0.2'"])
 
     def test_data_in_the_directory_are_not_trusted(self):
         self.workdir.mkdir()

@@ -1,13 +1,17 @@
 """Workers find each other, or learn in time who is missing."""
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent import futures
 from unittest import mock
 
 from absl.testing import absltest
+from absl.testing import parameterized
 
 from keras_resnet.training import rendezvous
 from tests import runs
@@ -192,6 +196,46 @@ class RendezvousTest(absltest.TestCase):
     def test_address_without_a_port(self):
         with self.assertRaisesRegex(ValueError, "HOST:PORT, received 'host'"):
             rendezvous.wait_for_workers(["host", "host:1"], 0, 1)
+
+
+# Runs the module without its package, whose import takes seconds. A function
+# that `PyDLL` calls holds Python's lock, as TensorFlow does.
+_LIMITED = """
+import ctypes, os, runpy, sys, time
+library = ctypes.PyDLL(None)
+exit_after = runpy.run_path(sys.argv[1])["exit_after"]
+with exit_after({seconds}, "train: a worker is lost"):
+    {body}
+time.sleep({after})
+print("went on")
+"""
+
+
+class ExitAfterTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("a_wait_that_holds_the_lock", 0.5, "library.sleep(600)", 1),
+        ("a_wait_that_ignores_signals", 0.5, "time.sleep(600)", 1),
+        ("a_body_that_ends_in_time", 1, "library.usleep(1000)", 0),
+        ("a_limit_of_ages", 1e300, "pass", 0),
+        ("an_error_of_the_body", 600, "raise SystemExit(3)", 3),
+        ("a_process_that_is_killed", 600, "os.kill(os.getpid(), 9)", -9),
+    )
+    def test_process_ends_with_one_line_if_the_time_is_over(
+        self, seconds, body, code
+    ):
+        after = seconds + 0.5 if seconds < 600 else 0
+        script = _LIMITED.format(seconds=seconds, body=body, after=after)
+        # Ends when the process that writes the line has ended too.
+        outcome = subprocess.run(
+            [sys.executable, "-c", script, rendezvous.__file__],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+        )
+        self.assertEqual(outcome.returncode, code, outcome.stderr)
+        line = "train: a worker is lost\n" if code == 1 else ""
+        self.assertEqual(outcome.stderr, line)
+        self.assertEqual(outcome.stdout, "went on\n" * (code == 0))
 
 
 if __name__ == "__main__":

@@ -64,6 +64,26 @@ class WorkdirTest(tiny_runs.TestCase):
         )
         np.testing.assert_allclose(found.loss, result["test_loss"], rtol=1e-4)
 
+    def test_config_json_that_is_not_a_file_is_an_error(self):
+        self.workdir.mkdir()
+        path = self.workdir / "config.json"
+        for make, remove in (
+            (lambda: os.mkfifo(path), path.unlink),
+            (path.mkdir, path.rmdir),
+            (lambda: path.symlink_to("/dev/zero"), path.unlink),
+            (lambda: path.symlink_to("nowhere"), path.unlink),
+        ):
+            make()
+            for read in (
+                lambda: trained_networks.load_workdir(self.workdir),
+                lambda: workdirs.check(tiny_runs.config(), self.workdir),
+            ):
+                with self.assertRaisesRegex(
+                    workdirs.WorkdirError, "config.json cannot be read"
+                ):
+                    read()
+            remove()
+
     def test_best_checkpoint_is_kept_beside_the_last(self):
         errors = iter([5.0, 3.0, 4.0, 3.0])
 

@@ -168,7 +168,7 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
     is_chief = strategies.is_chief(strategy)
 
     # 1. Check. Nothing is written before step 3.
-    _check(config, workdir, strategy)
+    _check(config, workdir, strategy, dataset)
 
     # 2. Load the data set and build the network.
     if dataset is None:
@@ -179,7 +179,7 @@ def _start(config, workdir, strategy, dataset, signals, stack, report):
     lock = None
     if is_chief:
         lock = stack.enter_context(workdirs.Lock(workdir, report))
-        workdirs.check(config, workdir)  # another process had the lock
+        workdirs.check(config, workdir, dataset)  # another had the lock
         workdirs.prepare(config, dataset, workdir)
 
     # 4. Resume from the newest checkpoint, or start from weights.
@@ -206,7 +206,7 @@ def _fitted(config, workdir, strategy, dataset, minutes, eval_every):
             "measure the speed, and set the steps of the recipe"
         )
     if not (workdir / "config.json").exists():
-        _check(config, workdir, strategy)
+        _check(config, workdir, strategy, dataset)
     return budgets.with_length(
         config,
         workdir,
@@ -217,13 +217,13 @@ def _fitted(config, workdir, strategy, dataset, minutes, eval_every):
     )
 
 
-def _check(config, workdir, strategy):
+def _check(config, workdir, strategy, dataset=None):
     """Raises for a configuration that cannot train here."""
     configs.check_devices(config.recipe, strategy.num_replicas_in_sync)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     if strategies.is_chief(strategy):
-        workdirs.check(config, workdir)
+        workdirs.check(config, workdir, dataset)
 
 
 def _build(config, dataset, strategy):

@@ -4,7 +4,8 @@ TensorFlow starts its servers when it builds the strategy of several workers.
 The first server then waits for the others without a timeout, and ignores
 signals. The workers therefore connect before that. Each one contacts the first
 worker, on the port that TensorFlow will use. The first worker releases them
-when all are there.
+when all are there. A link can still be cut before the servers use it, so
+`exit_after` limits the time of their start.
 
 Messages can be lost, and a dead connection can look alive. A worker therefore
 asks again every second, and opens a new connection after three seconds without
@@ -16,9 +17,14 @@ a response. The first worker leaves when each worker has confirmed its release:
 """
 
 import contextlib
+import faulthandler
 import select
 import socket
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from collections.abc import Sequence
 
 _HELLO, _GONE = "keras_resnet worker", "keras_resnet gone"
@@ -27,6 +33,9 @@ _WAIT, _GO, _BYE = "wait", "go", "bye"
 _ASK_SECONDS = 1.0  # between two questions of a worker
 _SILENCE_SECONDS = 3.0  # after which a connection is taken for lost
 _LONGEST_LINE = 100
+
+# A process that writes its argument to stderr if it receives any text.
+_REPORT = "import sys; sys.stdin.readline() and sys.stderr.write(sys.argv[1])"
 
 
 def wait_for_workers(
@@ -64,6 +73,35 @@ def wait_for_workers(
             f"{seconds:g} seconds: no message came from number {names}; start "
             "the same command on all of them, each with its own index"
         )
+
+
+@contextlib.contextmanager
+def exit_after(seconds: float, line: str) -> Iterator[None]:
+    """Ends the process with exit code 1 if the body takes too long.
+
+    TensorFlow holds Python's lock while it starts its servers, so no thread and
+    no signal handler of Python can run. The timer of `faulthandler` needs no
+    lock. It writes a trace to the pipe of a small process, which writes the
+    line, and exits.
+
+    Args:
+        seconds: Longest time of the body.
+        line: Text for stderr, without its newline.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _REPORT, f"{line}\n"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C does not reach it
+    ) as report:
+        assert report.stdin is not None
+        faulthandler.dump_traceback_later(
+            min(seconds, threading.TIMEOUT_MAX), exit=True, file=report.stdin
+        )
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _open(port, backlog):

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -73,7 +74,8 @@ def get_strategy(
             accelerators, the processor is divided into logical devices. With
             a device for each core, a kernel has one thread.
         connect_timeout: Longest time that a worker waits for the others, in
-            seconds.
+            seconds. If TensorFlow then takes as long to connect them, the
+            process ends with one line on stderr and exit code 1.
 
     Returns:
         A `tf.distribute.Strategy`.
@@ -271,8 +273,11 @@ def _multi_worker(num_devices, connect_timeout):
     if len(workers) == 1:  # without a rendezvous
         return get_strategy("auto", num_devices)
     rendezvous.wait_for_workers(workers, index, connect_timeout)
+    program = os.path.basename(sys.argv[0]).removesuffix(".py")
+    line = f"{program}: {_LOST} (TensorFlow waited {connect_timeout:g} seconds)"
     try:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        with rendezvous.exit_after(connect_timeout, line):
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except _OF_LOST_WORKERS as error:  # after the rendezvous
         raise WorkerLostError(_LOST) from error
     except RuntimeError as error:

@@ -80,7 +80,7 @@ def load_workdir(
             f"checkpoint must be one of {', '.join(workdirs.CHECKPOINTS)}, "
             f"received {checkpoint!r}"
         )
-    if not (workdir / "config.json").is_file():
+    if not os.path.lexists(workdir / "config.json"):
         raise WorkdirError(
             f"{workdir} must be a work directory of apps.train, received a "
             "directory without config.json"

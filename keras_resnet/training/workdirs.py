@@ -4,12 +4,14 @@ A run writes `config.json`, `dataset.json`, `checkpoints/`, `best/`,
 `metrics.csv` and the events of TensorBoard.
 """
 
+import collections
 import contextlib
 import errno
 import fcntl
 import json
 import math
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable
@@ -31,6 +33,8 @@ _LOCK = ".lock"
 _FOLDERS = (*CHECKPOINTS.values(), "events", "trials", "tuner")
 _LARGEST_FILE = 2**26  # bytes; dataset.json of ImageNet has less than a MB
 _MOST_DIFFERENCES = 5  # named in one line
+# The images of a class in the record of a folder.
+_CLASS = re.compile(r"(\d{1,12}) images? \(sha256 \w+\)")
 
 
 class WorkdirError(ValueError):
@@ -182,12 +186,7 @@ def _writing(workdir):
 
 def prepare(config, dataset, workdir):
     """Creates the work directory; `config.json` is its first file."""
-    about = {
-        "image_shape": list(dataset.image_shape),
-        "labels": list(dataset.labels),
-        "preprocessing": json.loads(dataset.preprocessing.to_json()),
-        "images": dataset.record,
-    }
+    about = _about(dataset)
     path = workdir / "dataset.json"
     if path.exists() and has_steps(workdir):
         _check_same_data(path, about)
@@ -196,6 +195,16 @@ def prepare(config, dataset, workdir):
             remains.unlink(missing_ok=True)
         _write_json(workdir / "config.json", config.to_json())
         _write_json(path, about)
+
+
+def _about(dataset):
+    """Returns the object of `dataset.json`."""
+    return {
+        "image_shape": list(dataset.image_shape),
+        "labels": list(dataset.labels),
+        "preprocessing": json.loads(dataset.preprocessing.to_json()),
+        "images": dataset.record,
+    }
 
 
 def has_steps(workdir: Path) -> bool:
@@ -216,8 +225,15 @@ def is_described(workdir: Path) -> bool:
     )
 
 
-def check(config, workdir):
-    """Raises WorkdirError for a directory of another configuration."""
+def check(config, workdir, dataset=None):
+    """Raises WorkdirError for a directory of another configuration.
+
+    Args:
+        config: The configuration of the run.
+        workdir: Its directory.
+        dataset: Its data set, if it is known. The recipe of a folder follows
+            the number of images, so images that changed are named first.
+    """
     if not os.path.lexists(workdir / "config.json"):
         if not is_empty(workdir):
             raise WorkdirError(
@@ -242,6 +258,9 @@ def check(config, workdir):
         if old.get(name) != new.get(name) and name != "data_dir"
     ]
     if differing and has_steps(workdir):
+        described = workdir / "dataset.json"
+        if dataset is not None and described.exists():
+            _check_same_data(described, _about(dataset))
         raise WorkdirError(
             f"{workdir} belongs to another configuration: "
             f"{'; '.join(differing)}. Choose another directory or the old "
@@ -296,16 +315,55 @@ def _differing_images(old, new):
     if not isinstance(old, dict):
         return [_difference("images", old, new)]
     old, new = _leaves(old), _leaves(new)
+    before, now = _images_of_classes(old), _images_of_classes(new)
+    changed = {
+        name
+        for name in before.keys() | now.keys()
+        if before.get(name, 0) != now.get(name, 0)
+    }
     differing = [
-        _difference(
+        f"class {name} had {_images(before.get(name, 0))}, has "
+        f"{now.get(name, 0)}"
+        for name in sorted(changed)
+    ]
+    differing += [
+        _image_difference(
             name, old.get(name, "not there"), new.get(name, "not there")
         )
         for name in sorted(old.keys() | new.keys())
         if old.get(name, "") != new.get(name, "")
+        and name.partition("/")[2] not in changed
     ]
     rest = len(differing) - _MOST_DIFFERENCES
     more = [f"and {rest} more"] if rest > 0 else []
     return differing[:_MOST_DIFFERENCES] + more
+
+
+def _images_of_classes(leaves):
+    """Returns the images of each class of a folder, for train and test."""
+    found = collections.Counter()
+    for name, value in leaves.items():
+        if count := _CLASS.fullmatch(str(value)):
+            found[name.partition("/")[2]] += int(count[1])
+    return found
+
+
+def _images(count):
+    return f"{count} image{'s' * (count != 1)}"
+
+
+def _image_difference(name, old, new):
+    """Returns the difference of one class in one split, or of another leaf."""
+    counts = [_CLASS.fullmatch(str(value)) for value in (old, new)]
+    if not all(counts):
+        return _difference(name, old, new)
+    before, now = (int(count[1]) for count in counts)
+    if before == now:
+        return (
+            f"{name} has {_images(now)} as before, with other names, sizes or "
+            "contents"
+        )
+    return f"{name} had {_images(before)}, has {now}"
 
 
 def _leaves(record, prefix=""):
