@@ -212,9 +212,9 @@ def recipe_table(runs: Iterable[Run]) -> Table:
     for (dataset, model, steps, dtype), by_recipe in sorted(by_length.items()):
         if len(by_recipe) < 2:
             continue
-        for name, errors in sorted(by_recipe.items()):
-            result = Result(steps, dtype, tuple(errors.values()))
-            count = str(len(errors))
+        for name, by_seed in sorted(by_recipe.items()):
+            result = Result(steps, dtype, tuple(by_seed.values()))
+            count = str(len(by_seed))
             rows.append(
                 (dataset, model, name, f"{steps:,}", str(result), count, dtype)
             )
