@@ -154,8 +154,6 @@ def _infer_folded(work):
     import keras_resnet
     from keras_resnet.serving import folding
 
-    if work.dtype == "int8":
-        return runtimes.infer_saved_model(work)
     model = prepared.as_trained(keras_resnet.resnet(work.spec()))
     network = folding.fold(model, work.dtype)
     image = tf.TensorSpec([None, *model.input_shape[1:]], name="images")
@@ -256,6 +254,9 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
     },
     "infer": {
         "keras_resnet, folded": _row("keras_resnet", _infer_folded),
+        "keras_resnet, saved_model": _row(
+            "keras_resnet", runtimes.infer_saved_model
+        ),
         "keras_resnet, model.export": _row("keras_resnet", _infer_exported),
         "keras_resnet, model.export, float32": _row(
             "keras_resnet", _infer_exported, policy="float32"

@@ -51,10 +51,11 @@ def main(name: str, fields: str, data_dir: str) -> None:
     step, facts = contender.make(work, **arguments)
     times_itself = facts.pop("times_itself", False)
     step()
+    seconds = time.perf_counter() - start
     # A quantization needs gigabytes, and the others start after this one.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    answer(first_step_seconds=time.perf_counter() - start, **facts)
+    answer(first_step_seconds=seconds, **facts)
     for line in sys.stdin:
         steps = int(line)
         if times_itself:  # one call takes all steps, and returns a mean

@@ -155,7 +155,7 @@ def _int8():
             batch_size,
             "int8",
             (
-                f"{_US}, folded",
+                f"{_US}, saved_model",
                 f"{_US}, onnx",
                 f"{_US}, openvino",
                 "onnxruntime",

@@ -178,7 +178,7 @@ class ContendersTest(absltest.TestCase):
 class ProgramTest(parameterized.TestCase):
     def test_skipped_contenders_are_named_once_with_their_packages(self):
         row = contenders.Contender(("no_such_package",), print, {})
-        rows = {"keras_resnet, folded": row, "litert": row}
+        rows = {"keras_resnet, saved_model": row, "litert": row}
         with (
             mock.patch.dict(contenders.CONTENDERS["infer"], rows),
             mock.patch.object(measure, "measure", return_value=[]) as measured,

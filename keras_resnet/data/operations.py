@@ -100,7 +100,7 @@ def saturation(image, value):
 
 def contrast(image, value):
     """Moves from the mean of the grey image (0) to the image (1) and beyond."""
-    mean = tf.reduce_mean(grey(image, 1))
+    mean = tf.reduce_mean(grey(image))
     return _blended(tf.floor(mean + 0.5), image, value)
 
 
